@@ -1,0 +1,78 @@
+"""The command `in21k`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from . import doctor, predict, preprocess, sample_data, shard, train, tree, validate, verify
+
+TRACEBACK = "IN21K_TRACEBACK"
+
+
+class MistakeError(click.ClickException):
+    """What a person can put right: one line, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the line on stderr."""
+        line = " ".join(self.format_message().split())
+        click.echo(f"in21k: {line}", file=file or sys.stderr)
+
+
+class OneLineGroup(click.Group):
+    """A group whose commands end with one line, never a traceback, when what they were given cannot work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a mistake, a file that cannot be had or a worker that died becomes one line."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "in21k"
+            raise MistakeError(f"{error.format_message()} (see `{command} --help`)") from error
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, click.exceptions.Exit | click.Abort) or os.environ.get(TRACEBACK):
+                raise
+            raise MistakeError(_describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error) or type(error).__name__
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="in21k", prog_name="in21k")
+def cli() -> None:
+    """Turn raw ImageNet-21K archives into shards, stream them, and pretrain with semantic softmax.
+
+    The way of the data: sample-data -> preprocess -> shard -> verify -> train -> validate -> predict.
+    Results go to stdout, progress and logs to stderr. IN21K_TRACEBACK=1 shows where an error came from.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+for command in (
+    sample_data.sample_data,
+    preprocess.preprocess,
+    tree.tree,
+    shard.shard,
+    verify.verify,
+    train.train,
+    validate.validate,
+    predict.predict,
+    doctor.doctor,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

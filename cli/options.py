@@ -1,0 +1,52 @@
+"""Options that several commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")(
+        command
+    )
+
+
+def overwrite_option(command: Command) -> Command:
+    """Add `--overwrite`."""
+    return click.option("--overwrite", is_flag=True, help="Make an existing output of this command anew.")(command)
+
+
+def workers_option(command: Command) -> Command:
+    """Add `--workers`."""
+    return click.option(
+        "--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each core]"
+    )(command)
+
+
+def num_workers(workers: int | None) -> int:
+    """Return the number of workers that was asked for, or one for each core."""
+    from ..shards.parallel import default_workers
+
+    return workers or default_workers()
+
+
+def emit(result: object, text: str, *, as_json: bool) -> None:
+    """Print a command's result on stdout: as JSON or as text."""
+    click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return rows of cells as aligned text; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, len(row))] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

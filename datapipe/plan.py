@@ -1,0 +1,98 @@
+"""The order of samples: one for each (seed, epoch), the same for every backend, worker count and world size.
+
+Nothing is read here. A sample's position counts through the shards of a split, 0-based. Shards are permuted, then the
+samples inside each window of shards, so that reads stay sequential in the large; every node so reads all shards over
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..shards.shuffle import permutation
+
+WINDOW_SHARDS = 16  # guessed: 160,000 samples of 21K-P's size mix, 1.8 GB of them stay in the page cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """Which samples each rank's batches of one epoch hold.
+
+    Global batch g is the next world_size x batch_size samples of the order; rank r takes the r-th batch_size of them.
+
+    shard_sizes:  samples per shard, int64.
+    shuffle:      permute by (seed, epoch); otherwise the order is that of the positions.
+    drop_last:    leave out the samples that do not fill a last global batch (training); otherwise they make a last
+                  one that is short, or empty, on some ranks (validation).
+    """
+
+    shard_sizes: NDArray[np.int64]
+    batch_size: int
+    world_size: int = 1
+    seed: int = 0
+    epoch: int = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    window_shards: int = WINDOW_SHARDS
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "world_size", "window_shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted 1 or more")
+        for name in ("seed", "epoch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted 0 or more")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the split."""
+        return int(self.shard_sizes.sum())
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all ranks together take at a time."""
+        return self.world_size * self.batch_size
+
+    def num_batches(self, start: int = 0) -> int:
+        """Return how many batches every rank gets when `start` samples are consumed already."""
+        left = self.num_samples - start
+        return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def order(self, start: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Yield the positions in their order from number `start` on, a window of shards at a time."""
+        starts = (np.cumsum(self.shard_sizes) - self.shard_sizes).tolist()
+        shards = np.arange(len(self.shard_sizes))
+        if self.shuffle:
+            shards = permutation(len(shards), self.seed, self.epoch, 0)
+        for window, first in enumerate(range(0, len(shards), self.window_shards)):
+            members = shards[first : first + self.window_shards]
+            size = int(self.shard_sizes[members].sum())
+            if start >= size:
+                start -= size
+                continue
+            positions = np.concatenate(
+                [np.arange(starts[s], starts[s] + self.shard_sizes[s]) for s in members.tolist()]
+            )
+            if self.shuffle:
+                positions = positions[permutation(size, self.seed, self.epoch, 1, window)]
+            yield positions[start:]
+            start = 0
+
+    def batches(self, rank: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Yield the positions of each batch of a rank, int64, when `start` samples were consumed already."""
+        if not 0 <= rank < self.world_size:
+            raise ValueError(f"rank is {rank}; wanted 0 to {self.world_size - 1}")
+        left, size = self.num_batches(start), self.global_batch
+        mine = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
+        waiting = np.empty(0, np.int64)
+        for positions in self.order(start):
+            waiting = np.concatenate([waiting, positions])
+            while left and len(waiting) >= size:
+                yield waiting[:size][mine]
+                waiting, left = waiting[size:], left - 1
+        if left:
+            yield waiting[mine]

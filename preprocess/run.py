@@ -1,0 +1,280 @@
+"""The run: a raw archive in, a prepared data set out; a class is a task, and a finished task is never done again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..shards.class_table import ClassRow, write_class_table
+from ..shards.dataset import SPLITS, VERSION, PreparedSet
+from ..shards.files import OutputFolder, write_json
+from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
+from ..shards.parallel import OnProgress, Progress, ignore_progress, run_tasks
+from ..shards.sample import checksum
+from ..shards.tree import SemanticTree
+from ..shards.writer import TarWriter
+from .archive import ClassArchive, Member, Reject, list_members, scan_class_tars
+from .image import ImageSettings, RejectedImageError, StoredImage, store_image
+from .resize import RESIZERS
+from .select import SelectSettings, split_members
+from .wordnet import WordNet, build_tree
+
+
+@dataclass(frozen=True)
+class _ClassTask:
+    archive: ClassArchive
+    out: Path
+    part: Path  # where the class's part of the tables goes: <part>.json, which marks it done, and <part>.parquet
+    select: SelectSettings
+    image: ImageSettings
+
+
+@dataclass(frozen=True)
+class _ClassPart:
+    """What became of one class: its numbers and its rejects. The members of a dropped class are only counted."""
+
+    wnid: str
+    num_members: int
+    num_raw: int
+    num_stored: dict[str, int]
+    kept: bool
+    num_bytes: int
+    rejects: list[Reject]
+
+    @classmethod
+    def load(cls, path: Path) -> _ClassPart:
+        content: dict[str, Any] = json.loads(path.read_text())
+        content["rejects"] = [Reject(*reject) for reject in content["rejects"]]
+        return cls(**content)
+
+
+def prepare_raw_tar(
+    source: Path,
+    out: Path,
+    *,
+    select: SelectSettings,
+    image: ImageSettings,
+    wordnet: WordNet | None = None,
+    workers: int = 1,
+    max_reject_rate: float = 0.01,
+    overwrite: bool = False,
+    on_progress: OnProgress = ignore_progress,
+) -> PreparedSet:
+    """Turn a tar of class tars into a prepared data set at `out`: prune, split, resize.
+
+    Every image is read once, nothing is extracted; a worker holds one class tar in memory. Classes that an earlier,
+    killed run of the same settings finished are kept. Raises ValueError for a source that is no such archive, an output
+    of other settings, no class left, a class without training images, or more rejects than `max_reject_rate` of the
+    kept classes' members.
+    """
+    archives, strays = scan_class_tars(source)
+    wordnet = wordnet or WordNet.packaged()
+    made_from = {
+        "source": {"name": source.name, "num_bytes": source.stat().st_size},
+        "settings": {
+            **asdict(select),
+            **asdict(image),
+            "resizer_version": RESIZERS[image.resizer]().version(),
+            "wordnet": wordnet.version,
+        },
+    }
+    folder = OutputFolder(out, made_from=made_from, contents=PreparedSet.contents, overwrite=overwrite)
+    if folder.finished:
+        return PreparedSet(out)
+    with folder:
+        parts = _run_classes(archives, folder, select, image, workers, on_progress)
+        _check_parts(parts, folder, source, select, max_reject_rate)
+        _write_tables(out, folder.work, parts, strays, wordnet)
+        folder.finish(_describe(parts, strays))
+    return PreparedSet(out)
+
+
+def _run_classes(
+    archives: Sequence[ClassArchive],
+    folder: OutputFolder,
+    select: SelectSettings,
+    image: ImageSettings,
+    workers: int,
+    on_progress: OnProgress,
+) -> list[_ClassPart]:
+    parts_folder = folder.work / "classes"
+    for path in (parts_folder, *(folder.path / split for split in SPLITS)):
+        path.mkdir(exist_ok=True)
+    tasks = [_ClassTask(a, folder.path, parts_folder / a.wnid, select, image) for a in archives]
+    parts = [_ClassPart.load(_done_mark(task)) for task in tasks if _done_mark(task).exists()]
+    total = sum(archive.num_bytes for archive in archives)
+    for part in run_tasks(_run_class, [task for task in tasks if not _done_mark(task).exists()], workers):
+        parts.append(part)
+        num_bytes = sum(part.num_bytes for part in parts)
+        on_progress(
+            Progress(
+                fraction=num_bytes / total,
+                images=sum(part.num_raw for part in parts),
+                num_bytes=num_bytes,
+                detail=f"{len(parts)}/{len(tasks)} classes, {sum(len(part.rejects) for part in parts)} rejects",
+            )
+        )
+    for split in SPLITS:
+        if not any((folder.path / split).iterdir()):
+            (folder.path / split).rmdir()
+    return sorted(parts, key=lambda part: part.wnid)
+
+
+def _done_mark(task: _ClassTask) -> Path:
+    return task.part.with_name(task.part.name + ".json")
+
+
+def _run_class(task: _ClassTask) -> _ClassPart:
+    """Do one class: read its tar, store its images, write its part of the tables."""
+    archive = task.archive
+    data = archive.read()
+    members, rejects = list_members(archive, data)
+    num_members = len(members) + len(rejects)
+    kept = task.select.keeps(len(members))
+    rows: list[dict[str, Any]] = []
+    if kept:
+        for split, keyed in split_members(archive.wnid, members, task.select.val_per_class).items():
+            rows += _store_split(task, split, keyed, data, rejects)
+        with TableWriter(task.part.with_name(task.part.name + ".parquet"), STORED) as writer:
+            writer.write(pa.Table.from_pylist(rows, schema=STORED))
+    part = _ClassPart(
+        wnid=archive.wnid,
+        num_members=num_members,
+        num_raw=len(members),
+        num_stored={split: sum(row["split"] == split for row in rows) for split in SPLITS},
+        kept=kept,
+        num_bytes=archive.num_bytes,
+        rejects=[reject for reject in rejects if kept or reject.wnid is None],
+    )
+    write_json(_done_mark(task), asdict(part))
+    return part
+
+
+def _store_split(
+    task: _ClassTask, split: str, keyed: Sequence[tuple[str, Member]], data: bytes, rejects: list[Reject]
+) -> Iterator[dict[str, Any]]:
+    """Store the images of one split of a class in its tar; yields their manifest rows, adds to `rejects`."""
+    good: list[tuple[str, Member, StoredImage]] = []
+    for key, member in keyed:
+        raw = data[member.offset : member.offset + member.num_bytes]
+        try:
+            if len(raw) != member.num_bytes:
+                raise RejectedImageError("truncated", "the class tar ends inside it")
+            good.append((key, member, store_image(raw, task.image)))
+        except RejectedImageError as error:
+            rejects.append(Reject(task.archive.wnid, member.name, error.reason, error.detail))
+    if not good:
+        return
+    path = f"{split}/{task.archive.wnid}.tar"
+    with TarWriter(task.out / path) as writer:
+        for key, member, stored in good:
+            yield {
+                "key": key,
+                "wnid": task.archive.wnid,
+                "class_index": 0,  # known once every class is
+                "split": split,
+                "archive": path,
+                "offset": writer.add(f"{key}.jpg", stored.data),
+                "num_bytes": len(stored.data),
+                "width": stored.width,
+                "height": stored.height,
+                "source_name": member.name,
+                "source_format": stored.source_format,
+                "source_width": stored.source_width,
+                "source_height": stored.source_height,
+                "changes": stored.changes,
+                "checksum": checksum(stored.data),
+            }
+
+
+def _check_parts(
+    parts: Sequence[_ClassPart], folder: OutputFolder, source: Path, select: SelectSettings, max_reject_rate: float
+) -> None:
+    kept = [part for part in parts if part.kept]
+    if not kept:
+        largest = max(parts, key=lambda part: part.num_raw)
+        folder.discard()
+        raise ValueError(
+            f"{source}: no class has more than {select.rare_threshold} images (the largest, {largest.wnid}, has "
+            f"{largest.num_raw}); lower --rare-threshold"
+        )
+    bare = [part for part in kept if not part.num_stored["train"]]
+    if bare:
+        raise ValueError(
+            f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {select.val_per_class} are "
+            f"for validation and {len(bare[0].rejects)} were rejected ({len(bare)} such classes); "
+            "lower --val-per-class or raise --rare-threshold"
+        )
+    rejects = [reject for part in kept for reject in part.rejects]
+    num_members = sum(part.num_members for part in kept)
+    if len(rejects) > max_reject_rate * num_members:
+        (wnid, in_class), (reason, of_reason) = (
+            Counter(column).most_common(1)[0] for column in zip(*((r.wnid, r.reason) for r in rejects), strict=True)
+        )
+        raise ValueError(
+            f"{len(rejects):,} of {num_members:,} members were rejected, more than --max-reject-rate {max_reject_rate} "
+            f"allows; most in {wnid} ({in_class:,}), most as {reason!r} ({of_reason:,}). What was done is kept: "
+            "the same command with a higher rate finishes it"
+        )
+
+
+def _write_tables(
+    out: Path, work: Path, parts: Sequence[_ClassPart], strays: Sequence[Reject], wordnet: WordNet
+) -> None:
+    kept = [part for part in parts if part.kept]
+    tree = build_tree([part.wnid for part in kept], wordnet)
+    tree.save(out / "tree.json")
+    write_class_table(out / "classes.parquet", _class_rows(parts, tree, wordnet))
+    with TableWriter(out / "manifest.parquet", STORED) as writer:
+        for split in SPLITS:
+            for class_index, part in enumerate(kept):
+                table = read_table(work / "classes" / f"{part.wnid}.parquet")
+                column = STORED.get_field_index("class_index")
+                table = table.set_column(column, "class_index", pa.array([class_index] * table.num_rows, pa.int32()))
+                start = 0 if split == "train" else part.num_stored["train"]
+                writer.write(table.slice(start, part.num_stored[split]))
+    rejects = [reject for part in parts for reject in part.rejects] + list(strays)
+    rejects.sort(key=lambda reject: (reject.wnid is None, reject.wnid, reject.name))
+    with TableWriter(out / "rejects.parquet", REJECTS) as writer:
+        writer.write(pa.Table.from_pylist([reject._asdict() for reject in rejects], schema=REJECTS))
+
+
+def _class_rows(parts: Sequence[_ClassPart], tree: SemanticTree, wordnet: WordNet) -> Iterator[ClassRow]:
+    index_of = {wnid: index for index, wnid in enumerate(tree.wnids)}
+    for part in parts:
+        known = part.wnid in wordnet
+        index = index_of.get(part.wnid)
+        yield ClassRow(
+            wnid=part.wnid,
+            name=wordnet.name(part.wnid) if known else part.wnid,
+            definition=wordnet.definition(part.wnid) if known else "",
+            num_raw=part.num_raw,
+            num_train=part.num_stored["train"],
+            num_val=part.num_stored["val"],
+            kept=part.kept,
+            class_index=index,
+            level=None if index is None else tree.levels[index],
+        )
+
+
+def _describe(parts: Sequence[_ClassPart], strays: Sequence[Reject]) -> dict[str, Any]:
+    kept = [part for part in parts if part.kept]
+    splits = {split: sum(part.num_stored[split] for part in kept) for split in SPLITS}
+    return {
+        "format": PreparedSet.format,
+        "version": VERSION,
+        "counts": {
+            "num_classes_seen": len(parts),
+            "num_classes": len(kept),
+            "num_raw": sum(part.num_raw for part in parts),
+            "num_raw_kept": sum(part.num_raw for part in kept),
+            "num_rejects": sum(len(part.rejects) for part in parts) + len(strays),
+            "splits": {split: {"num_samples": count} for split, count in splits.items() if count},
+        },
+    }

@@ -1,0 +1,187 @@
+"""Prepared data sets and shard sets: what their folders hold, read lazily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .class_table import ClassRow, read_class_table
+from .files import read_json
+from .manifest import pc, read_table
+from .tree import SemanticTree
+
+SPLITS = ("train", "val")
+VERSION = 1
+
+
+class Dataset:
+    """A finished folder of ours; raises ValueError where the path is none of that kind."""
+
+    format: ClassVar[str]
+    made_by: ClassVar[str]
+    contents: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path}: no such folder; wanted one that `{self.made_by}` made")
+        if not (self.path / "dataset.json").is_file():
+            unfinished = (self.path / ".work").exists()
+            state = "unfinished: start the command that makes it again" if unfinished else "holds no dataset.json"
+            raise ValueError(f"{self.path}: {state}; wanted a folder that `{self.made_by}` made")
+        self.info: dict[str, Any] = read_json(self.path / "dataset.json")
+        if self.info.get("format") != self.format:
+            raise ValueError(
+                f"{self.path}: is {self.info.get('format')!r}; wanted {self.format!r}, which `{self.made_by}` makes"
+            )
+        if self.info.get("version") != VERSION:
+            raise ValueError(
+                f"{self.path}: version {self.info.get('version')!r} of the format; this in21k reads {VERSION}"
+            )
+
+    @cached_property
+    def tree(self) -> SemanticTree:
+        """The semantic tree over the kept classes."""
+        return SemanticTree.load(self.path / "tree.json")
+
+    @cached_property
+    def classes(self) -> list[ClassRow]:
+        """Every class that the source held, in wnid order."""
+        return read_class_table(self.path / "classes.parquet")
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the table of stored images lies."""
+        return self.path / "manifest.parquet"
+
+    @property
+    def num_samples(self) -> dict[str, int]:
+        """Per split the number of samples."""
+        return {split: counts["num_samples"] for split, counts in self.info["counts"]["splits"].items()}
+
+
+class PreparedSet(Dataset):
+    """A prepared data set: a tar of resized images per class and split."""
+
+    format = "in21k-prepared"
+    made_by = "in21k preprocess"
+    contents = ("classes.parquet", "tree.json", "manifest.parquet", "rejects.parquet", "train", "val")
+
+
+class ShardSet(Dataset):
+    """A shard set: shuffled tars of samples, with indexes and a manifest."""
+
+    format = "in21k-shards"
+    made_by = "in21k shard"
+    contents = ("classes.parquet", "tree.json", "manifest.parquet", "_info.json", "README.md", "train", "val")
+
+    @property
+    def image_size(self) -> int | None:
+        """The size (pixels) that the images were resized to; None where they were not."""
+        settings = self.info["images"]
+        return None if settings["resize"] == "none" else settings["size"]
+
+    def shard_names(self, split: str) -> list[str]:
+        """Return the shards of a split, relative to `path`, in their order."""
+        return [shard["name"] for shard in self._shards(split)]
+
+    def _shards(self, split: str) -> list[dict[str, Any]]:
+        shards = self.info["shards"].get(split)
+        if not shards:
+            held = ", ".join(self.info["shards"])
+            raise ValueError(f"{self.path}: has no split {split!r}; it holds {held}")
+        return shards
+
+    def split(self, split: str) -> ShardSplit:
+        """Open a split: read where its samples lie (24 bytes a sample stay in memory). Raises ValueError."""
+        shards = self._shards(split)
+        columns = ["split", "shard", "shard_offset", "num_bytes", "class_index", "checksum"]
+        table = pq.read_table(self.manifest_path, columns=columns, read_dictionary=["split", "shard"])
+        rows = np.flatnonzero(pc.equal(table["split"], split).to_numpy()).astype(np.int32)
+        table = table.take(pa.array(rows))
+        names = pa.array([shard["name"] for shard in shards])
+        column = table["shard"].combine_chunks()
+        number_of = pc.fill_null(pc.index_in(column.dictionary, value_set=names), len(names)).to_numpy()
+        shard_index = number_of[column.indices.to_numpy()]
+        offsets = table["shard_offset"].to_numpy()
+        order = np.lexsort((offsets, shard_index))
+        sizes = np.bincount(shard_index, minlength=len(shards))
+        if sizes.tolist() != [shard["num_samples"] for shard in shards]:
+            raise ValueError(
+                f"{self.manifest_path}: counts per shard of {split} differ from dataset.json; run `in21k verify`"
+            )
+        return ShardSplit(
+            name=split,
+            folder=self.path,
+            shard_names=[shard["name"] for shard in shards],
+            shard_sizes=sizes,
+            offsets=offsets[order],
+            num_bytes=table["num_bytes"].to_numpy()[order],
+            labels=table["class_index"].to_numpy()[order],
+            checksums=_hex_to_uint64(table["checksum"])[order],
+            manifest_rows=rows[order],
+        )
+
+
+def _hex_to_uint64(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    digits = "".join(column.to_pylist())
+    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSplit:
+    """Where the samples of one split lie. A sample's position counts through the shards in order, 0-based.
+
+    shard_sizes: samples per shard, int64.  The other arrays have one entry a sample: offsets int64 and num_bytes int32
+    of the image in its shard, labels int32 (class index), checksums uint64, manifest_rows int32.
+    """
+
+    name: str
+    folder: Path
+    shard_names: list[str]
+    shard_sizes: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    num_bytes: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    checksums: NDArray[np.uint64]
+    manifest_rows: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @cached_property
+    def shard_ends(self) -> NDArray[np.int64]:
+        """Per shard the position after its last sample."""
+        return np.cumsum(self.shard_sizes)
+
+    def shard_of(self, position: int) -> int:
+        """Return the number of the shard that holds a sample."""
+        return int(np.searchsorted(self.shard_ends, position, side="right"))
+
+    def key(self, position: int) -> str:
+        """Look a sample's key up in the manifest (slow: for messages)."""
+        row = int(self.manifest_rows[position])
+        with pq.ParquetFile(self.folder / "manifest.parquet") as manifest:
+            for group in range(manifest.num_row_groups):
+                num_rows = manifest.metadata.row_group(group).num_rows
+                if row < num_rows:
+                    return manifest.read_row_group(group, columns=["key"])["key"][row].as_py()
+                row -= num_rows
+        raise ValueError(f"{self.folder}: manifest.parquet changed while it was in use")
+
+
+def open_dataset(path: str | Path) -> ShardSet:
+    """Open a folder that `in21k shard` made; raises ValueError where it is none."""
+    return ShardSet(path)
+
+
+def read_manifest(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:
+    """Read the table of stored images, or some columns of it."""
+    return read_table(dataset.manifest_path, columns)

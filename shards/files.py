@@ -1,0 +1,139 @@
+"""Files that appear whole or not at all, and output folders that know what they are."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+WORK = ".work"
+
+
+@contextmanager
+def whole_file(path: Path) -> Generator[Path]:
+    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well, and goes otherwise."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file, whole or not at all; equal content gives equal bytes."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises ValueError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
+    return content
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say per value that differs, however deep, what was and what is asked: `size 224 -> 64`."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        was, asked = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(asked, dict):
+            found += [f"{key} {line}" if key == "source" else line for line in differing(was, asked)]
+        elif was != asked:
+            found.append(f"{key} {was!r} -> {asked!r}")
+    return found
+
+
+class OutputFolder:
+    """A folder that one command fills, with `dataset.json` as the mark that it is finished.
+
+    While it is being filled, `.work/made_from.json` says from what; work done is found again by the next run of the
+    same. As a context manager it is this process's alone.
+
+    path:       the folder; made where it does not exist.
+    made_from:  what shapes the bytes of the output, as JSON values; it becomes part of `dataset.json`.
+    contents:   the names this kind of folder holds beside `dataset.json`; only those are removed by `overwrite`.
+
+    Raises ValueError where the folder holds something else or was made from something else.
+    """
+
+    def __init__(
+        self, path: Path, *, made_from: Mapping[str, Any], contents: Sequence[str], overwrite: bool = False
+    ) -> None:
+        self.path = path
+        self.work = path / WORK
+        self._made_from: dict[str, Any] = json.loads(json.dumps(made_from))
+        self._contents = contents
+        self._lock = -1
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file; wanted a folder to write to")
+        found = {entry.name for entry in path.iterdir()} if path.exists() else set[str]()
+        marks = [mark for mark in (path / "dataset.json", self.work / "made_from.json") if mark.exists()]
+        if found - {WORK} and not marks:
+            raise ValueError(f"{path}: holds other files ({min(found)}, ...); give a new or an empty folder")
+        if marks and not overwrite:
+            made = read_json(marks[0])
+            differences = differing({key: made.get(key) for key in self._made_from}, self._made_from)
+            if differences:
+                raise ValueError(
+                    f"{path}: was made with other settings ({'; '.join(differences)}); "
+                    "give another folder, or --overwrite to make it anew"
+                )
+        self._start_anew = bool(marks) and overwrite
+        self.finished = bool(marks) and marks[0].parent == path and not overwrite
+        if self.finished:
+            shutil.rmtree(self.work, ignore_errors=True)  # of a run that was killed in its very last step
+
+    def __enter__(self) -> OutputFolder:
+        """Take the folder for writing; raises ValueError when another process has it."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.work / "lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ValueError(f"{self.path}: another in21k is writing there; wait or give another folder") from None
+        if self._start_anew:
+            self._clear()
+        write_json(self.work / "made_from.json", self._made_from)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def _clear(self) -> None:
+        # dataset.json goes first: what is left of the rest must never look finished.
+        for target in [self.path / name for name in ("dataset.json", *self._contents)] + list(self.work.iterdir()):
+            if target.is_dir():
+                shutil.rmtree(target)
+            elif target.name != "lock":
+                target.unlink(missing_ok=True)
+
+    def finish(self, content: Mapping[str, Any]) -> None:
+        """Write `dataset.json`, which makes the folder finished, and remove the traces of the work."""
+        write_json(self.path / "dataset.json", {**content, **self._made_from})
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what was written: the folder is as if the command had never run."""
+        self._clear()
+        shutil.rmtree(self.work)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()

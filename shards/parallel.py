@@ -1,0 +1,65 @@
+"""Running many like tasks on several worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import NamedTuple, TypeAlias, TypeVar
+
+
+class Progress(NamedTuple):
+    """How far long work is: the fraction done (0..1), the images and bytes it has gone through, and a word more."""
+
+    fraction: float
+    images: int
+    num_bytes: int
+    detail: str = ""
+
+
+OnProgress: TypeAlias = Callable[[Progress], None]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def ignore_progress(progress: Progress, /) -> None:
+    """Be an `OnProgress` that nobody looks at."""
+
+
+def default_workers() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Yield `function(task)` for each task, as they finish, from `workers` processes (1: this process itself).
+
+    Few tasks wait in the queue at a time. An exception of a task is raised here, and no further task starts; a worker
+    that dies (killed for its memory, say) raises RuntimeError.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    # Spawned, not forked: pyarrow's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    waiting = iter(tasks)
+    running: set[Future[Result]] = set()
+    try:
+        while True:
+            running |= {pool.submit(function, task) for task in islice(waiting, 2 * workers - len(running))}
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died, most likely killed for its memory; what was done is kept: "
+            "start the same command again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
