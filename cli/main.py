@@ -35,8 +35,8 @@ class OneLineGroup(click.Group):
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "in21k"
             raise MistakeError(f"{error.format_message()} (see `{command} --help`)") from error
-        except (ValueError, OSError, RuntimeError) as error:
-            if isinstance(error, click.exceptions.Exit | click.Abort) or os.environ.get(TRACEBACK):
+        except (ValueError, OSError) as error:
+            if os.environ.get(TRACEBACK):
                 raise
             raise MistakeError(_describe(error)) from error
 

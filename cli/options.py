@@ -33,6 +33,24 @@ def workers_option(command: Command) -> Command:
     )(command)
 
 
+def device_option(command: Command) -> Command:
+    """Add `--device`."""
+    return click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: the GPU where there is one]"
+    )(command)
+
+
+def weights_option(command: Command) -> Command:
+    """Add `--weights`."""
+    return click.option(
+        "--weights",
+        type=click.Choice(["last", "best"]),
+        default="last",
+        show_default=True,
+        help="Of a run: the last step's weights, or the best by semantic top-1.",
+    )(command)
+
+
 def num_workers(workers: int | None) -> int:
     """Return the number of workers that was asked for, or one for each core."""
     from ..shards.parallel import default_workers

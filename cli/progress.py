@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..shards.parallel import Progress
@@ -54,6 +55,55 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
     def __exit__(self, *_: object) -> None:
         if self._live and self._drawn:
             sys.stderr.write("\n")
+
+
+class TrainLine(AbstractContextManager["TrainLine"]):
+    """Watches a training run: a live line, or plain ones now and then; a line for each validation."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._begun = self._next = time.monotonic()
+        self._first_step = self._total = 0
+        self._drawn = False
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        """Training begins after `step` steps of `total_steps`."""
+        self._begun, self._first_step, self._total = time.monotonic(), step, total_steps
+        self._next = self._begun + (0.0 if self._live else PLAIN_SECONDS)
+
+    def on_step(self, line: Mapping[str, Any]) -> None:
+        """Draw, when it is time again."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
+        done = line["step"] - self._first_step
+        left = (now - self._begun) / done * (self._total - line["step"])
+        text = (
+            f"step {line['step']:,}/{self._total:,}, epoch {line['epoch']}, loss {line['loss']:.3f}, "
+            f"lr {line['lr']:.2e}, {line['images_per_s']:,.0f} img/s, "
+            f"waiting for data {100 * line['data_wait']:.0f} %, {clock(left)} left"
+        )
+        self._drawn = True
+        sys.stderr.write(f"\r\x1b[K{text}" if self._live else f"{text}\n")
+        sys.stderr.flush()
+
+    def on_validation(self, line: Mapping[str, Any]) -> None:
+        """Print the validation's line."""
+        found = line["validation"]
+        self._end_line()
+        sys.stderr.write(
+            f"epoch {line['epoch']}: semantic top-1 {found['semantic_top1']:.1f} %, top-1 {found['top1']:.1f} %, "
+            f"top-5 {found['top5']:.1f} %\n"
+        )
+
+    def _end_line(self) -> None:
+        if self._live and self._drawn:
+            sys.stderr.write("\n")
+            self._drawn = False
+
+    def __exit__(self, *_: object) -> None:
+        self._end_line()
 
 
 def clock(seconds: float) -> str:

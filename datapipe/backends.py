@@ -90,10 +90,14 @@ def create_loader(
         channels_last=channels_last,
     )
     opened = (shards if isinstance(shards, ShardSet) else open_dataset(shards)).split(split)
-    if chosen == "torch":
+    return _loader_class(chosen)(opened, settings)
+
+
+def _loader_class(backend: str) -> type[Loader]:
+    if backend == "torch":
         from .torch_workers import TorchLoader
 
-        return TorchLoader(opened, settings)
-    from .dali import DaliLoader
+        return TorchLoader
+    from .dali import DaliCpuLoader, DaliGpuLoader
 
-    return DaliLoader(opened, settings)
+    return DaliGpuLoader if backend == "dali_gpu" else DaliCpuLoader

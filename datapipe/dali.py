@@ -60,8 +60,10 @@ def build_pipeline(
     return pipeline
 
 
-class DaliLoader(Loader):
-    """Feed a DALI pipeline batch by batch, a few ahead of the consumer."""
+class DaliCpuLoader(Loader):
+    """All on the CPU: feed a DALI pipeline batch by batch, a few ahead of the consumer."""
+
+    backend = "dali_cpu"
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
@@ -133,3 +135,9 @@ class DaliLoader(Loader):
         """Free the pipeline and close the shards; the loader cannot be used on."""
         self._pipeline = None
         self._reader.close()
+
+
+class DaliGpuLoader(DaliCpuLoader):
+    """The same pipeline with mixed decoding, and everything after it, on the GPU that the batches are for."""
+
+    backend = "dali_gpu"

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -76,6 +77,8 @@ class Loader(ABC):
     `set_epoch(n)` picks the epoch; `state_dict()` says where the iteration is, and a loader of any backend, worker
     count or world size goes on from there after `load_state_dict()`. `close()` lets go of threads, processes and files.
     """
+
+    backend: ClassVar[str]
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         self.split = split

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 # (mean, standard deviation) per RGB channel of pixels in 0..1
@@ -19,12 +20,16 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 def decode_squished(jpeg: bytes, image_size: int) -> Tensor:
     """Decode a JPEG and stretch it to 3 x image_size x image_size, uint8 RGB (bilinear, antialiased).
 
-    Raises RuntimeError where it does not decode.
+    Pillow decodes: torchvision gave its decoders up with 0.29. Raises ValueError where it does not decode.
     """
-    image: Any = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    if image.shape[1:] == (image_size, image_size):
-        return image
-    return functional.resize(image, [image_size, image_size], antialias=True)
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as opened:
+            pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"does not decode ({error})") from error
+    if pixels.shape[1:] == (image_size, image_size):
+        return pixels
+    return functional.resize(pixels, [image_size, image_size], antialias=True)
 
 
 def normalize_pixels(images: Tensor, normalize: str | None, dtype: torch.dtype) -> Tensor:

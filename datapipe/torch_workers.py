@@ -1,4 +1,4 @@
-"""Backend `torch`: torchvision decodes in worker processes; the plain reference."""
+"""Backend `torch`: Pillow decodes and torchvision resizes in worker processes; the plain reference."""
 
 from __future__ import annotations
 
@@ -13,32 +13,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..shards.dataset import ShardSplit
-from ..shards.reader import SampleReader
+from ..shards.reader import CorruptSampleError, SampleReader
 from .loader import Loader, LoaderSettings
 from .pixels import decode_squished, normalize_pixels
 
 
-class _BatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Batches by their positions: (uint8 images B x 3 x S x S, labels int64)."""
+class _BatchDataset(Dataset[tuple[Tensor, Tensor] | ValueError]):
+    """Batches by their positions: (uint8 images B x 3 x S x S, labels int64), or what is wrong with one."""
 
     def __init__(self, split: ShardSplit, image_size: int) -> None:
         self._split = split
         self._image_size = image_size
         self._reader = SampleReader(split)
 
-    def __getitem__(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        images = torch.stack([self._image(int(position)) for position in positions])
+    def __getitem__(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor] | ValueError:
+        try:
+            images = torch.stack([self._image(int(position)) for position in positions])
+        except ValueError as error:
+            return error  # raised by the main process: torch would wrap it in the worker's traceback
         return images, torch.from_numpy(self._split.labels[positions].astype(np.int64))
 
     def _image(self, position: int) -> Tensor:
         try:
             return decode_squished(self._reader.image(position), self._image_size)
-        except RuntimeError as error:
-            raise ValueError(f"{self._split.folder}: sample {self._split.key(position)} does not decode") from error
+        except CorruptSampleError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{self._split.folder}: sample {self._split.key(position)} {error}") from error
 
 
 class TorchLoader(Loader):
     """Decode in `workers` processes; pixels are normalised on the device, where batches arrive as uint8."""
+
+    backend = "torch"
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
@@ -62,7 +69,10 @@ class TorchLoader(Loader):
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self._running = iter(loader)
         try:
-            for images, labels in self._running:
+            for batch in self._running:
+                if isinstance(batch, ValueError):
+                    raise batch
+                images, labels = batch
                 images = images.to(settings.device, non_blocking=True)
                 images = normalize_pixels(images, settings.normalize, settings.dtype)
                 yield images.contiguous(memory_format=memory_format), labels.to(settings.device, non_blocking=True)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from .resize import RESIZERS, Resizer, fit, stored_mode
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP")
+del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it knows by itself
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow opens MPO, several JPEGs in one file, as a kind of JPEG
 MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded; the largest images of ImageNet have a quarter of that
 ORIENTATION = 0x0112
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .class_table import ClassRow, read_class_table
 from .files import read_json
 from .manifest import pc, read_table
+from .sample import checksum
 from .tree import SemanticTree
 
 SPLITS = ("train", "val")
@@ -81,6 +82,11 @@ class ShardSet(Dataset):
     format = "in21k-shards"
     made_by = "in21k shard"
     contents = ("classes.parquet", "tree.json", "manifest.parquet", "_info.json", "README.md", "train", "val")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal for equal shard sets."""
+        return checksum((self.path / "dataset.json").read_bytes())
 
     @property
     def image_size(self) -> int | None:

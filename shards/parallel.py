@@ -39,7 +39,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
     """Yield `function(task)` for each task, as they finish, from `workers` processes (1: this process itself).
 
     Few tasks wait in the queue at a time. An exception of a task is raised here, and no further task starts; a worker
-    that dies (killed for its memory, say) raises RuntimeError.
+    that dies (killed for its memory, say) raises ChildProcessError.
     """
     if workers == 1:
         yield from map(function, tasks)
@@ -57,7 +57,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
             for future in done:
                 yield future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a worker process died, most likely killed for its memory; what was done is kept: "
             "start the same command again, with fewer --workers"
         ) from error

@@ -1,0 +1,64 @@
+"""A trained network as timm and the Hugging Face hub open it: `model.safetensors` + `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+# (mean, standard deviation) per RGB channel of pixels in 0..1
+_MEAN_STD = {
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# What timm needs of an architecture's own entry to give it another head or other input channels later.
+_ARCHITECTURE_KEYS = ("first_conv", "classifier", "fixed_input_size")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the network's parameters and buffers to a `.safetensors` file."""
+    # safetensors refuses tensors that share their storage, so each is copied.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def timm_config(
+    model: nn.Module,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    image_size: int,
+    normalize: str,
+    wnids: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return the content of `config.json`, as `timm.create_model("local-dir:RUN", pretrained=True)` wants it.
+
+    architecture: timm's name; a pretrained tag behind a dot is left out.
+    image_size:   side of the (stretched, not cropped) images in pixels.
+    normalize:    `unit` (pixels 0..1) or `imagenet` (ImageNet's mean and standard deviation).
+    wnids, names: the classes in the order of the head's outputs.
+    """
+    mean, std = _MEAN_STD[normalize]
+    own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        "architecture": architecture.partition(".")[0],
+        "num_classes": len(wnids),
+        "num_features": getattr(model, "num_features", None),
+        "model_args": dict(model_args),
+        "pretrained_cfg": {
+            **{key: own[key] for key in _ARCHITECTURE_KEYS if own.get(key) is not None},
+            "num_classes": len(wnids),
+            "input_size": [3, image_size, image_size],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": list(mean),
+            "std": list(std),
+            "label_names": list(wnids),
+            "label_descriptions": dict(zip(wnids, names, strict=True)),
+        },
+    }

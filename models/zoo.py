@@ -1,0 +1,81 @@
+"""Networks by name: every architecture that timm knows."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from .weights import load_weights
+
+log = logging.getLogger(__name__)
+
+# What `create_model` decides itself; timm would take these too, and contradict it.
+_TAKEN = {
+    "checkpoint_path": "give the weights as `checkpoint`",
+    "num_classes": "the data set gives the number of classes",
+    "pretrained": "give the weights as `checkpoint`",
+}
+
+
+def list_models(pattern: str = "") -> list[str]:
+    """Return the names of timm's architectures in alphabetical order.
+
+    pattern: a shell pattern (`resnet*`), or a plain part of the name (`resnet`); empty: all of them.
+    """
+    return timm.list_models(pattern if not pattern or set("*?[") & set(pattern) else f"*{pattern}*")
+
+
+def create_model(
+    name: str, num_classes: int | None = None, checkpoint: str | Path | None = None, **model_args: Any
+) -> nn.Module:
+    """Build a network with random weights, or with those of a file.
+
+    name:        a timm architecture (`resnet50`).
+    num_classes: outputs of the head; None keeps the architecture's own number (mostly 1,000), 0 leaves the head out.
+    checkpoint:  a file for `load_weights`; the log says what of it fitted.
+    model_args:  what else the architecture takes (`drop_path_rate=0.1`, `img_size=64`, ...).
+
+    Raises ValueError for a name that timm does not know, an argument that the architecture does not take, or weights of
+    which nothing fits.
+
+    >>> create_model("resnet18", num_classes=10).get_classifier()
+    Linear(in_features=512, out_features=10, bias=True)
+    """
+    _check_name(name)
+    for key in sorted(_TAKEN.keys() & model_args.keys()):
+        raise ValueError(f"model {name}: got the argument {key}={model_args[key]!r}; {_TAKEN[key]}")
+    if num_classes is not None:
+        model_args = {**model_args, "num_classes": num_classes}
+    try:
+        model = timm.create_model(name, **model_args)
+    except (AssertionError, KeyError, RuntimeError, TypeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
+        raise ValueError(f"model {name}: cannot be built with {given or 'no arguments'} ({error})") from error
+    if checkpoint is not None:
+        report = load_weights(model, checkpoint)
+        log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    return model
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name):
+        return
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    raise ValueError(f"unknown model {name!r}{hint}; `in21k models PATTERN` lists the names")
+
+
+def check_image_size(model: nn.Module, image_size: int) -> None:
+    """Raise ValueError where a network was built for images of another size (vision transformers and mixers are)."""
+    patches = getattr(model, "patch_embed", None)
+    built_for = getattr(patches, "img_size", None)
+    if getattr(patches, "strict_img_size", True) and built_for not in (None, (image_size, image_size)):
+        raise ValueError(
+            f"the model takes images of {built_for[0]} x {built_for[1]} pixels, got {image_size} x {image_size}; "
+            f"give --set 'model_args={{img_size: {image_size}}}', or other data"
+        )

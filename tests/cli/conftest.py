@@ -1,0 +1,70 @@
+"""A small raw archive, and what the commands make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from in21k.cli.main import cli
+
+NUM_CLASSES, IMAGES_PER_CLASS = 8, 12
+
+
+def run(*words: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def run_json(*words: object) -> Any:
+    """Run a command that has to succeed with `--json`, and return what it printed: one JSON document."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw archive of drawn images, with oddities."""
+    path = tmp_path_factory.mktemp("cli") / "raw.tar"
+    run_json("sample-data", path, "--classes", NUM_CLASSES, "--images-per-class", IMAGES_PER_CLASS, "--oddities")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(raw: Path) -> Path:
+    """The archive, prepared: 32 pixels, two validation images a class."""
+    path = raw.parent / "prepared"
+    run_json(
+        *("preprocess", "raw-tar", raw, path, "--rare-threshold", IMAGES_PER_CLASS - 1, "--val-per-class", 2),
+        *("--size", 32, "--max-reject-rate", 0.1, "--workers", 1),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards(prepared: Path) -> Path:
+    """Its shards."""
+    path = prepared.parent / "shards"
+    run_json("shard", prepared, path, "--shard-samples", 30, "--workers", 1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_words(shards: Path) -> Callable[[Path], list[object]]:
+    """The words of a training that takes seconds, into a given folder."""
+    settings = {"model": "resnet10t", "batch_size": 16, "epochs": 2, "backend": "torch", "workers": 1}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return lambda out: ["train", "--data", shards, "--out", out, *sets]
+
+
+@pytest.fixture(scope="session")
+def trained(shards: Path, train_words: Callable[[Path], list[object]]) -> Path:
+    """A finished run on them."""
+    path = shards.parent / "run"
+    run_json(*train_words(path))
+    return path

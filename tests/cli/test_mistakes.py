@@ -1,0 +1,167 @@
+"""A person's mistake ends with exit code 2 and one clear line, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from in21k.datapipe import backends
+
+from .conftest import run
+
+Words = Callable[[Path], list[object]]
+
+
+def assert_refused(result: object, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("in21k: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b"no tar at all, but some text", "not a tar"),
+        (b"", "not a tar"),
+        (bytes(10240), "no class tars"),
+    ],
+)
+def test_an_archive_that_is_none_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    source = tmp_path / "raw.tar"
+    if content is not None:
+        source.write_bytes(content)
+    assert_refused(run("preprocess", "raw-tar", source, tmp_path / "out"), "raw.tar", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    assert_refused(run("preprocess", "raw-tar", tmp_path, tmp_path / "out"), "is a folder")
+
+
+def test_an_unreadable_archive_is_refused(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert_refused(run("preprocess", "raw-tar", raw, tmp_path / "out"), "Permission denied")
+
+
+def test_an_archive_cut_off_is_refused(raw: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "raw.tar"
+    cut.write_bytes(raw.read_bytes()[:-100_000])
+    assert_refused(run("preprocess", "raw-tar", cut, tmp_path / "out"), "ends inside")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_class_large_enough_leaves_no_folder(raw: Path, tmp_path: Path) -> None:
+    result = run("preprocess", "raw-tar", raw, tmp_path / "out", "--workers", 1)
+    assert_refused(result, "no class has more than 500 images", "--rare-threshold")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_rejects_name_class_and_reason_and_a_higher_rate_finishes(raw: Path, tmp_path: Path) -> None:
+    words = ("preprocess", "raw-tar", raw, tmp_path / "out", "--rare-threshold", 11, "--val-per-class", 2, "--size", 32)
+    assert_refused(run(*words, "--workers", 1), "rejected", "--max-reject-rate", "most in n")
+    assert run(*words, "--workers", 1, "--max-reject-rate", 0.2).exit_code == 0
+
+
+def test_a_folder_with_other_things_is_never_written_to(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for words in (("preprocess", "raw-tar", raw, tmp_path, "--overwrite"),):
+        assert_refused(run(*words), "holds other files")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("shard", "NOWHERE", "OUT"), "no such folder"),
+        (("verify", "NOWHERE"), "NOWHERE"),
+        (("tree", "show", "NOWHERE"), "no tree.json"),
+        (("train", "--data", "NOWHERE", "--out", "OUT"), "no such folder"),
+        (("validate", "NOWHERE", "--data", "SHARDS"), "does not exist"),
+        (("predict", "NOWHERE", "image.jpg"), "does not exist"),
+        (("train", "--data", "PREPARED", "--out", "OUT"), "in21k-shards"),
+        (("shard", "SHARDS", "OUT"), "in21k-prepared"),
+        (("shard", "PREPARED", "OUT", "--shard-samples", 0), "shard_samples is 0"),
+        (("shard", "PREPARED", "OUT", "--shard-samples", 5, "--shard-bytes", 5), "not both"),
+        (("tree", "show", "SHARDS", "no such animal"), "no class is called"),
+        (("shards",), "No such command"),
+        (("shard", "--no-such-option"), "No such option"),
+        (("shard",), "Missing argument"),
+        (("sample-data", "OUT", "--classes", 1), "8 to"),
+    ],
+)
+def test_what_is_not_there_or_not_that_is_named(
+    words: tuple[object, ...], said: str, prepared: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"PREPARED": prepared, "SHARDS": shards}
+    assert_refused(run(*(named.get(str(word), word) for word in words)), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "resnet5O"), "unknown model"),
+        (("--set", "modle=resnet50"), "unknown setting 'modle'"),
+        (("--set", "lr=fast"), "lr is 'fast'"),
+        (("--set", "lr"), "KEY=VALUE"),
+        (("--recipe", "tinny"), "unknown recipe 'tinny'"),
+        (("--loss", "semantics"), "semantic"),
+        (("--model", "resnet50", "--set", "model=resnet18"), "twice"),
+        (("--set", "init=nowhere.pth"), "no such file"),
+    ],
+)
+def test_training_names_what_it_does_not_know(
+    words: tuple[str, ...], said: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run("train", "--data", shards, "--out", "run", "--device", "cpu", *words), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest(train_words: Words, tmp_path: Path) -> None:
+    words = ["backend=dali-cpu" if word == "backend=torch" else word for word in train_words(tmp_path / "run")]
+    assert_refused(run(*words), "backend 'dali-cpu' is unknown", "did you mean dali_cpu?")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed(trained: Path, shards: Path, tmp_path: Path) -> None:
+    asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t")
+    assert_refused(run(*asked, "--device", "cuda"), "GPU")
+    assert_refused(run(*asked, "--backend", "dali_gpu"), "GPU")
+    assert_refused(run("validate", trained, "--data", shards, "--device", "cuda"), "GPU")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_dali_the_extra_is_named(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t", "--backend", "dali_cpu")
+    assert_refused(run(*asked), "dali-cuda130")
+
+
+def test_a_run_and_shards_of_other_classes_do_not_fit(raw: Path, trained: Path, tmp_path: Path) -> None:
+    words = ("--rare-threshold", 11, "--val-per-class", 2, "--size", 32, "--max-reject-rate", 0.2, "--workers", 1)
+    few = tmp_path / "few.tar"
+    assert run("sample-data", few, "--classes", 9, "--images-per-class", 12).exit_code == 0
+    assert run("preprocess", "raw-tar", few, tmp_path / "prepared", *words).exit_code == 0
+    assert run("shard", tmp_path / "prepared", tmp_path / "shards", "--workers", 1).exit_code == 0
+    assert_refused(run("validate", trained, "--data", tmp_path / "shards"), "knows 8 classes", "has 9")
+
+
+def test_what_is_no_image_is_named(trained: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note.jpg"
+    note.write_text("not an image")
+    assert_refused(run("predict", trained, note, "--picture", tmp_path / "out.png"), "note.jpg", "not an image")
+    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,186 @@
+"""Small archives, a prepared data set and a shard set, made by the real code from drawn images."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.run import prepare_raw_tar
+from in21k.preprocess.select import SelectSettings
+from in21k.shards.dataset import PreparedSet, ShardSet
+from in21k.shards.pack import ShardSettings, pack
+
+settings.register_profile("in21k", deadline=None, max_examples=40)
+settings.load_profile("in21k")
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+# Images per class of `raw_archive`. Of the real synsets four lie on one path; the last two are dropped.
+CLASSES = {
+    "n01861778": 11,  # mammal
+    "n01503061": 17,  # bird
+    "n02051845": 12,  # pelican, below bird
+    "n01858441": 14,  # swan, below bird
+    "n00015388": 13,  # animal, above all of them
+    "n09450163": 6,  # sun: as many as the threshold
+    "n04146614": 1,  # school bus
+}
+RARE_THRESHOLD, VAL_PER_CLASS, SIZE = 6, 3, 32
+SHARD_SAMPLES = 9
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real archives beside the repository; its tests skip where there is none."""
+    if not DATA.is_dir():
+        pytest.skip("no ../shared/data: the real archives are not at hand")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Image.Image]:
+    """Draw an RGB image of smooth random colours, which survive JPEG and resizing."""
+
+    def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Encode a picture: `encode(image, "PNG", exif=...)`; a JPEG of quality 90 unless said otherwise."""
+
+    def encode(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
+        out = io.BytesIO()
+        image.save(out, image_format, **({"quality": 90} if image_format == "JPEG" else {}) | options)
+        return out.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[[bytes], Image.Image]:
+    """Decode image bytes whole."""
+
+    def decode(data: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[..., bytes]:
+    """Make a tar in memory of {name: bytes}; a `TarInfo` in place of bytes goes in as it is (links, folders)."""
+
+    def tar_of(members: Mapping[str, bytes | tarfile.TarInfo] | list[tuple[str, bytes]]) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for name, content in members.items() if isinstance(members, Mapping) else members:
+                if isinstance(content, tarfile.TarInfo):
+                    archive.addfile(content)
+                    continue
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return out.getvalue()
+
+    return tar_of
+
+
+@pytest.fixture(scope="session")
+def write_archive(tar_of: Callable[..., bytes]) -> Callable[..., Path]:
+    """Write a raw archive of {wnid: {name: bytes}}, and of other outer members given as {name: bytes}."""
+
+    def write_archive(
+        path: Path, classes: Mapping[str, Mapping[str, bytes]], others: Mapping[str, bytes] | None = None
+    ) -> Path:
+        tars = {f"{wnid}.tar": tar_of(images) for wnid, images in classes.items()}
+        path.write_bytes(tar_of({**tars, **(others or {})}))
+        return path
+
+    return write_archive
+
+
+@pytest.fixture(scope="session")
+def files_of() -> Callable[[Path], dict[str, bytes]]:
+    """Read every file below a folder: {relative path: bytes}."""
+
+    def files_of(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+    return files_of
+
+
+@pytest.fixture(scope="session")
+def raw_archive(
+    tmp_path_factory: pytest.TempPathFactory,
+    draw: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+    write_archive: Callable[..., Path],
+) -> Path:
+    """A raw archive of the classes `CLASSES`, JPEGs of various sizes, none smaller than the stored size."""
+    sizes = np.random.default_rng(1)
+    classes: dict[str, dict[str, bytes]] = {}
+    for wnid, count in CLASSES.items():
+        classes[wnid] = {}
+        for number in range(count):
+            width, height = sizes.integers(33, 80, 2).tolist()
+            image = draw(width, height, seed=int(wnid[1:]) + number)
+            classes[wnid][f"{wnid}_{number * 7}.JPEG"] = encode(image)
+    return write_archive(tmp_path_factory.mktemp("raw") / "raw.tar", classes)
+
+
+@pytest.fixture(scope="session")
+def select() -> SelectSettings:
+    """What `prepared` keeps: 5 of 7 classes, 3 images of each for validation."""
+    return SelectSettings(rare_threshold=RARE_THRESHOLD, val_per_class=VAL_PER_CLASS)
+
+
+@pytest.fixture(scope="session")
+def image_settings() -> ImageSettings:
+    """How `prepared` stores: squished to 32 x 32."""
+    return ImageSettings(size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, raw_archive: Path, select: SelectSettings, image_settings: ImageSettings
+) -> PreparedSet:
+    """The prepared data set of `raw_archive`: 52 training and 15 validation images of 32 x 32. Not to be changed."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    return prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+
+
+@pytest.fixture(scope="session")
+def shard_set(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSet) -> ShardSet:
+    """The shard set of `prepared`: 6 training and 2 validation shards. Not to be changed; see `shards_copy`."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    return pack(prepared, out, ShardSettings(shard_samples=SHARD_SAMPLES))
+
+
+@pytest.fixture
+def prepared_copy(tmp_path: Path, prepared: PreparedSet) -> Path:
+    """A copy of `prepared` that a test may damage."""
+    return Path(shutil.copytree(prepared.path, tmp_path / "prepared_copy"))
+
+
+@pytest.fixture
+def shards_copy(tmp_path: Path, shard_set: ShardSet) -> Path:
+    """A copy of `shard_set` that a test may damage."""
+    return Path(shutil.copytree(shard_set.path, tmp_path / "shards_copy"))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from in21k.datapipe import available_backends, backends, create_loader
+from in21k.datapipe.backends import BACKENDS, choose_backend
+from in21k.shards import PreparedSet, ShardSet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no DALI build is installed; other packages of NVIDIA may be."""
+    monkeypatch.setattr(
+        backends, "find_spec", lambda name: None if name == "nvidia.dali" else ModuleSpec(name, loader=None)
+    )
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def with_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: ModuleSpec(name, loader=None))
+
+
+def make(shards: ShardSet | Path, **arguments: Any) -> Any:
+    return create_loader(shards, **({"split": "train", "batch_size": 4, "image_size": 32} | arguments))
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones_and_the_nearest(shard_set: ShardSet) -> None:
+    with pytest.raises(ValueError, match=r"'dali-cpu' is unknown; known: auto, .*torch.*did you mean dali_cpu\?"):
+        make(shard_set, backend="dali-cpu")
+    with pytest.raises(ValueError, match=r"'xyz' is unknown; known: auto, dali_gpu, dali_cpu, torch$"):
+        make(shard_set, backend="xyz")
+
+
+@pytest.mark.parametrize("backend", ["dali_cpu", "dali_gpu"])
+@pytest.mark.parametrize("nvidia", [True, False], ids=["other packages of NVIDIA", "nothing of NVIDIA"])
+def test_asking_for_dali_where_there_is_none_names_the_extras(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, backend: str, nvidia: bool
+) -> None:
+    spec = ModuleSpec("nvidia", loader=None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: spec if nvidia and name == "nvidia" else None)
+    with pytest.raises(ValueError, match=rf"backend {backend}: DALI is not installed.*dali-cuda130.*dali-cuda110"):
+        make(shard_set, backend=backend)
+    assert available_backends()["torch"] is None
+
+
+def test_without_dali_the_torch_backend_is_taken(shard_set: ShardSet, without_dali: None, without_gpu: None) -> None:
+    assert choose_backend("auto", CPU) == "torch"
+    loader = make(shard_set, workers=1)
+    assert loader.backend == "torch"
+    loader.close()
+
+
+def test_asking_for_a_gpu_where_there_is_none_is_refused_with_the_way_out(
+    shard_set: ShardSet, with_dali: None, without_gpu: None
+) -> None:
+    with pytest.raises(ValueError, match="backend dali_gpu: no GPU is seen here; take dali_cpu"):
+        make(shard_set, backend="dali_gpu")
+
+
+def test_dali_gpu_hands_out_nothing_on_a_cpu(
+    shard_set: ShardSet, with_dali: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="dali_gpu hands out batches on a GPU; device is cpu"):
+        make(shard_set, backend="dali_gpu", device="cpu")
+
+
+def test_auto_takes_dali_on_a_gpu_and_else_the_fastest_on_the_cpu(
+    with_dali: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_backend("auto", torch.device("cuda", 0)) == "dali_gpu"
+    assert choose_backend("auto", CPU) == "dali_cpu"
+
+
+def test_every_backend_says_whether_it_can_be_used(without_dali: None, without_gpu: None) -> None:
+    found = available_backends()
+    assert tuple(found) == BACKENDS
+    assert found["torch"] is None
+    assert "DALI is not installed" in str(found["dali_cpu"])
+
+
+RANK_UNCHECKED = pytest.mark.xfail(strict=True, reason="a rank outside the world shows when the iteration begins")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"split": "test"}, "has no split 'test'; it holds train, val"),
+        ({"batch_size": 0}, "batch_size is 0; wanted 1 or more"),
+        ({"batch_size": 53}, r"train has 52 samples, fewer than one global batch of 53 .*lower batch_size"),
+        ({"batch_size": 27, "world_size": 2}, r"one global batch of 54 \(2 ranks x 27\)"),
+        ({"image_size": 0}, "image_size is 0; wanted 1 or more"),
+        ({"workers": 0}, "workers is 0; wanted 1 or more"),
+        ({"augment": "mirror"}, "augment is 'mirror'; known: none"),
+        ({"normalize": "zscore"}, "normalize is 'zscore'; known: unit, imagenet and None"),
+        ({"dtype": torch.float64}, r"dtype is torch\.float64; known: torch\.float32"),
+        ({"dtype": torch.uint8}, "dtype uint8 holds pixels as they are; normalize is 'unit', wanted None"),
+        ({"seed": -1}, "seed is -1; wanted 0 or more"),
+        pytest.param({"rank": 2, "world_size": 2}, "rank is 2; wanted 0 to 1", marks=RANK_UNCHECKED),
+        pytest.param({"rank": -1}, "rank is -1; wanted 0 to 0", marks=RANK_UNCHECKED),
+        ({"world_size": 0}, "world_size is 0; wanted 1 or more"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_when_the_loader_is_made(
+    shard_set: ShardSet, arguments: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        make(shard_set, backend="torch", **arguments)
+
+
+def test_folders_that_are_no_shard_set_are_refused(tmp_path: Path, prepared: PreparedSet) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        make(tmp_path / "missing", backend="torch")
+    with pytest.raises(ValueError, match="wanted 'in21k-shards', which `in21k shard` makes"):
+        make(prepared.path, backend="torch")

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from in21k.preprocess.archive import ClassArchive, Member, Reject, list_members, scan_class_tars
+
+TarOf = Callable[..., bytes]
+
+
+def special(name: str, member_type: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = member_type, target
+    return member
+
+
+def listed(data: bytes) -> tuple[list[Member], list[Reject]]:
+    return list_members(ClassArchive(Path("raw.tar"), "n1", "n1.tar", 0, len(data)), data)
+
+
+def reasons(rejects: list[Reject]) -> dict[str, str]:
+    return {reject.name: reject.reason for reject in rejects}
+
+
+def test_class_tars_are_found_wherever_they_lie_and_read_from_there(tmp_path: Path, tar_of: TarOf) -> None:
+    one, two = tar_of({"a.jpg": b"abc"}), tar_of({"b.jpg": b"defg"})
+    source = tmp_path / "raw.tar"
+    source.write_bytes(
+        tar_of({"fall11": special("fall11", tarfile.DIRTYPE), "n01440764.tar": one, "fall11/deep/n01443537.tar": two})
+    )
+    archives, rejects = scan_class_tars(source)
+    assert [(archive.wnid, archive.name) for archive in archives] == [
+        ("n01440764", "n01440764.tar"),
+        ("n01443537", "fall11/deep/n01443537.tar"),
+    ]
+    assert [archive.read() for archive in archives] == [one, two]
+    assert rejects == []
+
+
+def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Path, tar_of: TarOf) -> None:
+    source = tmp_path / "raw.tar"
+    source.write_bytes(
+        tar_of(
+            {
+                "README.txt": b"hello",
+                "n1.tar": tar_of({"a.jpg": b"abc"}),
+                "again/n1.tar": tar_of({"b.jpg": b"abc"}),
+                "a b.tar": b"",
+                ".tar": b"",
+                "link.tar": special("link.tar", tarfile.SYMTYPE, "n1.tar"),
+                "hard.tar": special("hard.tar", tarfile.LNKTYPE, "n1.tar"),
+                "pipe": special("pipe", tarfile.FIFOTYPE),
+            }
+        )
+    )
+    archives, rejects = scan_class_tars(source)
+    assert [archive.name for archive in archives] == ["n1.tar"]
+    assert {reject.wnid for reject in rejects} == {None}
+    assert reasons(rejects) == {
+        "README.txt": "no class",
+        "again/n1.tar": "duplicate",
+        "a b.tar": "no class",
+        ".tar": "no class",
+        "link.tar": "not a regular file",
+        "hard.tar": "not a regular file",
+        "pipe": "not a regular file",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "not a tar, or damaged"),
+        (b"no tar at all" * 100, "not a tar, or damaged"),
+        (b"\x1f\x8b\x08" + bytes(1021), "not a tar, or damaged"),
+        (bytes(1024), r"holds no class tars \(it is empty\)"),
+    ],
+    ids=["nothing", "text", "gzip", "empty tar"],
+)
+def test_a_source_that_is_no_archive_is_refused_by_name(tmp_path: Path, content: bytes, wanted: str) -> None:
+    source = tmp_path / "raw.tar"
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(source)) + ": " + wanted):
+        scan_class_tars(source)
+
+
+def test_an_archive_of_something_else_is_refused_with_what_it_holds(tmp_path: Path, tar_of: TarOf) -> None:
+    (tmp_path / "raw.tar").write_bytes(tar_of({"notes/a.txt": b"abc"}))
+    with pytest.raises(ValueError, match=r"holds no class tars \(its first member is notes/a.txt\).*n01440764\.tar"):
+        scan_class_tars(tmp_path / "raw.tar")
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; wanted an archive"):
+        scan_class_tars(tmp_path)
+    with pytest.raises(OSError, match=r"raw\.tar"):
+        scan_class_tars(tmp_path / "raw.tar")
+
+
+@pytest.fixture
+def three_classes(tmp_path: Path, tar_of: TarOf) -> Path:
+    """An archive of the classes n1, n2 and n3, the second beginning at byte 10,752."""
+    source = tmp_path / "raw.tar"
+    source.write_bytes(tar_of({f"n{number}.tar": tar_of({"a.jpg": b"abc"}) for number in (1, 2, 3)}))
+    assert scan_class_tars(source)[0][1].offset == 10_752 + 512
+    return source
+
+
+def test_an_archive_that_ends_in_mid_member_is_refused(three_classes: Path) -> None:
+    three_classes.write_bytes(three_classes.read_bytes()[:15_000])
+    with pytest.raises(ValueError, match=r"ends inside n2\.tar.*it has 15,000; copy or download the archive again"):
+        scan_class_tars(three_classes)
+
+
+@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
+def test_an_archive_that_ends_in_mid_header_is_refused(three_classes: Path) -> None:
+    three_classes.write_bytes(three_classes.read_bytes()[: 10_752 + 100])
+    with pytest.raises(ValueError, match=re.escape(str(three_classes))):
+        scan_class_tars(three_classes)
+
+
+@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
+def test_an_archive_that_ends_between_members_is_refused(three_classes: Path) -> None:
+    """A download that stopped there: nothing marks the end of the tar."""
+    three_classes.write_bytes(three_classes.read_bytes()[:10_752])
+    with pytest.raises(ValueError, match=re.escape(str(three_classes))):
+        scan_class_tars(three_classes)
+
+
+@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
+def test_an_archive_with_a_damaged_header_is_refused(three_classes: Path) -> None:
+    data = bytearray(three_classes.read_bytes())
+    data[10_752 + 148 : 10_752 + 156] = b"\xff" * 8
+    three_classes.write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(str(three_classes))):
+        scan_class_tars(three_classes)
+
+
+def test_an_archive_that_got_shorter_is_told(three_classes: Path) -> None:
+    archives, _ = scan_class_tars(three_classes)
+    three_classes.write_bytes(three_classes.read_bytes()[:15_000])
+    assert len(archives[0].read()) == archives[0].num_bytes
+    with pytest.raises(ValueError, match=r"ends inside n2\.tar; it was longer when the run began"):
+        archives[1].read()
+
+
+def test_images_come_by_byte_order_of_their_names_with_their_place(tar_of: TarOf) -> None:
+    names = ["n1_9.JPEG", "n1_10.jpg", "b/n1_1.png", "Z.GIF", "é.webp", "a.bmp", "n1_100.jpeg", "\udcff.jpg"]
+    data = tar_of({name: name.encode("utf-8", "surrogateescape") for name in names})
+    members, rejects = listed(data)
+    assert [member.name for member in members] == sorted(names, key=lambda n: n.encode("utf-8", "surrogateescape"))
+    assert rejects == []
+    for member in members:
+        assert data[member.offset :][: member.num_bytes] == member.name.encode("utf-8", "surrogateescape")
+
+
+def test_members_that_are_no_images_are_named_with_the_reason(tar_of: TarOf) -> None:
+    sparse = tarfile.TarInfo("sparse.jpg")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    data = tar_of(
+        [
+            ("good.jpg", b"abc"),
+            ("folder", special("folder", tarfile.DIRTYPE)),
+            ("README", b"abc"),
+            ("a.jpg.txt", b"abc"),
+            ("/etc/a.jpg", b"abc"),
+            ("../a.jpg", b"abc"),
+            ("b/../../a.jpg", b"abc"),
+            ("link.jpg", special("link.jpg", tarfile.SYMTYPE, "good.jpg")),
+            ("hard.jpg", special("hard.jpg", tarfile.LNKTYPE, "good.jpg")),
+            ("device.jpg", special("device.jpg", tarfile.CHRTYPE)),
+            ("sparse.jpg", sparse),
+            ("good.jpg", b"other"),
+            ("a..b.jpg", b"abc"),
+        ]
+    )
+    members, rejects = listed(data)
+    assert [member.name for member in members] == ["a..b.jpg", "good.jpg"]
+    assert {reject.wnid for reject in rejects} == {"n1"}
+    assert reasons(rejects) == {
+        "README": "no image suffix",
+        "a.jpg.txt": "no image suffix",
+        "/etc/a.jpg": "unsafe name",
+        "../a.jpg": "unsafe name",
+        "b/../../a.jpg": "unsafe name",
+        "link.jpg": "not a regular file",
+        "hard.jpg": "not a regular file",
+        "device.jpg": "not a regular file",
+        "sparse.jpg": "not a regular file",
+        "good.jpg": "duplicate",
+    }
+
+
+@pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_read_whole(format_: int) -> None:
+    out, name = io.BytesIO(), "d/" + "x" * 180 + "é.jpg"
+    with tarfile.open(fileobj=out, mode="w", format=format_) as archive:
+        member = tarfile.TarInfo(name)
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+    members, rejects = listed(out.getvalue())
+    assert ([member.name for member in members], rejects) == ([name], [])
+
+
+@pytest.mark.parametrize("data", [b"", bytes(512), bytes(10240)], ids=["nothing", "a block", "an empty tar"])
+def test_an_empty_class_tar_is_a_class_without_images(data: bytes) -> None:
+    assert listed(data) == ([], [])
+
+
+def test_a_class_tar_that_is_none_is_named() -> None:
+    members, rejects = listed(b"no tar at all" * 100)
+    assert members == []
+    assert [(reject.wnid, reject.name, reject.reason) for reject in rejects] == [(None, "n1.tar", "damaged class tar")]
+
+
+def five_images(tar_of: TarOf) -> bytes:
+    return tar_of({f"n1_{number}.jpg": b"abc" for number in range(5)})
+
+
+def test_a_class_tar_that_ends_early_is_named_and_what_is_there_is_listed(tar_of: TarOf) -> None:
+    members, rejects = listed(five_images(tar_of)[: 2 * 1024 + 512 + 1])
+    assert [member.name for member in members] == ["n1_0.jpg", "n1_1.jpg", "n1_2.jpg"]
+    assert [reject.reason for reject in rejects] == ["damaged class tar"]
+
+
+@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
+@pytest.mark.parametrize("cut", [2 * 1024 + 100, 2 * 1024])
+def test_a_class_tar_that_ends_in_or_before_a_header_is_named(tar_of: TarOf, cut: int) -> None:
+    members, rejects = listed(five_images(tar_of)[:cut])
+    assert [member.name for member in members] == ["n1_0.jpg", "n1_1.jpg"]
+    assert [reject.reason for reject in rejects] == ["damaged class tar"]
+
+
+@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
+def test_a_damaged_header_in_a_class_tar_is_named(tar_of: TarOf) -> None:
+    data = bytearray(five_images(tar_of))
+    data[2 * 1024 + 148 : 2 * 1024 + 156] = b"\xff" * 8
+    members, rejects = listed(bytes(data))
+    assert [member.name for member in members][:2] == ["n1_0.jpg", "n1_1.jpg"]
+    assert [reject.reason for reject in rejects] == ["damaged class tar"]

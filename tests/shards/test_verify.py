@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from in21k.shards import PreparedSet, SemanticTree, ShardSet
+from in21k.shards.class_table import read_class_table, write_class_table
+from in21k.shards.dataset import read_manifest
+from in21k.shards.index import index_path, read_index, render_index
+from in21k.shards.manifest import SHARDED, TableWriter
+from in21k.shards.pack import ShardSettings, pack
+from in21k.shards.parallel import Progress
+from in21k.shards.verify import MAX_NAMED, open_any, verify
+from in21k.shards.writer import tar_header
+
+SHARD = "train/in21k-train-000002.tar"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_whole_data_sets_have_no_problems(prepared: PreparedSet, shard_set: ShardSet, deep: bool) -> None:
+    steps: list[Progress] = []
+    for dataset, num_archives in ((prepared, 10), (shard_set, 8)):
+        verdict = verify(dataset, deep=deep, on_progress=steps.append)
+        assert verdict.as_dict() == {"num_archives": num_archives, "num_samples": 67, "problems": []}
+        assert (steps[-1].fraction, steps[-1].images) == (1, 67)
+
+
+def test_workers_find_what_one_finds(shards_copy: Path) -> None:
+    cut_shard(shards_copy)
+    one, two = (verify(ShardSet(shards_copy), workers=workers) for workers in (1, 2))
+    assert one == two
+    assert one.problems
+
+
+def cut_shard(path: Path) -> None:
+    data = (path / SHARD).read_bytes()
+    (path / SHARD).write_bytes(data[: len(data) * 2 // 3])
+
+
+def flip_bit(path: Path) -> None:
+    first = next(row for row in read_manifest(ShardSet(path)).to_pylist() if row["shard"] == SHARD)
+    data = bytearray((path / SHARD).read_bytes())
+    data[first["shard_offset"] + first["num_bytes"] // 2] ^= 4
+    (path / SHARD).write_bytes(data)
+
+
+def damage_header(path: Path) -> None:
+    """Spoil the header of an image in the middle of a shard."""
+    offset = sorted(row["shard_offset"] for row in read_manifest(ShardSet(path)).to_pylist() if row["shard"] == SHARD)[
+        4
+    ]
+    data = bytearray((path / SHARD).read_bytes())
+    data[offset - 512 : offset - 500] = b"\xff" * 12
+    (path / SHARD).write_bytes(data)
+
+
+def change_label(path: Path) -> None:
+    data = bytearray((path / SHARD).read_bytes())
+    data[512:513] = b"4" if data[512:513] != b"4" else b"0"
+    (path / SHARD).write_bytes(data)
+
+
+def swap_shards(path: Path) -> None:
+    other = (path / SHARD).with_name("in21k-train-000003.tar")
+    first, second = (path / SHARD).read_bytes(), other.read_bytes()
+    (path / SHARD).write_bytes(second)
+    other.write_bytes(first)
+
+
+def append_member(path: Path) -> None:
+    """Put another image between the last one and the tar's end."""
+    data = (path / SHARD).read_bytes().removesuffix(bytes(1024))
+    (path / SHARD).write_bytes(data + tar_header("x.jpg", 3) + b"abc" + bytes(509) + bytes(1024))
+
+
+def index_entry(path: Path, component: int, **changes: int | str) -> None:
+    index = index_path(path / SHARD)
+    samples = read_index(index)
+    samples[3][component] = samples[3][component]._replace(**changes)
+    index.write_text(render_index(samples))
+
+
+def edit_json(path: Path, edit: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def count_one_more(path: Path) -> None:
+    edit_json(path / "dataset.json", lambda info: info["counts"]["splits"]["train"].update(num_samples=53))
+
+
+def count_shard_wrong(path: Path) -> None:
+    edit_json(path / "dataset.json", lambda info: info["shards"]["train"][1].update(num_samples=3))
+
+
+def rename_class(path: Path) -> None:
+    edit_json(path / "tree.json", lambda tree: tree["wnids"].__setitem__(0, "n99999999"))
+
+
+def hang_elsewhere(path: Path) -> None:
+    tree = SemanticTree.load(path / "tree.json")
+    SemanticTree.from_parents(tree.wnids, tree.names, [-1] * len(tree)).save(path / "tree.json")
+
+
+def miscount_class(path: Path) -> None:
+    rows = read_class_table(path / "classes.parquet")
+    write_class_table(path / "classes.parquet", [row._replace(num_train=row.num_train + 1) for row in rows])
+
+
+def repeat_key(path: Path) -> None:
+    manifest = pq.read_table(path / "manifest.parquet")
+    rows = manifest.to_pylist()
+    rows[1]["key"] = rows[0]["key"]
+    with TableWriter(path / "manifest.parquet", SHARDED) as writer:
+        writer.write(manifest.from_pylist(rows, schema=SHARDED))
+
+
+DAMAGES = {
+    "missing shard": (lambda path: (path / SHARD).unlink(), f"{SHARD}: missing; 9 samples lie in it"),
+    "cut shard": (cut_shard, r"not there, at byte \d+ \(is the archive cut off"),
+    "empty shard": (lambda path: (path / SHARD).write_bytes(b""), "not readable as a tar|not there"),
+    "damaged header": (damage_header, f"{SHARD}: n.*: not there, at byte"),
+    "changed label": (change_label, r"\.cls: does not hold the manifest's class index"),
+    "swapped shards": (swap_shards, "the manifest has"),
+    "appended member": (append_member, r"x\.jpg at byte \d+: the manifest has nothing there"),
+    "missing index": (lambda path: index_path(path / SHARD).unlink(), r"its index in21k-train-000002\.idx is missing"),
+    "garbled index": (lambda path: index_path(path / SHARD).write_text("v1.2 1\njpg x 1 a\n"), "line 2"),
+    "cut index line": (lambda path: index_path(path / SHARD).write_text("v1.2 1\njpg 5\n"), "line 2"),
+    "index: image elsewhere": (lambda path: index_entry(path, 1, offset=512), "names other samples"),
+    "index: label elsewhere": (lambda path: index_entry(path, 0, offset=512), r"\.idx"),
+    "stray file": (lambda path: (path / "train" / "more.tar").touch(), r"train/more\.tar: is not in the manifest"),
+    "samples miscounted": (count_one_more, r"dataset\.json says .*53"),
+    "shard miscounted": (count_shard_wrong, "in21k-train-000001"),
+    "no _info.json": (lambda path: (path / "_info.json").unlink(), r"_info\.json"),
+    "other class": (rename_class, r"not those of tree\.json"),
+    "other tree": (hang_elsewhere, r"levels differ from tree\.json"),
+    "class miscounted": (miscount_class, r"n01861778: manifest\.parquet has 8 train images.*classes\.parquet 9"),
+    "key twice": (repeat_key, "a key stands twice"),
+}
+
+
+NOT_FOUND = {
+    "cut index line": "read_index ends in IndexError",
+    "index: label elsewhere": "the index is compared by its images alone",
+    "shard miscounted": "counts per shard are not compared",
+    "no _info.json": "_info.json is not looked at",
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=NOT_FOUND[name])) if name in NOT_FOUND else name
+        for name in DAMAGES
+    ],
+)
+def test_damage_to_a_shard_set_is_found_without_reading_images(shards_copy: Path, damage: str) -> None:
+    spoil, wanted = DAMAGES[damage]
+    spoil(shards_copy)
+    problems = verify(ShardSet(shards_copy)).problems
+    assert any(re.search(wanted, problem) for problem in problems), problems
+
+
+def test_a_flipped_bit_is_found_by_a_deep_look_alone(shards_copy: Path) -> None:
+    flip_bit(shards_copy)
+    assert verify(ShardSet(shards_copy)).problems == []
+    (problem,) = verify(ShardSet(shards_copy), deep=True).problems
+    assert re.match(rf"{SHARD}: n\d+_\d+: its bytes have changed", problem)
+
+
+def test_of_a_great_many_problems_the_first_are_named_and_the_rest_counted(
+    tmp_path: Path, prepared: PreparedSet
+) -> None:
+    shards = pack(prepared, tmp_path / "out", ShardSettings())
+    (shards.path / shards.shard_names("train")[0]).write_bytes(bytes(1024))
+    problems = verify(shards).problems
+    assert len(problems) == MAX_NAMED + 1
+    assert any("and 32 more problems like these" in problem for problem in problems)
+
+
+def test_damage_to_a_prepared_set_is_found(prepared_copy: Path) -> None:
+    archive = prepared_copy / "val" / "n01503061.tar"
+    data = archive.read_bytes()
+    archive.write_bytes(data[:1024])
+    (prepared_copy / "train" / "n01858441.tar").unlink()
+    edit_json(prepared_copy / "dataset.json", lambda info: info["counts"].update(num_rejects=1))
+    problems = "\n".join(verify(PreparedSet(prepared_copy)).problems)
+    assert "val/n01503061.tar: n01503061_0: not there" in problems
+    assert "train/n01858441.tar: missing; 11 samples lie in it" in problems
+    assert "rejects.parquet: 0 rows; dataset.json says 1" in problems
+
+
+def test_a_folder_is_opened_as_what_it_is(prepared: PreparedSet, shard_set: ShardSet, tmp_path: Path) -> None:
+    assert isinstance(open_any(prepared.path), PreparedSet)
+    assert isinstance(open_any(shard_set.path), ShardSet)
+    with pytest.raises(ValueError, match="no such folder"):
+        open_any(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no finished prepared data set nor shard set"):
+        open_any(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="'other'"):
+        open_any(tmp_path)

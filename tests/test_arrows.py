@@ -1,0 +1,70 @@
+"""Who may import whom (the folders' arrows point at the format), and what the package holds."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "shards": set[str](),
+    "preprocess": {"shards"},
+    "datapipe": {"shards"},
+    "models": set[str](),
+    "training": {"shards", "models"},
+    "cli": {"shards", "preprocess", "datapipe", "models", "training"},
+}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the absolute names of what a module of ours imports, at any depth of its code."""
+    package = ["in21k", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*module, alias.name]) for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_its_arrows_allow(folder: str) -> None:
+    found = {
+        name.split(".")[1]
+        for path in (ROOT / folder).rglob("*.py")
+        for name in imported_modules(path)
+        if name.startswith("in21k.")
+    }
+    assert found - {folder} <= MAY_IMPORT[folder]
+
+
+def test_training_takes_from_shards_the_tree_and_whole_files_alone() -> None:
+    found = {
+        name.split(".")[2]
+        for path in (ROOT / "training").rglob("*.py")
+        for name in imported_modules(path)
+        if name.startswith("in21k.shards.")
+    }
+    assert found == {"tree", "files"}
+
+
+def test_every_package_folder_is_installed() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(["in21k", *init.parent.relative_to(ROOT).parts])
+        for folder in MAY_IMPORT
+        for init in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(packages) == found
+
+
+def test_the_top_level_holds_no_other_source() -> None:
+    strays = [path.name for path in ROOT.glob("*.py")]
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert strays == []
+    assert folders <= {*MAY_IMPORT, "tests", "benchmarks"}

@@ -1,0 +1,86 @@
+"""Ranks: alone in this process, and two as real processes that talk through gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from in21k.shards.tree import SemanticTree
+from in21k.training import Ranks, TrainSettings, create_loss, join_ranks, train
+
+
+def torchrun(num_ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    script = Path(__file__).parent / "two_ranks.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_of_half_the_batch_give_the_loss_curve_of_one(
+    tmp_path: Path, tree: SemanticTree, make_model: Callable[..., nn.Module], make_loader: Any
+) -> None:
+    result = torchrun(2, tmp_path / "two", 16, 0)
+    assert result.returncode == 0, result.stderr
+    settings = TrainSettings(model="resnet18", image_size=16, batch_size=32, epochs=2, lr=0.02)
+    loader = make_loader(batch_size=32)
+    validation = make_loader(batch_size=31)
+    validation.images, validation.labels = validation.images[:31], validation.labels[:31]
+    train(
+        model=make_model(dropout=0),
+        loss=create_loss(settings, tree),
+        loader=loader,
+        val_loader=validation,
+        tree=tree,
+        settings=settings,
+        folder=tmp_path / "one",
+    )
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["step"] for line in two] == [1, 2, 3, 3, 4, 5, 6, 6]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    # Validation counts are added over the ranks: all 31 samples, though the second rank holds none of them.
+    assert two[-1]["validation"] == one[-1]["validation"]
+    assert two[-1]["validation"]["num_samples"] == 31
+
+
+def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> None:
+    result = torchrun(2, tmp_path / "run", 16, 7)
+    assert result.returncode != 0
+    assert "rank 0 stops: rank 1 trains something else than rank 0 (seed 0 -> 7)" in result.stderr
+    assert "rank 1 stops: rank 1 trains something else than rank 0 (seed 0 -> 7)" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_torchrun_there_is_one_rank_and_no_process_group() -> None:
+    with join_ranks("cpu") as ranks:
+        assert ranks == Ranks(0, 1, torch.device("cpu"))
+        assert ranks.is_first
+        assert not torch.distributed.is_initialized()
+        assert ranks.sum(torch.tensor([3])).tolist() == [3]
+        assert ranks.gather_json({"a": "ä"}) == [{"a": "ä"}]
+        ranks.check_alike({"a": 1})
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="a GPU was asked for"), join_ranks("cuda"):
+        pass
+    with pytest.raises(ValueError, match="wanted cuda or cpu"), join_ranks("tpu"):
+        pass
+    with join_ranks() as ranks:
+        assert ranks.device.type == "cpu"

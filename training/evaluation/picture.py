@@ -1,0 +1,82 @@
+"""The picture of a prediction: the image, and beside it its likely labels from general to particular."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+IMAGE_SIDE, PANEL_WIDTH, MARGIN = 480, 520, 32  # pixels
+TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP = 34, 52, 8, 18
+INK, FAINT, PAPER, TRACK = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb"
+# From general to particular the bars go from blue to green.
+GENERAL, PARTICULAR = (44, 82, 164), (22, 163, 116)
+OTHER = (154, 165, 177)
+
+
+def draw_prediction(image: Image.Image, prediction: Mapping[str, Any]) -> Image.Image:
+    """Draw an image and its prediction (one of `predict`'s) side by side, as an RGB picture.
+
+    On top the chain of labels, each below the one before; beneath it the likeliest classes of all.
+    """
+    chain, top = prediction["chain"], prediction["top5"]
+    photo = _fit(image.convert("RGB"), IMAGE_SIDE)
+    rows_height = 2 * TITLE_HEIGHT + (len(chain) + len(top)) * ROW_HEIGHT + GAP
+    height = max(photo.height, rows_height) + 2 * MARGIN
+    picture = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH + 3 * MARGIN, height), PAPER)
+    picture.paste(photo, (MARGIN + (IMAGE_SIDE - photo.width) // 2, MARGIN))
+    panel = _Panel(picture, left=IMAGE_SIDE + 2 * MARGIN, top=MARGIN)
+    panel.title("From general to particular")
+    for depth, answer in enumerate(chain):
+        panel.row(answer, _between(depth / max(len(chain) - 1, 1)), indent=14 * depth)
+    panel.y += GAP
+    panel.title("Likeliest of all classes")
+    for answer in top:
+        panel.row(answer, OTHER, indent=0)
+    return picture
+
+
+class _Panel:
+    """Rows of a name, a probability and a bar, from the top down."""
+
+    def __init__(self, picture: Image.Image, *, left: int, top: int) -> None:
+        self._draw = ImageDraw.Draw(picture)
+        self._left, self._right, self.y = left, left + PANEL_WIDTH, top
+        self._large, self._small = ImageFont.load_default(size=22), ImageFont.load_default(size=17)
+
+    def title(self, text: str) -> None:
+        self._draw.text((self._left, self.y), text, FAINT, self._small)
+        self.y += TITLE_HEIGHT
+
+    def row(self, answer: Mapping[str, Any], colour: tuple[int, int, int], *, indent: int) -> None:
+        left, probability = self._left + min(indent, PANEL_WIDTH // 3), float(answer["probability"])
+        percent = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
+        self._draw.text((self._right, self.y + 24), percent, INK, self._small, anchor="rs")
+        name = self._shortened(answer["name"], self._right - left - 72)
+        self._draw.text((left, self.y + 24), name, INK, self._large, anchor="ls")
+        bar_top = self.y + 33
+        self._bar(left, self._right, bar_top, TRACK)
+        self._bar(left, left + max(round((self._right - left) * probability), BAR_HEIGHT), bar_top, colour)
+        self.y += ROW_HEIGHT
+
+    def _bar(self, left: int, right: int, top: int, colour: str | tuple[int, int, int]) -> None:
+        self._draw.rounded_rectangle((left, top, right, top + BAR_HEIGHT), BAR_HEIGHT // 2, colour)
+
+    def _shortened(self, name: str, width: int) -> str:
+        shown = name
+        while shown and self._large.getlength(shown + ("" if shown == name else "...")) > width:
+            shown = shown[:-1]
+        return shown if shown == name else shown.rstrip() + "..."
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Scale an image so that its longer side is `side`."""
+    scale = side / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _between(share: float) -> tuple[int, int, int]:
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(GENERAL, PARTICULAR, strict=True))
+    return red, green, blue

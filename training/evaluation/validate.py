@@ -1,0 +1,61 @@
+"""How good a model is on a validation set, exactly, over any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...shards.tree import SemanticTree
+from ..distributed import Ranks
+from ..metrics import SemanticAccuracy, TopAccuracy, commonest
+from ..precision import autocast
+from ..tracker import Batch
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    tree: SemanticTree,
+    *,
+    amp: str = "off",
+    ranks: Ranks | None = None,
+    on_batch: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Validate a model that lies on the ranks' device; every rank has to call it, and gets the result of all.
+
+    loader:   this rank's batches: images (B, 3, H, W), labels int64 (B,); there may be none, and empty ones.
+    amp:      `off`, `bf16` or `fp16`.
+    on_batch: called with the number of images after each batch.
+
+    Returns {semantic_top1, semantic_top1_commonest, top1, top5 (percent), num_samples, per_level}, in which
+    semantic_top1_commonest is what always answering each level's commonest class would give. Raises ValueError where
+    there is no sample, or the model has another number of classes than the tree.
+    """
+    ranks = ranks or Ranks()
+    semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(len(tree), ranks.device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for images, labels in loader:
+            if len(labels):
+                images, labels = images.to(ranks.device, non_blocking=True), labels.to(ranks.device, non_blocking=True)
+                with autocast(ranks.device, amp):
+                    logits = model(images)
+                semantic.update(logits, labels)
+                top.update(logits, labels)
+            if on_batch:
+                on_batch(len(labels))
+    model.train(was_training)
+    # Counts are added over the ranks, and divided once: no average of averages.
+    semantic.sums, top.sums = ranks.sum(semantic.sums), ranks.sum(top.sums)
+    if not int(top.class_counts.sum()):
+        raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
+    return {
+        "semantic_top1": 100 * semantic.compute(),
+        "semantic_top1_commonest": 100 * commonest(tree, top.class_counts),
+        **top.compute(),
+        "per_level": semantic.per_level(),
+    }

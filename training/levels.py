@@ -1,0 +1,64 @@
+"""The hierarchies of a semantic tree as tensors: what loss, accuracy and prediction share."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..shards.tree import SemanticTree
+
+MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
+
+
+class Levels(nn.Module):
+    """The levels of a tree that hold at least two classes, the hierarchies, from general to particular.
+
+    A level of one class is no hierarchy: there is nothing to choose. Its class trains its ancestors only.
+
+    numbers:  per hierarchy its level in the tree (K of them).
+    sizes:    per hierarchy its number of classes N_k.
+    weights:  per hierarchy w_k = min(sum_j N_j / sum_{j>=k} N_j, 20), the sums over all levels of the tree.
+    order:    int64 (sum of sizes,): the class indices H_0, then H_1, ...
+    targets:  int64 (K, num_classes): per hierarchy and class the position, inside H_k, of that class's
+              ancestor-or-self at this level; -1 where the class lies above the level.
+
+    The tensors move with the module and are no part of its state dict: the tree makes them.
+    Raises ValueError where no level holds two classes.
+    """
+
+    def __init__(self, tree: SemanticTree) -> None:
+        super().__init__()
+        by_level = tree.classes_by_level
+        self.num_classes = len(tree)
+        self.numbers = tuple(level for level, classes in enumerate(by_level) if len(classes) > 1)
+        if not self.numbers:
+            raise ValueError(
+                f"the tree has {len(tree)} classes and no level of two, so there is nothing to tell apart; "
+                "wanted at least two classes with equally many class ancestors"
+            )
+        self.sizes = tuple(len(by_level[level]) for level in self.numbers)
+        self.weights = tuple(
+            min(len(tree) / sum(len(classes) for classes in by_level[level:]), MAX_WEIGHT) for level in self.numbers
+        )
+        position = {index: place for level in self.numbers for place, index in enumerate(by_level[level])}
+        # A path runs from the class up to level 0, so the ancestor at level k is the k-th from its end.
+        targets = [[position[path[-1 - k]] if len(path) > k else -1 for path in tree.paths] for k in self.numbers]
+        order = [index for level in self.numbers for index in by_level[level]]
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("targets", torch.tensor(targets), persistent=False)
+
+    def split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Split logits (B, num_classes) into (B, N_k) per hierarchy; raises ValueError for another class count."""
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(f"logits have the shape {tuple(logits.shape)}; the tree wants (batch, {self.num_classes})")
+        return logits.index_select(1, cast(Tensor, self.order)).split(self.sizes, dim=1)
+
+    def targets_of(self, labels: Tensor) -> Tensor:
+        """Return int64 (K, B): per hierarchy the position of each label's ancestor-or-self, -1 where it has none."""
+        return cast(Tensor, self.targets)[:, labels]
+
+    def classes_of(self, hierarchy: int) -> Tensor:
+        """Return int64 (N_k,): the class indices of the hierarchy of that number (0..K-1)."""
+        return cast(Tensor, self.order).split(self.sizes)[hierarchy]

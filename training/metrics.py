@@ -1,0 +1,110 @@
+"""Counts that add: over batches, over ranks, and only then divided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shards.tree import SemanticTree
+from .levels import Levels
+
+
+class SemanticAccuracy:
+    """The semantic accuracy: how often the likeliest class of a level is the label's ancestor-or-self there.
+
+    An image counts once for every hierarchy it has a target in: accuracy = sum_k correct_k / sum_k valid_k, with the
+    prediction of level k the argmax of the logits inside H_k.
+
+    sums: int64 (2, K) on the device: correct and valid per hierarchy. Add those of other ranks to make it the
+    accuracy of all.
+    """
+
+    def __init__(self, tree: SemanticTree, device: torch.device | str = "cpu") -> None:
+        self._levels = Levels(tree).to(device)
+        self.sums = torch.zeros(2, len(self._levels.numbers), dtype=torch.int64, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, num_classes), labels int64 (B,); counts on the logits' device, without waiting."""
+        self._levels, self.sums = self._levels.to(logits.device), self.sums.to(logits.device)
+        targets = self._levels.targets_of(labels)
+        answers = torch.stack([level_logits.argmax(dim=1) for level_logits in self._levels.split(logits)])
+        self.sums += torch.stack([(answers == targets).sum(dim=1), (targets >= 0).sum(dim=1)])
+
+    def compute(self) -> float:
+        """Return the accuracy over all levels, 0..1; raises ValueError where nothing was counted."""
+        correct, valid = self.sums.sum(dim=1).tolist()
+        if not valid:
+            raise ValueError("no image of any level was counted; wanted at least one before the accuracy is asked for")
+        return correct / valid
+
+    def per_level(self) -> list[dict[str, Any]]:
+        """Return per hierarchy {level, num_classes, num_samples, top1 (percent; None without samples)}."""
+        return [
+            {
+                "level": level,
+                "num_classes": num_classes,
+                "num_samples": valid,
+                "top1": 100 * correct / valid if valid else None,
+            }
+            for level, num_classes, correct, valid in zip(
+                self._levels.numbers, self._levels.sizes, *self.sums.tolist(), strict=True
+            )
+        ]
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.sums.zero_()
+
+
+class TopAccuracy:
+    """How often the label is the likeliest class of all, and how often it is among the five likeliest.
+
+    sums: int64 (2 + num_classes,) on the device: top-1 hits, top-5 hits, then the number of samples of each class. Add
+    those of other ranks to make it the accuracy of all.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(2 + num_classes, dtype=torch.int64, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, num_classes), labels int64 (B,)."""
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self.sums[0] += hits[:, 0].sum()
+        self.sums[1] += hits.sum()
+        self.sums[2:].index_add_(0, labels, torch.ones_like(labels))
+
+    @property
+    def class_counts(self) -> Tensor:
+        """int64 (num_classes,): the number of samples of each class."""
+        return self.sums[2:]
+
+    def compute(self) -> dict[str, Any]:
+        """Return {top1, top5 (percent), num_samples}; raises ValueError where nothing was counted."""
+        num_samples = int(self.class_counts.sum())
+        if not num_samples:
+            raise ValueError("no sample was counted; wanted at least one before the accuracy is asked for")
+        top1, top5 = self.sums[:2].tolist()
+        return {"top1": 100 * top1 / num_samples, "top5": 100 * top5 / num_samples, "num_samples": num_samples}
+
+
+def commonest(tree: SemanticTree, class_counts: Tensor) -> float:
+    """Return the semantic accuracy (0..1) of always answering each level's commonest class: what learning has to beat.
+
+    class_counts: (num_classes,) number of samples of each class.
+
+    >>> tree = SemanticTree.from_paths("abc", ["animal", "plant", "stone"], [[0], [1], [2]])
+    >>> commonest(tree, torch.tensor([5, 3, 2]))
+    0.5
+    """
+    levels = Levels(tree).to(class_counts.device)
+    targets = levels.targets_of(torch.arange(len(tree), device=class_counts.device))
+    right = valid = 0
+    for size, target in zip(levels.sizes, targets, strict=True):
+        # Position 0 takes the classes that lie above the level and is left out.
+        counts = class_counts.new_zeros(size + 1).index_add_(0, target + 1, class_counts)[1:]
+        right, valid = right + int(counts.max()), valid + int(counts.sum())
+    if not valid:
+        raise ValueError("no sample was counted; wanted at least one")
+    return right / valid

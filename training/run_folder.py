@@ -1,0 +1,134 @@
+"""A run's folder: what it holds, whether it is finished, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..shards.files import differing, read_json, write_text
+from .distributed import Ranks
+from .settings import TrainSettings
+
+# What a run's folder holds, in the order in which it goes when a run is overwritten. metrics.json is the mark of a
+# finished run and goes first; config.yaml is the mark of a run and goes last.
+CONTENTS = ("metrics.json", "model.safetensors", "config.json", "checkpoints", "log.jsonl", "tree.json", "config.yaml")
+# Settings that may change between the start of a run and its end.
+FREE = ("workers",)
+
+
+def run_config(settings: TrainSettings, data: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """Return the content of config.yaml: every setting, and in `data` what the run is trained on, by how many ranks."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(data)))  # as it comes back from the file
+    return {**asdict(settings), "data": {**plain, "world_size": world_size}}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's config.yaml; raises ValueError where it is none."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not readable as a run's configuration ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+        raise ValueError(f"{path}: no configuration of a run; wanted settings and `data`")
+    return config
+
+
+class RunFolder:
+    """The folder of one run. Ask `finished` and `check` before anything is written; `take` it to write."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.best = self.path / "checkpoints" / "best.pt"
+        self._lock = -1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is done."""
+        return (self.path / "metrics.json").is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics of a finished run; raises ValueError where it is not."""
+        return read_json(self.path / "metrics.json")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the folder is new, empty, or a run of this configuration (finished or not)."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path}: is a file; wanted a folder to write to")
+        found = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
+        if "config.yaml" not in found:
+            if found not in ([], ["config.yaml.tmp"]):  # the second: killed while it wrote its first file
+                raise ValueError(f"{self.path}: holds other files ({found[0]}, ...); give a new or an empty folder")
+            return
+        differences = differing(_fixed(read_config(self.path / "config.yaml")), _fixed(config))
+        if differences:
+            raise ValueError(
+                f"{self.path}: was trained with other settings ({'; '.join(differences)}); "
+                "give another folder, or --overwrite to train anew"
+            )
+
+    def take(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder this process's to write to, emptied if `overwrite`; raises ValueError as `check` does."""
+        if not (overwrite and (self.path / "config.yaml").is_file()):
+            self.check(config)
+        if self.finished and not overwrite:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ValueError(
+                f"{self.path}: another in21k is training there; wait for it or give another folder"
+            ) from None
+        if overwrite:
+            self._clear()
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.last.parent.mkdir(exist_ok=True)
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _clear(self) -> None:
+        for name in CONTENTS:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_run(path: Path, config: Mapping[str, Any], ranks: Ranks, *, overwrite: bool = False) -> Generator[RunFolder]:
+    """Take a run's folder on rank 0; what rank 0 finds wrong is a ValueError on every rank."""
+    run, problem = RunFolder(path), ""
+    if ranks.is_first:
+        try:
+            run.take(config, overwrite=overwrite)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    problem = ranks.gather_json(problem)[0]
+    if problem:
+        raise ValueError(problem)
+    try:
+        yield run
+    finally:
+        run.release()
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {**config, **config["data"]}
+    return {key: value for key, value in flat.items() if key not in (*FREE, "data")}
