@@ -49,7 +49,7 @@ def shard(
             on_progress=progress,
         )
     lines = [
-        f"{out}/{split}: {counts['num_samples']:,} samples in {len(shards.info['shards'][split])} shards, "
+        f"{out}/{split}: {counts['num_samples']:,} samples in {len(shards.shard_names(split))} shard(s), "
         f"{counts['num_bytes'] / 1e6:,.1f} MB of images"
         for split, counts in shards.info["counts"]["splits"].items()
     ]

@@ -7,6 +7,7 @@ members are `<wnid>_<number>.JPEG`, and on request the odd files that real archi
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ..shards.files import whole_file
 from ..shards.tree import SemanticTree
 from .sample_drawing import NUM_ATTRIBUTES, draw
 from .wordnet import build_tree
+
+log = logging.getLogger(__name__)
 
 # Classes of ImageNet-21K-P (fall11), a parent always before its children, big branches first: any first few of them
 # make a tree of several branches, and every class ancestor of a chosen class is chosen. No class has more children
@@ -200,6 +203,7 @@ def _is_there(out: Path, comment: str) -> bool:
     try:
         with tarfile.open(out, "r:") as archive:
             if archive.pax_headers.get("comment") == comment:
+                log.info("%s: finished already; nothing to do", out)
                 return True
     except (tarfile.TarError, OSError):
         pass  # not a tar of ours: the refusal below is what there is to say

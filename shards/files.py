@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 WORK = ".work"
 
@@ -100,6 +103,7 @@ class OutputFolder:
         self.finished = bool(marks) and marks[0].parent == path and not overwrite
         if self.finished:
             shutil.rmtree(self.work, ignore_errors=True)  # of a run that was killed in its very last step
+            log.info("%s: finished already; nothing to do", path)
 
     def __enter__(self) -> OutputFolder:
         """Take the folder for writing; raises ValueError when another process has it."""
