@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..shards.dataset import ShardSplit
-from ..shards.reader import SampleReader
+from ..shards.reader import CorruptSampleError, SampleReader
 from .loader import Loader, LoaderSettings
-from .pixels import NORMALIZATIONS
+from .pixels import NORMALIZATIONS, decode_squished
 
 PREFETCH_BATCHES = 2
 AS_THEY_ARE = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
@@ -115,11 +115,7 @@ class DaliCpuLoader(Loader):
             (output,) = self._pipeline.share_outputs()
         except RuntimeError as error:
             self._pipeline = None  # a pipeline that met an error is of no more use
-            first, last = self.split.key(int(positions[0])), self.split.key(int(positions[-1]))
-            raise ValueError(
-                f"{self.split.folder}: DALI could not decode a batch of {len(positions)} samples ({first} .. {last}): "
-                f"{str(error).strip().splitlines()[-1]}; `in21k verify --deep` names the bad ones"
-            ) from error
+            raise self._blame(positions, error) from error
         shape = (len(positions), size, size, 3) if settings.channels_last else (len(positions), 3, size, size)
         dtype = torch.float32 if settings.dtype == torch.bfloat16 else settings.dtype
         images = torch.empty(shape, dtype=dtype, device=settings.device)
@@ -130,6 +126,17 @@ class DaliCpuLoader(Loader):
             images = images.permute(0, 3, 1, 2)
         labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
         return images.to(settings.dtype), labels.to(settings.device, non_blocking=True)
+
+    def _blame(self, positions: NDArray[np.int64], error: Exception) -> Exception:
+        """Find the sample that DALI could not decode: it does not tell, so each of the batch is tried."""
+        for position in positions.tolist():
+            try:
+                decode_squished(self._reader.image(position), self.settings.image_size)
+            except CorruptSampleError as corrupt:
+                return corrupt
+            except ValueError as reason:
+                return CorruptSampleError(position, str(reason))
+        return error
 
     def close(self) -> None:
         """Free the pipeline and close the shards; the loader cannot be used on."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..shards.dataset import ShardSplit
 from ..shards.parallel import default_workers
+from ..shards.reader import CorruptSampleError
 from .pixels import NORMALIZATIONS
 from .plan import EpochPlan
 
@@ -55,6 +56,8 @@ class LoaderSettings:
         for name in ("batch_size", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted 1 or more")
+        if not 0 <= self.rank < max(1, self.world_size):
+            raise ValueError(f"rank is {self.rank}; wanted 0 to {self.world_size - 1}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}; wanted 1 or more")
         if self.augment not in AUGMENTATIONS:
@@ -85,10 +88,12 @@ class Loader(ABC):
         self.settings = settings
         self._epoch = 0
         self._consumed = 0
-        if settings.training and len(split) < self._plan().global_batch:
+        self._active: Generator[tuple[Tensor, Tensor]] | None = None
+        plan = self._plan()  # which checks the numbers
+        if settings.training and len(split) < plan.global_batch:
             raise ValueError(
                 f"{split.folder}: {split.name} has {len(split):,} samples, fewer than one global batch of "
-                f"{self._plan().global_batch:,} ({settings.world_size} ranks x {settings.batch_size}); "
+                f"{plan.global_batch:,} ({settings.world_size} ranks x {settings.batch_size}); "
                 "lower batch_size"
             )
 
@@ -115,18 +120,32 @@ class Loader(ABC):
         return images, torch.empty(0, dtype=torch.int64, device=settings.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches that are left of the epoch."""
+        """Yield the batches that are left of the epoch; an earlier iteration that is still held ends."""
+        if self._active is not None:
+            self._active.close()
         plan = self._plan()
         left = plan.num_batches(self._consumed)
         stream = self._stream(takewhile(len, plan.batches(self.settings.rank, self._consumed)))
+        self._active = stream
         try:
             for _ in range(left):
-                batch = next(stream, None) or self._empty()
+                if self._active is not stream:
+                    return  # a newer iteration goes on from here
+                batch = self._next(stream) or self._empty()
                 self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
                 yield batch
             self._consumed = 0
         finally:
             stream.close()
+
+    def _next(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        try:
+            return next(stream, None)
+        except CorruptSampleError as error:
+            raise ValueError(
+                f"{self.split.describe(error.position)} {error.reason}; "
+                f"`in21k verify --deep {self.split.folder}` lists all such"
+            ) from error
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""

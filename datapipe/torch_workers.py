@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -18,7 +19,7 @@ from .loader import Loader, LoaderSettings
 from .pixels import decode_squished, normalize_pixels
 
 
-class _BatchDataset(Dataset[tuple[Tensor, Tensor] | ValueError]):
+class _BatchDataset(Dataset[tuple[Tensor, Tensor] | Exception]):
     """Batches by their positions: (uint8 images B x 3 x S x S, labels int64), or what is wrong with one."""
 
     def __init__(self, split: ShardSplit, image_size: int) -> None:
@@ -26,20 +27,19 @@ class _BatchDataset(Dataset[tuple[Tensor, Tensor] | ValueError]):
         self._image_size = image_size
         self._reader = SampleReader(split)
 
-    def __getitem__(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor] | ValueError:
+    def __getitem__(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor] | Exception:
         try:
             images = torch.stack([self._image(int(position)) for position in positions])
-        except ValueError as error:
+        except (CorruptSampleError, OSError) as error:
             return error  # raised by the main process: torch would wrap it in the worker's traceback
         return images, torch.from_numpy(self._split.labels[positions].astype(np.int64))
 
     def _image(self, position: int) -> Tensor:
+        jpeg = self._reader.image(position)
         try:
-            return decode_squished(self._reader.image(position), self._image_size)
-        except CorruptSampleError:
-            raise
+            return decode_squished(jpeg, self._image_size)
         except ValueError as error:
-            raise ValueError(f"{self._split.folder}: sample {self._split.key(position)} {error}") from error
+            raise CorruptSampleError(position, str(error)) from error
 
 
 class TorchLoader(Loader):
@@ -67,10 +67,12 @@ class TorchLoader(Loader):
             pin_memory=on_gpu,  # pyright: ignore[reportArgumentType]
         )
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        # Forked workers must find no dead object to collect: a DALI pipeline, for one, waits for threads they lack.
+        gc.collect()
         self._running = iter(loader)
         try:
             for batch in self._running:
-                if isinstance(batch, ValueError):
+                if isinstance(batch, Exception):
                     raise batch
                 images, labels = batch
                 images = images.to(settings.device, non_blocking=True)

@@ -78,6 +78,7 @@ def scan_class_tars(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
                     )
                 wnid = Path(member.name).stem
                 found[wnid] = ClassArchive(source, wnid, member.name, member.offset_data, member.size)
+            _check_end(outer)
     except tarfile.TarError as error:
         raise ValueError(
             f"{source}: not a tar, or damaged ({error}); wanted a tar of class tars such as fall11_whole.tar"
@@ -86,6 +87,14 @@ def scan_class_tars(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
         held = f"its first member is {rejects[0].name}" if rejects else "it is empty"
         raise ValueError(f"{source}: holds no class tars ({held}); wanted members such as n01440764.tar")
     return list(found.values()), rejects
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless the walk ended at a tar's end: tarfile takes a damaged or missing header for it too."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"at byte {archive.offset:,} there is neither a member nor the end of the tar")
 
 
 def _outer_problem(member: tarfile.TarInfo, found: dict[str, ClassArchive]) -> tuple[str, str] | None:
@@ -128,6 +137,7 @@ def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list
                     reject(member.name, "duplicate", "an earlier member has the same name")
                 else:
                     members[member.name] = Member(member.name, member.offset_data, member.size)
+            _check_end(inner)
     except tarfile.TarError as error:
         # An empty class tar is a class without images; anything else that is no tar is named.
         if data.strip(b"\0"):

@@ -85,11 +85,14 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
 def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImage:
     with _open(data) as image:
         image_format = str(image.format)
+        # Where a JPEG does not end as it should, it is looked at whether pixels are missing too.
+        cut = image_format in ("JPEG", "MPO") and not _ends_well(data)
+    if cut:
+        data = _mended(data)
+    with _open(data) as image:
         orientation = _orientation(image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         target = fit(width, height, settings.resize, settings.size)
-        # Where a JPEG does not end as it should, Pillow's strict reading tells whether pixels are missing.
-        cut = image_format in ("JPEG", "MPO") and not _ends_well(data)
         changes = [
             what
             for what, applies in (
@@ -102,7 +105,7 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
             if applies
         ]
         try:
-            if cut or not changes or not resizer.decodes(image_format):
+            if not changes or not resizer.decodes(image_format):
                 image.load()
             if changes:
                 stored = resizer.encode(resizer.resized(data, image, orientation, target), settings.quality)
@@ -110,7 +113,7 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
                 stored = b"".join(_without_exif(data))
                 changes = ["EXIF removed"] if len(stored) != len(data) else []
         except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise RejectedImageError("truncated" if cut else "undecodable", str(error)) from error
+            raise RejectedImageError("undecodable", str(error)) from error
     return StoredImage(stored, *target, image_format, width, height, changes)
 
 
@@ -142,15 +145,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of a JPEG's segments up to its first scan, whose end is that of the data."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
+        start = position
+        while position + 4 <= len(data) and data[position + 1] == 0xFF:  # fill bytes
             position += 1
-            continue
+        marker = data[position + 1]
         if marker == 0xDA:
-            yield marker, position, len(data)
+            yield marker, start, len(data)
             return
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        yield marker, position, end
+        yield marker, start, end
         position = end
 
 
@@ -159,9 +162,27 @@ def _ends_well(data: bytes) -> bool:
     return any(data.find(b"\xff\xd9", start) > 0 for marker, start, _ in _segments(data) if marker == 0xDA)
 
 
+def _mended(data: bytes) -> bytes:
+    """Return a JPEG that lacks its end marker with one; raises RejectedImageError where it lacks pixels too.
+
+    What follows the last pixel changes none: two fillings that decode alike show that no scan data is missing. A
+    progressive JPEG may lack whole scans, which nothing tells.
+    """
+    cut = data.rstrip(b"\xff")
+    mended, filled = (cut + filling + b"\xff\xd9" for filling in (b"", b"\x55" * 256))
+    try:
+        with _open(mended) as one, _open(filled) as other:
+            if not one.info.get("progressive") and one.tobytes() == other.tobytes():
+                return mended
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise RejectedImageError("truncated", str(error)) from error
+    raise RejectedImageError("truncated", f"its scan data ends early, after {len(data):,} bytes")
+
+
 def _without_exif(data: bytes) -> Iterator[bytes]:
     """Yield the JPEG's parts but for its EXIF segments: the pixels stay as they are."""
     yield data[:2]
     for marker, start, end in _segments(data):
-        if not (marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0"):
+        segment = data[start:end].lstrip(b"\xff")  # the marker, its length, its content
+        if not (marker == 0xE1 and segment[3:9] == b"Exif\0\0"):
             yield data[start:end]

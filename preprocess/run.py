@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ class _ClassTask:
     part: Path  # where the class's part of the tables goes: <part>.json, which marks it done, and <part>.parquet
     select: SelectSettings
     image: ImageSettings
+    others: list[str]  # classes whose name begins with this one's and `_`
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,16 @@ def _run_classes(
     parts_folder = folder.work / "classes"
     for path in (parts_folder, *(folder.path / split for split in SPLITS)):
         path.mkdir(exist_ok=True)
-    tasks = [_ClassTask(a, folder.path, parts_folder / a.wnid, select, image) for a in archives]
+    wnids = sorted(archive.wnid for archive in archives)
+
+    def begin_with(prefix: str) -> list[str]:
+        return wnids[bisect_left(wnids, prefix) : bisect_left(wnids, prefix + "\x7f")]
+
+    tasks = [
+        _ClassTask(a, folder.path, parts_folder / a.wnid, select, image, begin_with(f"{a.wnid}_")) for a in archives
+    ]
     parts = [_ClassPart.load(_done_mark(task)) for task in tasks if _done_mark(task).exists()]
-    total = sum(archive.num_bytes for archive in archives)
+    total = max(1, sum(archive.num_bytes for archive in archives))
     for part in run_tasks(_run_class, [task for task in tasks if not _done_mark(task).exists()], workers):
         parts.append(part)
         num_bytes = sum(part.num_bytes for part in parts)
@@ -139,7 +148,7 @@ def _run_class(task: _ClassTask) -> _ClassPart:
     kept = task.select.keeps(len(members))
     rows: list[dict[str, Any]] = []
     if kept:
-        for split, keyed in split_members(archive.wnid, members, task.select.val_per_class).items():
+        for split, keyed in split_members(archive.wnid, members, task.select.val_per_class, task.others).items():
             rows += _store_split(task, split, keyed, data, rejects)
         with TableWriter(task.part.with_name(task.part.name + ".parquet"), STORED) as writer:
             writer.write(pa.Table.from_pylist(rows, schema=STORED))
@@ -206,6 +215,7 @@ def _check_parts(
         )
     bare = [part for part in kept if not part.num_stored["train"]]
     if bare:
+        folder.discard()  # the way out are other settings, which the folder would refuse
         raise ValueError(
             f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {select.val_per_class} are "
             f"for validation and {len(bare[0].rejects)} were rejected ({len(bare)} such classes); "

@@ -31,7 +31,9 @@ class SelectSettings:
         return num_raw > self.rare_threshold
 
 
-def split_members(wnid: str, members: Sequence[Member], val_per_class: int) -> dict[str, list[tuple[str, Member]]]:
-    """Return per split the class's (key, member), by key; `members` come in byte order of their names."""
-    keyed = list(zip(make_keys(wnid, [member.name for member in members]), members, strict=True))
+def split_members(
+    wnid: str, members: Sequence[Member], val_per_class: int, others: Sequence[str] = ()
+) -> dict[str, list[tuple[str, Member]]]:
+    """Return per split the class's (key, member), by key; `members` come in byte order, `others` as in make_keys."""
+    keyed = list(zip(make_keys(wnid, [member.name for member in members], others), members, strict=True))
     return {"train": sorted(keyed[val_per_class:]), "val": sorted(keyed[:val_per_class])}

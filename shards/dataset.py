@@ -106,7 +106,7 @@ class ShardSet(Dataset):
         return shards
 
     def split(self, split: str) -> ShardSplit:
-        """Open a split: read where its samples lie (24 bytes a sample stay in memory). Raises ValueError."""
+        """Open a split: read where its samples lie (28 bytes a sample stay in memory). Raises ValueError."""
         shards = self._shards(split)
         columns = ["split", "shard", "shard_offset", "num_bytes", "class_index", "checksum"]
         table = pq.read_table(self.manifest_path, columns=columns, read_dictionary=["split", "shard"])
@@ -170,6 +170,10 @@ class ShardSplit:
     def shard_of(self, position: int) -> int:
         """Return the number of the shard that holds a sample."""
         return int(np.searchsorted(self.shard_ends, position, side="right"))
+
+    def describe(self, position: int) -> str:
+        """Return shard and key of a sample, for messages."""
+        return f"{self.folder / self.shard_names[self.shard_of(position)]}: sample {self.key(position)}"
 
     def key(self, position: int) -> str:
         """Look a sample's key up in the manifest (slow: for messages)."""

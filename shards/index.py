@@ -49,6 +49,6 @@ def read_index(path: Path) -> list[list[IndexEntry]]:
                     for i in range(0, len(words), 4)
                 ]
             )
-        except ValueError:
+        except (ValueError, IndexError):
             raise ValueError(f"{path}: line {number} is not 'extension offset size name' per component") from None
     return samples

@@ -146,7 +146,7 @@ def pack(
         for name in ("classes.parquet", "tree.json"):
             shutil.copyfile(prepared.path / name, out / name)
         info = _describe(prepared, manifest, plans)
-        write_json(out / "_info.json", _timm_info(info))
+        write_json(out / "_info.json", timm_info(info))
         write_text(out / "README.md", render_card(info, prepared.tree))
         folder.finish(info)
     return ShardSet(out)
@@ -217,7 +217,7 @@ def _describe(prepared: PreparedSet, manifest: pa.Table, plans: dict[str, _Split
     }
 
 
-def _timm_info(info: dict[str, Any]) -> dict[str, Any]:
+def timm_info(info: dict[str, Any]) -> dict[str, Any]:
     """Return `_info.json` as timm's `wds/` reader takes it."""
     return {
         "splits": {

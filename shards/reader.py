@@ -13,7 +13,15 @@ MAX_OPEN_FILES = 64  # guessed: several windows of shards, far below any ulimit
 
 
 class CorruptSampleError(ValueError):
-    """A sample whose bytes are not those that were written."""
+    """A sample that cannot be used: its position in the split, and why; `ShardSplit.describe` says which one it is."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position = position
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"sample {self.position} {self.reason}"
 
 
 class FileCache:
@@ -47,15 +55,12 @@ class SampleReader:
         self._files = FileCache()
 
     def image(self, position: int) -> bytes:
-        """Return a sample's JPEG bytes; raises CorruptSampleError naming shard and key, or OSError."""
+        """Return a sample's JPEG bytes; raises CorruptSampleError where they are not those written, or OSError."""
         split = self._split
         shard = split.shard_names[split.shard_of(position)]
         data = self._files.read(split.folder / shard, int(split.offsets[position]), int(split.num_bytes[position]))
         if int.from_bytes(hashlib.sha256(data).digest()[:8]) != int(split.checksums[position]):
-            raise CorruptSampleError(
-                f"{split.folder / shard}: sample {split.key(position)} has other bytes than were written; "
-                f"`in21k verify --deep {split.folder}` lists all such"
-            )
+            raise CorruptSampleError(position, "has other bytes than were written")
         return data
 
     def close(self) -> None:

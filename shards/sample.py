@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 MAX_KEY_BYTES = 96
@@ -24,11 +24,14 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def make_keys(wnid: str, names: Iterable[str]) -> list[str]:
+def make_keys(wnid: str, names: Iterable[str], others: Collection[str] = ()) -> list[str]:
     """Return a unique key for each original file name of one class, in their order.
 
     A key is the file's stem where that begins with `<wnid>_`, else `<wnid>_<stem>`: at most 96 characters of
     `[A-Za-z0-9_-]`, others become `_`. (Readers split at the first dot; DALI's index breaks on spaces.)
+
+    `others` are the data set's classes whose name begins with `<wnid>_`: a key that would begin with one of them, and
+    so might be that class's too, gets a `-` after `<wnid>_`.
 
     >>> make_keys("n01440764", ["n01440764_26.JPEG", "my cat.jpg", "my_cat.png"])
     ['n01440764_26', 'n01440764_my_cat', 'n01440764_my_cat-2']
@@ -39,6 +42,8 @@ def make_keys(wnid: str, names: Iterable[str]) -> list[str]:
         stem = name.rpartition("/")[2]
         stem = stem.rpartition(".")[0] or stem
         base = _UNSAFE.sub("_", stem if stem.startswith(f"{wnid}_") else f"{wnid}_{stem}")
+        while any(base.startswith(f"{other}_") for other in others):
+            base = f"{wnid}_-{base[len(wnid) + 1 :]}"
         key, number = base[:MAX_KEY_BYTES], 1
         while key in taken:
             number += 1

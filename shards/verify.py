@@ -14,10 +14,13 @@ import pyarrow as pa
 from PIL import Image
 
 from .dataset import PreparedSet, ShardSet, read_manifest
-from .index import index_path, read_index
+from .files import read_json
+from .index import IndexEntry, index_path, read_index
 from .manifest import pc, read_table
+from .pack import timm_info
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks
 from .sample import checksum
+from .writer import BLOCK_BYTES
 
 MAX_NAMED = 20
 _COLUMNS = ["key", "class_index", "num_bytes", "width", "height", "checksum"]
@@ -123,10 +126,26 @@ def _check_tables(dataset: PreparedSet | ShardSet, manifest: pa.Table) -> Iterat
     yield from (f"{wnid}: in manifest.parquet, but no kept class of classes.parquet" for wnid, _ in stored)
     if pc.count_distinct(manifest["key"]).as_py() != manifest.num_rows:
         yield "manifest.parquet: a key stands twice"
-    if isinstance(dataset, PreparedSet):
+    if isinstance(dataset, ShardSet):
+        yield from _check_shard_counts(dataset, manifest)
+    else:
         num_rejects = read_table(dataset.path / "rejects.parquet").num_rows
         if num_rejects != dataset.info["counts"]["num_rejects"]:
             yield f"rejects.parquet: {num_rejects} rows; dataset.json says {dataset.info['counts']['num_rejects']}"
+
+
+def _check_shard_counts(dataset: ShardSet, manifest: pa.Table) -> Iterator[str]:
+    """Check what dataset.json and timm's `_info.json` say of each shard, which readers rely on."""
+    counted = {row["values"]: row["counts"] for row in pc.value_counts(manifest["shard"]).to_pylist()}
+    said = {shard["name"]: shard["num_samples"] for shards in dataset.info["shards"].values() for shard in shards}
+    for name in sorted({*counted, *said}):
+        if counted.get(name, 0) != said.get(name, 0):
+            yield f"{name}: manifest.parquet has {counted.get(name, 0)} samples; dataset.json {said.get(name, 0)}"
+    try:
+        if read_json(dataset.path / "_info.json") != timm_info(dataset.info):
+            yield "_info.json: differs from dataset.json"
+    except (OSError, ValueError) as error:
+        yield f"_info.json: not readable ({error})"
 
 
 def _check_strays(folder: Path, known: set[Path], *, is_shard: bool) -> Iterator[str]:
@@ -202,6 +221,15 @@ def _check_image(row: dict[str, Any], data: bytes) -> Iterator[str]:
         yield f"{row['key']}: does not decode ({error})"
 
 
+def _index_entries(at: int, row: dict[str, Any]) -> list[IndexEntry]:
+    """Return what the index has to say of a sample: its label, two blocks before the image, and its image."""
+    label = str(row["class_index"])
+    return [
+        IndexEntry("cls", at - 2 * BLOCK_BYTES, len(label), f"{row['key']}.cls"),
+        IndexEntry("jpg", at, row["num_bytes"], f"{row['key']}.jpg"),
+    ]
+
+
 def _check_index(shard: Path, expected: dict[int, dict[str, Any]]) -> Iterator[str]:
     path = index_path(shard)
     if not path.exists():
@@ -212,6 +240,5 @@ def _check_index(shard: Path, expected: dict[int, dict[str, Any]]) -> Iterator[s
     except ValueError as error:
         yield str(error)
         return
-    images = {sample[-1].offset: (sample[-1].name, sample[-1].num_bytes) for sample in entries if sample}
-    if images != {at: (f"{row['key']}.jpg", row["num_bytes"]) for at, row in expected.items()}:
+    if entries != [_index_entries(at, row) for at, row in expected.items()]:
         yield f"its index {path.name} names other samples than the manifest"

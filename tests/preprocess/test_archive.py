@@ -117,14 +117,12 @@ def test_an_archive_that_ends_in_mid_member_is_refused(three_classes: Path) -> N
         scan_class_tars(three_classes)
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
 def test_an_archive_that_ends_in_mid_header_is_refused(three_classes: Path) -> None:
     three_classes.write_bytes(three_classes.read_bytes()[: 10_752 + 100])
     with pytest.raises(ValueError, match=re.escape(str(three_classes))):
         scan_class_tars(three_classes)
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
 def test_an_archive_that_ends_between_members_is_refused(three_classes: Path) -> None:
     """A download that stopped there: nothing marks the end of the tar."""
     three_classes.write_bytes(three_classes.read_bytes()[:10_752])
@@ -132,7 +130,6 @@ def test_an_archive_that_ends_between_members_is_refused(three_classes: Path) ->
         scan_class_tars(three_classes)
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
 def test_an_archive_with_a_damaged_header_is_refused(three_classes: Path) -> None:
     data = bytearray(three_classes.read_bytes())
     data[10_752 + 148 : 10_752 + 156] = b"\xff" * 8
@@ -228,7 +225,6 @@ def test_a_class_tar_that_ends_early_is_named_and_what_is_there_is_listed(tar_of
     assert [reject.reason for reject in rejects] == ["damaged class tar"]
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
 @pytest.mark.parametrize("cut", [2 * 1024 + 100, 2 * 1024])
 def test_a_class_tar_that_ends_in_or_before_a_header_is_named(tar_of: TarOf, cut: int) -> None:
     members, rejects = listed(five_images(tar_of)[:cut])
@@ -236,7 +232,6 @@ def test_a_class_tar_that_ends_in_or_before_a_header_is_named(tar_of: TarOf, cut
     assert [reject.reason for reject in rejects] == ["damaged class tar"]
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a damaged or missing header for the end")
 def test_a_damaged_header_in_a_class_tar_is_named(tar_of: TarOf) -> None:
     data = bytearray(five_images(tar_of))
     data[2 * 1024 + 148 : 2 * 1024 + 156] = b"\xff" * 8

@@ -243,7 +243,6 @@ def test_without_a_class_left_nothing_is_left(tmp_path: Path, raw_archive: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="ZeroDivisionError in the progress")
 def test_class_tars_of_no_bytes_are_classes_without_images(tmp_path: Path, tar_of: Callable[..., bytes]) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"n1.tar": b"", "n2.tar": b""}))
     with pytest.raises(ValueError, match="no class has more than 0 images"):
@@ -263,7 +262,6 @@ def test_a_class_without_training_images_is_refused_with_the_way_out(
         )
 
 
-@pytest.mark.xfail(strict=True, reason="the folder stays, and refuses the settings that the message asks for")
 def test_the_way_out_of_a_class_without_training_images_is_open(
     tmp_path: Path, raw_archive: Path, image_settings: ImageSettings
 ) -> None:
@@ -390,7 +388,6 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
     assert verify(prepared, deep=True).problems == []
 
 
-@pytest.mark.xfail(strict=True, reason="keys are made unique in each class alone")
 def test_keys_are_unique_in_the_whole_data_set(
     tmp_path: Path, draw: Draw, encode: Encode, write_archive: WriteArchive
 ) -> None:

@@ -145,21 +145,7 @@ DAMAGES = {
 }
 
 
-NOT_FOUND = {
-    "cut index line": "read_index ends in IndexError",
-    "index: label elsewhere": "the index is compared by its images alone",
-    "shard miscounted": "counts per shard are not compared",
-    "no _info.json": "_info.json is not looked at",
-}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=NOT_FOUND[name])) if name in NOT_FOUND else name
-        for name in DAMAGES
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_a_shard_set_is_found_without_reading_images(shards_copy: Path, damage: str) -> None:
     spoil, wanted = DAMAGES[damage]
     spoil(shards_copy)
