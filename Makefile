@@ -21,7 +21,7 @@ $(SETUP): pyproject.toml constraints.txt
 	rm -f $(VENV)/.setup-*
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
 	$(BIN)/python -m pip uninstall --quiet --yes $(filter-out nvidia-dali-$(DALI),nvidia-dali-cuda110 nvidia-dali-cuda120 nvidia-dali-cuda130) 2>/dev/null
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,opencv,dali-$(DALI)]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,opencv,dali-$(DALI)]'
 	touch $@
 
 quickstart: setup

