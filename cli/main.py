@@ -25,6 +25,12 @@ class MistakeError(click.ClickException):
         click.echo(f"in21k: {line}", file=file or sys.stderr)
 
 
+class StoppedError(MistakeError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
 class OneLineGroup(click.Group):
     """A group whose commands end with one line, never a traceback, when what they were given cannot work."""
 
@@ -35,6 +41,8 @@ class OneLineGroup(click.Group):
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "in21k"
             raise MistakeError(f"{error.format_message()} (see `{command} --help`)") from error
+        except KeyboardInterrupt:
+            raise StoppedError("stopped; the same command goes on with what is done") from None
         except (ValueError, OSError) as error:
             if os.environ.get(TRACEBACK):
                 raise

@@ -23,13 +23,13 @@ def json_option(command: Command) -> Command:
 
 def overwrite_option(command: Command) -> Command:
     """Add `--overwrite`."""
-    return click.option("--overwrite", is_flag=True, help="Make an existing output of this command anew.")(command)
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output of this command.")(command)
 
 
 def workers_option(command: Command) -> Command:
     """Add `--workers`."""
     return click.option(
-        "--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each core]"
+        "--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one for each core]"
     )(command)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import PATH, device_option, emit, json_option, weights_option
+from .options import PATH, device_option, emit, json_option, overwrite_option, weights_option
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @weights_option
 @click.option("--picture", type=PATH, help="Also draw the images with their labels into this PNG.")
 @device_option
+@overwrite_option
 @json_option
 def predict(
     run_or_checkpoint: Path,
@@ -27,6 +28,7 @@ def predict(
     weights: Literal["last", "best"],
     picture: Path | None,
     device: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Say what each IMAGE shows, from general to particular, with the network of RUN_OR_CHECKPOINT.
@@ -37,6 +39,8 @@ def predict(
     from .. import training
     from ..shards.files import whole_file
 
+    if picture and picture.exists() and (not overwrite or picture.resolve() in [path.resolve() for path in images]):
+        raise ValueError(f"{picture}: exists; give --picture another name, or --overwrite to replace an older picture")
     saved = training.load_run(run_or_checkpoint, weights)
     with training.join_ranks(device) as ranks:
         model = saved.model.to(ranks.device)

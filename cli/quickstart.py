@@ -39,7 +39,7 @@ def main(folder: Path, classes: int, images_per_class: int, sets: tuple[str, ...
     result = _json("validate", run, "--data", shards)
     archive, image = _deepest_image(prepared)
     _run("tar", "-xf", archive, "-C", folder, image.name)
-    _in21k("predict", run, image, "--picture", folder / "prediction.png")
+    _in21k("predict", run, image, "--picture", folder / "prediction.png", "--overwrite")
     click.echo(
         f"\nDone in {clock(time.monotonic() - begun)}. In {folder}/: the raw archive, prepared/, shards/, "
         f"run/ (the network, for timm too), prediction.png\n"

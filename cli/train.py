@@ -56,6 +56,9 @@ def train(
     flags = {"backend": backend, "model": model, "loss": loss}
     settings = _with_image_size(training.resolve_settings(recipe, sets, flags), shards)
     with training.join_ranks(_device(device, settings.backend)) as ranks:
+        facts = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
+        config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
+        training.RunFolder(out).check(config, overwrite=overwrite)
         training.seed_everything(settings)
         network = create_model(
             settings.model, num_classes=len(shards.tree), checkpoint=settings.init, **settings.model_args
@@ -80,7 +83,7 @@ def train(
                     settings=settings,
                     folder=out,
                     ranks=ranks,
-                    data={"shards": shards.fingerprint, "num_samples": shards.num_samples},
+                    data=facts,
                     overwrite=overwrite,
                     progress=progress,
                 )

@@ -63,8 +63,10 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
     else:
         import torch
 
+        buffer = io.BytesIO()
+        torch.save(_as_miil(semantic_tree), buffer)
         with whole_file(out) as aside:
-            torch.save(_as_miil(semantic_tree), aside)
+            aside.write_bytes(buffer.getbuffer())
     click.echo(f"{out}: {len(semantic_tree):,} classes ({file_format})")
 
 

@@ -22,7 +22,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the network's parameters and buffers to a `.safetensors` file."""
     # safetensors refuses tensors that share their storage, so each is copied.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
 def timm_config(

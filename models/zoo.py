@@ -67,7 +67,7 @@ def _check_name(name: str) -> None:
         return
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    raise ValueError(f"unknown model {name!r}{hint}; `in21k models PATTERN` lists the names")
+    raise ValueError(f"unknown model {name!r}{hint}; wanted an architecture of timm (`timm.list_models()`)")
 
 
 def check_image_size(model: nn.Module, image_size: int) -> None:

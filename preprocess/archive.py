@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+DAMAGED = "damaged class tar"
 _CLASS_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -62,6 +63,9 @@ def scan_class_tars(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
     if source.is_dir():
         raise ValueError(f"{source}: is a folder; wanted an archive such as fall11_whole.tar")
     size = source.stat().st_size
+    with source.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ValueError(f"{source}: is gzipped; unpack it first (`gunzip -k {source.name}`), wanted a plain tar")
     try:
         with tarfile.open(source, "r:") as outer:
             for member in outer:
@@ -69,7 +73,7 @@ def scan_class_tars(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
                     continue
                 reason = _outer_problem(member, found)
                 if reason:
-                    rejects.append(Reject(None, member.name, *reason))
+                    rejects.append(Reject(None, _readable(member.name), *reason))
                     continue
                 if member.offset_data + member.size > size:
                     raise ValueError(
@@ -120,7 +124,7 @@ def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list
     rejects: list[Reject] = []
 
     def reject(name: str, reason: str, detail: str) -> None:
-        rejects.append(Reject(archive.wnid, name, reason, detail))
+        rejects.append(Reject(archive.wnid, _readable(name), reason, detail))
 
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as inner:
@@ -141,5 +145,11 @@ def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list
     except tarfile.TarError as error:
         # An empty class tar is a class without images; anything else that is no tar is named.
         if data.strip(b"\0"):
-            rejects.append(Reject(None, archive.name, "damaged class tar", str(error)))
-    return sorted(members.values(), key=lambda member: os.fsencode(member.name)), rejects
+            rejects.append(Reject(None, archive.name, DAMAGED, str(error)))
+    ordered = sorted(members.values(), key=lambda member: os.fsencode(member.name))
+    return [member._replace(name=_readable(member.name)) for member in ordered], rejects
+
+
+def _readable(name: str) -> str:
+    """Return a name from a tar as text that can be written: bytes that are no UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -20,7 +20,7 @@ from ..shards.parallel import OnProgress, Progress, ignore_progress, run_tasks
 from ..shards.sample import checksum
 from ..shards.tree import SemanticTree
 from ..shards.writer import TarWriter
-from .archive import ClassArchive, Member, Reject, list_members, scan_class_tars
+from .archive import DAMAGED, ClassArchive, Member, Reject, list_members, scan_class_tars
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .resize import RESIZERS
 from .select import SelectSettings, split_members
@@ -220,6 +220,13 @@ def _check_parts(
             f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {select.val_per_class} are "
             f"for validation and {len(bare[0].rejects)} were rejected ({len(bare)} such classes); "
             "lower --val-per-class or raise --rare-threshold"
+        )
+    damaged = [reject for part in parts for reject in part.rejects if reject.reason == DAMAGED]
+    if damaged and max_reject_rate < 1:
+        raise ValueError(
+            f"{source}: {len(damaged)} class tars are damaged, and nobody knows how many images are lost with them "
+            f"(the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive again, "
+            "or go on without them with --max-reject-rate 1"
         )
     rejects = [reject for part in kept for reject in part.rejects]
     num_members = sum(part.num_members for part in kept)

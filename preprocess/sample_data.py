@@ -52,6 +52,7 @@ _WNIDS = """
     n01845132 n01846331 n02799897 n04038727 n07597145 n07642471 n01491874 n01680478 n01859496
 """
 WNIDS = tuple(_WNIDS.split())
+_COMMENT = "in21k sample-data"
 MIN_CLASSES = 8
 QUALITIES = (75, 80, 85, 90, 92, 95)
 _UPRIGHT_TO_STORED = {
@@ -167,21 +168,21 @@ def write_sample_archive(
     num_classes:  the first so many of WNIDS, 8 to all of them; 24 reach levels 0..4 under four top classes.
     oddities:     replace one image by each of ODDITIES, and add a README.txt to a class tar and to the outer tar;
                   five of these are no images (at 24 x 60 that is 0.3 %).
-    overwrite:    replace another file of that name.
+    overwrite:    replace another sample archive of that name; no other file is ever replaced.
     on_progress:  called after each image with the number of images written since the last call.
 
     Raises ValueError for numbers out of range, and for another file at `out` unless `overwrite`.
     """
     _check(num_classes, images_per_class, seed, oddities)
     # A tar's comment: readers of tars pass over it, and the next call knows the archive by it.
-    comment = f"in21k sample-data, {num_classes} x {images_per_class}, seed {seed}, {oddities=}"
+    comment = f"{_COMMENT}, {num_classes} x {images_per_class}, seed {seed}, {oddities=}"
     wnids = sorted(WNIDS[:num_classes])
     placed = _placed(wnids, images_per_class, seed) if oddities else {}
     members = {wnid: _members(wnid, images_per_class, seed, placed) for wnid in wnids}
     odd_names = {f"{wnid}/{name}": kind for wnid in wnids for name, kind in members[wnid] if kind}
     if oddities:
         odd_names |= {README: "README", f"{wnids[0]}/{README}": "README"}
-    if overwrite or not _is_there(out, comment):
+    if not _is_there(out, comment, overwrite=overwrite):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as aside, tarfile.open(aside, "w", pax_headers={"comment": comment}) as archive:
             if oddities:
@@ -196,18 +197,27 @@ def write_sample_archive(
     return SampleArchive(num_classes, num_images, out.stat().st_size, build_tree(wnids), odd_names)
 
 
-def _is_there(out: Path, comment: str) -> bool:
-    """Tell whether `out` is the archive of that comment already; raises ValueError where it is another file."""
+def _is_there(out: Path, comment: str, *, overwrite: bool) -> bool:
+    """Tell whether `out` is the archive of that comment already.
+
+    Raises ValueError for another file, unless it is a sample archive too and `overwrite` asks to replace it.
+    """
     if not out.exists():
         return False
+    found = ""
     try:
         with tarfile.open(out, "r:") as archive:
-            if archive.pax_headers.get("comment") == comment:
-                log.info("%s: finished already; nothing to do", out)
-                return True
+            found = archive.pax_headers.get("comment", "")
     except (tarfile.TarError, OSError):
-        pass  # not a tar of ours: the refusal below is what there is to say
-    raise ValueError(f"{out}: exists and is another archive; give another name, or --overwrite to replace it")
+        pass  # no tar at all: the refusal below is what there is to say
+    if found == comment and not overwrite:
+        log.info("%s: finished already; nothing to do", out)
+        return True
+    if not found.startswith(_COMMENT):
+        raise ValueError(f"{out}: exists and is no sample archive; give another name")
+    if not overwrite:
+        raise ValueError(f"{out}: is another sample archive; give another name, or --overwrite to replace it")
+    return False
 
 
 def _check(num_classes: int, images_per_class: int, seed: int, oddities: bool) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,3 +173,20 @@ def build_tree(wnids: Sequence[str] | Iterable[str], wordnet: WordNet | None = N
             node = parent_of(node, wordnet, choice)
         parents.append(index_of[node] if node is not None else -1)
     return SemanticTree.from_parents(wnids, [wordnet.name(w) if w in wordnet else w for w in wnids], parents)
+
+
+def main(folder: str) -> None:
+    """Write the packaged table from a folder of WordNet files: `python -m in21k.preprocess.wordnet FOLDER`."""
+    encoding = {
+        "offset": "DELTA_BINARY_PACKED",
+        "name": "DELTA_BYTE_ARRAY",
+        "definition": "DELTA_LENGTH_BYTE_ARRAY",
+        "hypernyms.list.element": "DELTA_BINARY_PACKED",
+    }
+    pq.write_table(
+        read_nouns(Path(folder)), NOUNS, compression="brotli", use_dictionary=False, column_encoding=encoding
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -47,6 +47,18 @@ class Dataset:
                 f"{self.path}: version {self.info.get('version')!r} of the format; this in21k reads {VERSION}"
             )
 
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """Raise ValueError where dataset.json lacks what the properties below read."""
+        try:
+            sum(self.num_samples.values())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> ValueError:
+        return ValueError(f"{self.path}: its dataset.json is damaged; make the folder again with `{self.made_by}`")
+
     @cached_property
     def tree(self) -> SemanticTree:
         """The semantic tree over the kept classes."""
@@ -82,6 +94,12 @@ class ShardSet(Dataset):
     format = "in21k-shards"
     made_by = "in21k shard"
     contents = ("classes.parquet", "tree.json", "manifest.parquet", "_info.json", "README.md", "train", "val")
+
+    def _check_shape(self) -> None:
+        super()._check_shape()
+        images, shards = self.info.get("images"), self.info.get("shards")
+        if not isinstance(images, dict) or not isinstance(shards, dict) or {"resize", "size"} - images.keys():
+            raise self._damaged()
 
     @property
     def fingerprint(self) -> str:

@@ -19,13 +19,23 @@ WORK = ".work"
 
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well, and goes otherwise."""
+    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well, and goes otherwise.
+
+    Raises ValueError where no file can have that name; an OSError that names no file (a full disk) gets its name.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; wanted the name of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     aside = path.with_name(path.name + ".tmp")
     try:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

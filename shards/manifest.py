@@ -88,6 +88,8 @@ class TableWriter(AbstractContextManager["TableWriter"]):
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet table (some columns); raises ValueError, naming the file, where it is none or lacks a column."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
     try:
         return pq.read_table(path, columns=columns, use_threads=True)
     except pa.ArrowException as error:

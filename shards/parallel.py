@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +24,8 @@ class Progress(NamedTuple):
 
 OnProgress: TypeAlias = Callable[[Progress], None]
 
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -35,6 +39,14 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this worker when its parent is killed: it must not write on beside the next run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells the workers
+
+
 def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """Yield `function(task)` for each task, as they finish, from `workers` processes (1: this process itself).
 
@@ -45,7 +57,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
         yield from map(function, tasks)
         return
     # Spawned, not forked: pyarrow's threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_die_with_parent, initargs=(os.getpid(),))
     waiting = iter(tasks)
     running: set[Future[Result]] = set()
     try:

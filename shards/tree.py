@@ -84,7 +84,9 @@ class SemanticTree:
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {content['format']!r} version {content['version']!r}")
             return cls.from_parents(content["wnids"], content["names"], content["parents"])
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path}: no {FORMAT} of version {VERSION} (it lacks {error})") from error
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: no {FORMAT} of version {VERSION} ({error})") from error
 
     def save(self, path: str | Path) -> None:

@@ -74,6 +74,9 @@ def verify(
 
     Raises ValueError where the manifest itself cannot be read.
     """
+    missing = [name for name in dataset.contents if "." in name and not (dataset.path / name).is_file()]
+    if missing:
+        return Verdict(0, 0, [f"{name}: missing" for name in missing])
     manifest = read_manifest(dataset)
     problems = list(_check_tables(dataset, manifest))
     is_shard = isinstance(dataset, ShardSet)

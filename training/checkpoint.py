@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from collections.abc import Mapping
@@ -24,8 +25,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     content: tensors, numbers, text, None, and dicts, lists and tuples of them: what a weights-only load takes.
     """
+    # By way of memory: torch's own file writer ends a full disk in a RuntimeError that names no file.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     with whole_file(path) as aside:
-        torch.save({"format": FORMAT, "version": VERSION, **content}, aside)
+        aside.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

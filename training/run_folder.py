@@ -60,14 +60,16 @@ class RunFolder:
         """Return the metrics of a finished run; raises ValueError where it is not."""
         return read_json(self.path / "metrics.json")
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the folder is new, empty, or a run of this configuration (finished or not)."""
+    def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Raise ValueError unless the folder is new, empty, or a run: of this configuration, or any if `overwrite`."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; wanted a folder to write to")
         found = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
         if "config.yaml" not in found:
             if found not in ([], ["config.yaml.tmp"]):  # the second: killed while it wrote its first file
                 raise ValueError(f"{self.path}: holds other files ({found[0]}, ...); give a new or an empty folder")
+            return
+        if overwrite:
             return
         differences = differing(_fixed(read_config(self.path / "config.yaml")), _fixed(config))
         if differences:
@@ -78,8 +80,7 @@ class RunFolder:
 
     def take(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder this process's to write to, emptied if `overwrite`; raises ValueError as `check` does."""
-        if not (overwrite and (self.path / "config.yaml").is_file()):
-            self.check(config)
+        self.check(config, overwrite=overwrite)
         if self.finished and not overwrite:
             return
         self.path.mkdir(parents=True, exist_ok=True)

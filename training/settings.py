@@ -12,6 +12,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+# Beyond these a number is a slip of the finger.
+_MOST = {
+    "batch_size": 1_000_000,
+    "epochs": 1_000_000,
+    "validate_every_epochs": 1_000_000,
+    "max_steps": 10**12,
+    "image_size": 8192,
+    "workers": 1024,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from in21k.datapipe import backends
 
@@ -165,3 +170,61 @@ def test_what_is_no_image_is_named(trained: Path, tmp_path: Path) -> None:
     note.write_text("not an image")
     assert_refused(run("predict", trained, note, "--picture", tmp_path / "out.png"), "note.jpg", "not an image")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_picture_never_replaces_what_it_was_not_asked_to(trained: Path, tmp_path: Path) -> None:
+    photo, picture = tmp_path / "photo.png", tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(photo)
+    before = photo.read_bytes()
+    assert_refused(run("predict", trained, photo, "--picture", photo, "--overwrite"), "photo.png: exists")
+    assert photo.read_bytes() == before
+    assert run("predict", trained, photo, "--picture", picture).exit_code == 0
+    assert_refused(run("predict", trained, photo, "--picture", picture), "--overwrite")
+    assert run("predict", trained, photo, "--picture", picture, "--overwrite").exit_code == 0
+
+
+def test_sample_data_replaces_sample_archives_alone(tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("years of work")
+    assert_refused(run("sample-data", note, "--overwrite"), "no sample archive")
+    assert_refused(run("sample-data", tmp_path, "--overwrite"), str(tmp_path))
+    assert note.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"format": "in21k-shards", "version": 1, "counts": 5}', "no JSON"])
+def test_a_damaged_dataset_json_is_named(content: str, shards: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(shards, tmp_path / "shards")
+    (damaged / "dataset.json").write_text(content)
+    assert_refused(run("verify", damaged), str(damaged))
+    assert_refused(run("train", "--data", damaged, "--out", tmp_path / "run"), str(damaged))
+
+
+@pytest.mark.parametrize("name", ["classes.parquet", "manifest.parquet", "tree.json", "_info.json", "README.md"])
+def test_verify_names_a_missing_table(name: str, shards: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(shards, tmp_path / "shards")
+    (damaged / name).unlink()
+    result = run("verify", damaged)
+    assert result.exit_code == 1
+    assert f"{name}: missing" in result.stdout
+
+
+def test_a_gzipped_archive_is_told_how_to_be_unpacked(raw: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "raw.tar.gz"
+    packed.write_bytes(gzip.compress(raw.read_bytes()[:20_000]))
+    assert_refused(run("preprocess", "raw-tar", packed, tmp_path / "out"), "gunzip -k raw.tar.gz")
+
+
+def test_a_disk_that_is_full_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "tree.csv"
+    assert_refused(run("tree", "export", trained, out, "--format", "csv"), "tree.csv: No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_an_export_needs_a_folder(trained: Path, tmp_path: Path) -> None:
+    for file_format in ("json", "csv", "miil"):
+        words = ("tree", "export", trained, tmp_path / "nowhere" / "tree", "--format", file_format)
+        assert_refused(run(*words), "there is no folder")

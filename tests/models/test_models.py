@@ -37,7 +37,7 @@ def test_a_model_has_as_many_outputs_as_asked_for() -> None:
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'resnet51'; nearest: .*resnet50.*in21k models"):
+    with pytest.raises(ValueError, match=r"unknown model 'resnet51'; nearest: .*resnet50.*timm.list_models"):
         create_model("resnet51")
     with pytest.raises(ValueError, match="unknown model"):
         create_model("hf-hub:someone/model")

@@ -292,9 +292,18 @@ def odd_archive(tmp_path: Path, draw: Draw, encode: Encode, write_archive: Write
     )
 
 
+def test_a_damaged_class_tar_fails_the_run_and_is_left_out_when_asked(tmp_path: Path, odd_archive: Path) -> None:
+    """A class of which nobody knows the size must not pass for a rare one."""
+    out, select = tmp_path / "out", SelectSettings(rare_threshold=6, val_per_class=2)
+    with pytest.raises(ValueError, match=r"1 class tars are damaged.*n02051845\.tar.*--max-reject-rate 1"):
+        prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=0.99)
+    assert not (out / "dataset.json").exists()
+    assert prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=1).num_samples
+
+
 def test_what_is_not_stored_is_listed_with_its_reason(tmp_path: Path, odd_archive: Path) -> None:
     select = SelectSettings(rare_threshold=6, val_per_class=2)
-    prepared = prepare_raw_tar(odd_archive, tmp_path / "out", select=select, image=SMALL, max_reject_rate=0.5)
+    prepared = prepare_raw_tar(odd_archive, tmp_path / "out", select=select, image=SMALL, max_reject_rate=1)
     rejects = rejects_of(prepared)
     assert [(row["wnid"], row["name"], row["reason"]) for row in rejects] == [
         ("n01503061", "n01503061_5.JPEG", "empty"),
@@ -326,8 +335,14 @@ def test_a_rejected_validation_image_is_not_replaced(
     assert prepared.num_samples == {"train": 3, "val": 1}
 
 
-def test_more_rejects_than_allowed_are_refused_and_a_higher_rate_goes_on(tmp_path: Path, odd_archive: Path) -> None:
+def test_more_rejects_than_allowed_are_refused_and_a_higher_rate_goes_on(
+    tmp_path: Path, draw: Draw, encode: Encode, write_archive: WriteArchive
+) -> None:
     """3 of the 8 members of kept classes are rejected; those that belong to no class do not count."""
+    good = {f"n01503061_{number}.JPEG": encode(draw(seed=number)) for number in range(5)}
+    odd = {"n01503061_5.JPEG": b"", "n01503061_6.JPEG": encode(draw())[:-200], "notes.txt": b"hello"}
+    few = {"n01858441_0.JPEG": b"", "more.txt": b"hello"}
+    odd_archive = write_archive(tmp_path / "odd.tar", {"n01503061": good | odd, "n01858441": few}, {"README": b"hello"})
     out, select = tmp_path / "out", SelectSettings(rare_threshold=6, val_per_class=2)
     with pytest.raises(ValueError, match=r"3 of 8 members were rejected, more than --max-reject-rate 0\.37 allows"):
         prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=0.37)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -47,3 +49,17 @@ def test_a_worker_that_dies_is_told_with_the_way_out() -> None:
 
 def test_there_is_a_core_to_work_on() -> None:
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+def test_workers_die_with_a_parent_that_is_killed() -> None:
+    """They would write on beside the next run, and hold its pipes open."""
+    program = (
+        "from in21k.shards.parallel import run_tasks\n"
+        "task = 'import os, time; os.write(1, b\"up\"); time.sleep(3600)'\n"
+        "list(run_tasks(exec, [task] * 2, 2))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read(4) == b"upup"
+        parent.kill()
+        assert parent.stdout.read() == b""  # comes to its end only when no process holds the pipe
