@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from in21k.preprocess.archive import list_members, scan_class_tars
+from in21k.preprocess.archive import list_members, open_raw_tar
 from in21k.preprocess.image import ImageSettings, store_image
 
 ARCHIVE = Path(__file__).parents[1] / ".." / "shared" / "data" / "fall11-mini.tar"
@@ -25,7 +25,7 @@ ROUNDS = 3
 def large_images(archive: Path) -> list[bytes]:
     """Return the images of an archive that are larger than what is stored."""
     found: list[bytes] = []
-    for class_archive in scan_class_tars(archive)[0]:
+    for class_archive in open_raw_tar(archive).classes:
         data = class_archive.read()
         for member in list_members(class_archive, data)[0]:
             image = data[member.offset : member.offset + member.num_bytes]

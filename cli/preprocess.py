@@ -63,7 +63,9 @@ def raw_tar(
     as_json: bool,
     **image: Any,
 ) -> None:
-    """Prepare SOURCE, a tar of class tars such as fall11_whole.tar, into the folder OUT.
+    """Prepare SOURCE, a tar of class tars such as fall11_whole.tar or winter21_whole.tar.gz, into the folder OUT.
+
+    `-` reads the tar, gzipped or not, from standard input.
 
     Nothing is extracted and every image is read once; a worker holds one class tar in memory. A run that was stopped
     goes on with the same command.

@@ -1,17 +1,31 @@
-"""Reading raw archives without extracting them: a tar of class tars."""
+"""Reading raw archives without extracting them: a tar of class tars, plain, gzipped, or a stream."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
+import sys
 import tarfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tarfile import ReadError
+from typing import Any, NamedTuple, Self
+
+import rapidgzip
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"
+STDIN = Path("-")
+GZIP = b"\x1f\x8b"
+MAX_PADDING_BYTES = 1 << 20  # tar pads to 10 KiB, or to the block size of a tape
+_BAD_HEADERS: Any = tuple(
+    getattr(tarfile, name) for name in ("EmptyHeaderError", "TruncatedHeaderError", "InvalidHeaderError")
+)
 _CLASS_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -34,16 +48,19 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassArchive:
-    """A class tar inside a raw archive: `num_bytes` at `offset` of the file `source`."""
+    """A class tar inside a raw archive: `num_bytes` at `offset` of the file `source`, or `data`, out of a stream."""
 
     source: Path
     wnid: str
     name: str
     offset: int
     num_bytes: int
+    data: bytes | None = field(default=None, repr=False)
 
     def read(self) -> bytes:
         """Read the class tar whole, in one sequential sweep; raises ValueError where the archive got shorter."""
+        if self.data is not None:
+            return self.data
         with self.source.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.num_bytes)
@@ -52,57 +69,133 @@ class ClassArchive:
         return data
 
 
-def scan_class_tars(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
-    """List the class tars of a raw archive by its outer headers alone, and the members that are none.
+@dataclass(frozen=True)
+class RawTar:
+    """A raw archive: its class tars, to be walked once, and what is known of it before.
 
-    Raises ValueError for a file that is no tar, that ends in mid-member, or that holds no class tar; OSError for one
-    that cannot be read.
+    num_bytes:    of the file; None for standard input.
+    names:        the classes, sorted; None where only the walk will tell (a stream).
+    class_bytes:  the bytes of all class tars; None likewise.
+    rejects:      members that are no class tar; complete when the walk is.
+    position:     tells how many of `num_bytes` the walk has read.
     """
-    found: dict[str, ClassArchive] = {}
+
+    name: str
+    num_bytes: int | None
+    classes: Iterable[ClassArchive]
+    rejects: list[Reject]
+    names: list[str] | None = None
+    class_bytes: int | None = None
+    position: Callable[[], int] = lambda: 0
+
+
+def open_raw_tar(source: Path) -> RawTar:
+    """Open a tar of class tars: plain (its outer headers are read), gzipped, or standard input (`-`).
+
+    A plain archive lets the workers read; a stream is read once, front to back, a class tar at a time. Raises
+    ValueError for what is no such archive, in a stream where the walk finds it out; OSError for what cannot be read.
+    """
     rejects: list[Reject] = []
+    if source == STDIN:
+        return RawTar("-", None, _Stream(source, rejects), rejects)
     if source.is_dir():
         raise ValueError(f"{source}: is a folder; wanted an archive such as fall11_whole.tar")
     size = source.stat().st_size
     with source.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError(f"{source}: is gzipped; unpack it first (`gunzip -k {source.name}`), wanted a plain tar")
-    try:
-        with tarfile.open(source, "r:") as outer:
-            for member in outer:
-                if member.isdir():
-                    continue
-                reason = _outer_problem(member, found)
-                if reason:
-                    rejects.append(Reject(None, _readable(member.name), *reason))
-                    continue
-                if member.offset_data + member.size > size:
-                    raise ValueError(
-                        f"{source}: ends inside {member.name}: {member.offset_data + member.size:,} bytes are needed, "
-                        f"it has {size:,}; copy or download the archive again"
-                    )
-                wnid = Path(member.name).stem
-                found[wnid] = ClassArchive(source, wnid, member.name, member.offset_data, member.size)
-            _check_end(outer)
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"{source}: not a tar, or damaged ({error}); wanted a tar of class tars such as fall11_whole.tar"
-        ) from error
+        if file.read(2) == GZIP:
+            stream = _Stream(source, rejects)
+            return RawTar(source.name, size, stream, rejects, position=stream.position)
+    archives = scan_class_tars(source, rejects)
+    total = sum(archive.num_bytes for archive in archives)
+    return RawTar(source.name, size, archives, rejects, sorted(archive.wnid for archive in archives), total)
+
+
+def scan_class_tars(source: Path, rejects: list[Reject]) -> list[ClassArchive]:
+    """List the class tars of a plain archive by its outer headers alone; members that are none go to `rejects`.
+
+    Raises ValueError for a file that is no tar, that ends in mid-member, or that holds no class tar; OSError for one
+    that cannot be read.
+    """
+    size = source.stat().st_size
+    archives: list[ClassArchive] = []
+    with _named_errors(source), tarfile.open(source, "r:", tarinfo=_StrictTarInfo) as outer:
+        for member, wnid in _class_members(source, outer, rejects):
+            if member.offset_data + member.size > size:
+                raise ValueError(
+                    f"{source}: ends inside {member.name}: {member.offset_data + member.size:,} bytes are needed, "
+                    f"it has {size:,}; copy or download the archive again"
+                )
+            archives.append(ClassArchive(source, wnid, member.name, member.offset_data, member.size))
+        with source.open("rb") as file:
+            file.seek(outer.offset)
+            _check_rest(file)
+    return archives
+
+
+class _Stream:
+    """The class tars of a gzipped file, or of standard input (gzipped or not), with their bytes, as they come."""
+
+    def __init__(self, source: Path, rejects: list[Reject]) -> None:
+        self._source, self._rejects = source, rejects
+        self._file: Any = None
+
+    def position(self) -> int:
+        """Return how many bytes of the file were read."""
+        return self._file.tell() if self._file and not self._file.closed else 0
+
+    def __iter__(self) -> Iterator[ClassArchive]:
+        source = Path("standard input") if self._source == STDIN else self._source
+        with ExitStack() as stack:
+            stack.enter_context(_named_errors(source))
+            stream = self._open(stack)
+            outer = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo))
+            for member, wnid in _class_members(source, outer, self._rejects):
+                content = outer.extractfile(member)
+                data = content.read() if content else b""
+                if len(data) != member.size:
+                    raise ReadError(f"it ends inside {member.name}")
+                yield ClassArchive(source, wnid, member.name, member.offset_data, member.size, data)
+            _check_rest(stream)  # which has the checksum of a gzipped stream compared, too
+
+    def _open(self, stack: ExitStack) -> Any:
+        if self._source == STDIN:
+            stdin: Any = sys.stdin.buffer
+            # Standard input cannot seek, as the parallel decompressor wants to.
+            return stack.enter_context(gzip.open(stdin)) if stdin.peek(2)[:2] == GZIP else stdin
+        self._file = stack.enter_context(self._source.open("rb"))
+        return stack.enter_context(rapidgzip.open(self._file, parallelization=0))  # 0: on every core
+
+
+def _check_rest(file: Any) -> None:
+    """Raise ReadError where more than padding follows: zeros in a damaged tar pass for its end."""
+    num_bytes = 0
+    while chunk := file.read(1 << 16):
+        num_bytes += len(chunk)
+        if num_bytes > MAX_PADDING_BYTES or chunk.strip(b"\0"):
+            raise ReadError("more follows where the tar seems to end")
+
+
+def _class_members(
+    source: Path, outer: tarfile.TarFile, rejects: list[Reject]
+) -> Iterator[tuple[tarfile.TarInfo, str]]:
+    """Yield the members that are class tars, with their wnid; others go to `rejects`. Raises ValueError for none."""
+    found: dict[str, str] = {}
+    for member in outer:
+        if member.isdir():
+            continue
+        path = PurePosixPath(member.name)
+        problem = _outer_problem(member, path, found)
+        if problem:
+            rejects.append(Reject(None, _readable(member.name), *problem))
+            continue
+        found[path.stem] = member.name
+        yield member, path.stem
     if not found:
         held = f"its first member is {rejects[0].name}" if rejects else "it is empty"
         raise ValueError(f"{source}: holds no class tars ({held}); wanted members such as n01440764.tar")
-    return list(found.values()), rejects
 
 
-def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise ReadError unless the walk ended at a tar's end: tarfile takes a damaged or missing header for it too."""
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"at byte {archive.offset:,} there is neither a member nor the end of the tar")
-
-
-def _outer_problem(member: tarfile.TarInfo, found: dict[str, ClassArchive]) -> tuple[str, str] | None:
-    path = Path(member.name)
+def _outer_problem(member: tarfile.TarInfo, path: PurePosixPath, found: Mapping[str, str]) -> tuple[str, str] | None:
     if not member.isreg() or member.sparse is not None:
         return "not a regular file", f"tar member type {member.type!r}"
     if path.suffix != ".tar":
@@ -110,8 +203,32 @@ def _outer_problem(member: tarfile.TarInfo, found: dict[str, ClassArchive]) -> t
     if not _CLASS_NAME.fullmatch(path.stem):
         return "no class", "a class is named by letters, digits, '_' and '-' alone"
     if path.stem in found:
-        return "duplicate", f"{found[path.stem].name} came first"
+        return "duplicate", f"{found[path.stem]} came first"
     return None
+
+
+@contextmanager
+def _named_errors(source: Path) -> Generator[None]:
+    """Turn what tarfile and the decompressors raise into a ValueError that names the archive."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, RuntimeError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{source}: not a tar, or damaged ({error}); wanted a tar of class tars such as fall11_whole.tar"
+        ) from error
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged or missing header after the first member for the end of the archive; this does not."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:  # tarfile's own name for it
+        """Read the next header; raises ReadError unless there is one, or the end of the archive in its place."""
+        try:
+            return super().fromtarfile(tarfile)
+        except _BAD_HEADERS as error:
+            at = f"at byte {tarfile.offset:,} there is neither a member nor the end of the tar"
+            raise ReadError(f"{at} ({error})") from error
 
 
 def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list[Reject]]:
@@ -127,7 +244,7 @@ def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list
         rejects.append(Reject(archive.wnid, _readable(name), reason, detail))
 
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as inner:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=_StrictTarInfo) as inner:
             for member in inner:
                 if member.isdir():
                     continue
@@ -141,7 +258,7 @@ def list_members(archive: ClassArchive, data: bytes) -> tuple[list[Member], list
                     reject(member.name, "duplicate", "an earlier member has the same name")
                 else:
                     members[member.name] = Member(member.name, member.offset_data, member.size)
-            _check_end(inner)
+            _check_rest(io.BytesIO(data[inner.offset :]))
     except tarfile.TarError as error:
         # An empty class tar is a class without images; anything else that is no tar is named.
         if data.strip(b"\0"):

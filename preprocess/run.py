@@ -20,7 +20,7 @@ from ..shards.parallel import OnProgress, Progress, ignore_progress, run_tasks
 from ..shards.sample import checksum
 from ..shards.tree import SemanticTree
 from ..shards.writer import TarWriter
-from .archive import DAMAGED, ClassArchive, Member, Reject, list_members, scan_class_tars
+from .archive import DAMAGED, ClassArchive, Member, RawTar, Reject, list_members, open_raw_tar
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .resize import RESIZERS
 from .select import SelectSettings, split_members
@@ -68,17 +68,17 @@ def prepare_raw_tar(
     overwrite: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> PreparedSet:
-    """Turn a tar of class tars into a prepared data set at `out`: prune, split, resize.
+    """Turn a tar of class tars (see `open_raw_tar`) into a prepared data set at `out`: prune, split, resize.
 
-    Every image is read once, nothing is extracted; a worker holds one class tar in memory. Classes that an earlier,
-    killed run of the same settings finished are kept. Raises ValueError for a source that is no such archive, an output
-    of other settings, no class left, a class without training images, or more rejects than `max_reject_rate` of the
-    kept classes' members.
+    Every image is read once, nothing is extracted; a worker holds one class tar in memory, and of a stream two more for
+    each worker wait. Classes that an earlier, killed run of the same settings finished are kept. Raises ValueError for
+    a source that is no such archive, an output of other settings, no class left, a class without training images, or
+    more rejects than `max_reject_rate` of the kept classes' members.
     """
-    archives, strays = scan_class_tars(source)
+    archive = open_raw_tar(source)
     wordnet = wordnet or WordNet.packaged()
     made_from = {
-        "source": {"name": source.name, "num_bytes": source.stat().st_size},
+        "source": {"name": archive.name, "num_bytes": archive.num_bytes},
         "settings": {
             **asdict(select),
             **asdict(image),
@@ -90,15 +90,20 @@ def prepare_raw_tar(
     if folder.finished:
         return PreparedSet(out)
     with folder:
-        parts = _run_classes(archives, folder, select, image, workers, on_progress)
-        _check_parts(parts, folder, source, select, max_reject_rate)
-        _write_tables(out, folder.work, parts, strays, wordnet)
-        folder.finish(_describe(parts, strays))
+        try:
+            parts = _run_classes(archive, folder, select, image, workers, on_progress)
+        except ValueError:
+            if not any((folder.work / "classes").glob("*.json")):
+                folder.discard()  # only here does a stream turn out to be no archive
+            raise
+        _check_parts(parts, folder, source, select, max_reject_rate, is_stream=archive.names is None)
+        _write_tables(out, folder.work, parts, archive.rejects, wordnet)
+        folder.finish(_describe(parts, archive.rejects))
     return PreparedSet(out)
 
 
 def _run_classes(
-    archives: Sequence[ClassArchive],
+    archive: RawTar,
     folder: OutputFolder,
     select: SelectSettings,
     image: ImageSettings,
@@ -108,31 +113,35 @@ def _run_classes(
     parts_folder = folder.work / "classes"
     for path in (parts_folder, *(folder.path / split for split in SPLITS)):
         path.mkdir(exist_ok=True)
-    wnids = sorted(archive.wnid for archive in archives)
-
-    def begin_with(prefix: str) -> list[str]:
-        return wnids[bisect_left(wnids, prefix) : bisect_left(wnids, prefix + "\x7f")]
-
-    tasks = [
-        _ClassTask(a, folder.path, parts_folder / a.wnid, select, image, begin_with(f"{a.wnid}_")) for a in archives
-    ]
-    parts = [_ClassPart.load(_done_mark(task)) for task in tasks if _done_mark(task).exists()]
-    total = max(1, sum(archive.num_bytes for archive in archives))
-    for part in run_tasks(_run_class, [task for task in tasks if not _done_mark(task).exists()], workers):
+    parts = [_ClassPart.load(path) for path in sorted(parts_folder.glob("*.json"))]
+    done = {part.wnid for part in parts}
+    tasks = (
+        _ClassTask(each, folder.path, parts_folder / each.wnid, select, image, _longer(each.wnid, archive.names or []))
+        for each in archive.classes
+        if each.wnid not in done
+    )
+    images, num_bytes = sum(part.num_raw for part in parts), sum(part.num_bytes for part in parts)
+    num_rejects = sum(len(part.rejects) for part in parts)
+    for part in run_tasks(_run_class, tasks, workers):
         parts.append(part)
-        num_bytes = sum(part.num_bytes for part in parts)
-        on_progress(
-            Progress(
-                fraction=num_bytes / total,
-                images=sum(part.num_raw for part in parts),
-                num_bytes=num_bytes,
-                detail=f"{len(parts)}/{len(tasks)} classes, {sum(len(part.rejects) for part in parts)} rejects",
-            )
-        )
+        images, num_bytes = images + part.num_raw, num_bytes + part.num_bytes
+        num_rejects += len(part.rejects)
+        if archive.class_bytes is not None:
+            fraction = num_bytes / max(1, archive.class_bytes)
+        else:
+            fraction = archive.position() / archive.num_bytes if archive.num_bytes else 0.0
+        of_all = f"/{len(archive.names)}" if archive.names else ""
+        on_progress(Progress(fraction, images, num_bytes, f"{len(parts)}{of_all} classes, {num_rejects} rejects"))
     for split in SPLITS:
         if not any((folder.path / split).iterdir()):
             (folder.path / split).rmdir()
     return sorted(parts, key=lambda part: part.wnid)
+
+
+def _longer(wnid: str, names: Sequence[str]) -> list[str]:
+    """Return those of the sorted names that begin with `<wnid>_`."""
+    prefix = f"{wnid}_"
+    return list(names[bisect_left(names, prefix) : bisect_left(names, prefix + "\x7f")])
 
 
 def _done_mark(task: _ClassTask) -> Path:
@@ -203,9 +212,22 @@ def _store_split(
 
 
 def _check_parts(
-    parts: Sequence[_ClassPart], folder: OutputFolder, source: Path, select: SelectSettings, max_reject_rate: float
+    parts: Sequence[_ClassPart],
+    folder: OutputFolder,
+    source: Path,
+    select: SelectSettings,
+    max_reject_rate: float,
+    *,
+    is_stream: bool,
 ) -> None:
     kept = [part for part in parts if part.kept]
+    names = [part.wnid for part in kept]
+    ambiguous = [(name, longer) for name in names for longer in _longer(name, names)] if is_stream else []
+    if ambiguous:
+        raise ValueError(
+            f"{source}: the classes {ambiguous[0][0]} and {ambiguous[0][1]} could give images the same key, which a "
+            "stream tells too late; give the archive as a plain file"
+        )
     if not kept:
         largest = max(parts, key=lambda part: part.num_raw)
         folder.discard()

@@ -208,10 +208,16 @@ def test_verify_names_a_missing_table(name: str, shards: Path, tmp_path: Path) -
     assert f"{name}: missing" in result.stdout
 
 
-def test_a_gzipped_archive_is_told_how_to_be_unpacked(raw: Path, tmp_path: Path) -> None:
-    packed = tmp_path / "raw.tar.gz"
-    packed.write_bytes(gzip.compress(raw.read_bytes()[:20_000]))
-    assert_refused(run("preprocess", "raw-tar", packed, tmp_path / "out"), "gunzip -k raw.tar.gz")
+def test_a_gzipped_archive_cut_off_leaves_what_was_done_and_goes_on(raw: Path, tmp_path: Path) -> None:
+    packed, words = gzip.compress(raw.read_bytes()), ("--rare-threshold", 11, "--val-per-class", 2, "--size", 32)
+    source, out = tmp_path / "raw.tar.gz", tmp_path / "out"
+    source.write_bytes(packed[: len(packed) // 2] + bytes(len(packed) - len(packed) // 2))
+    asked = ("preprocess", "raw-tar", source, out, *words, "--max-reject-rate", 0.2, "--workers", 1)
+    assert_refused(run(*asked), "raw.tar.gz", "damaged")
+    assert list((out / ".work" / "classes").glob("*.json"))
+    source.write_bytes(packed)
+    assert run(*asked).exit_code == 0
+    assert run("verify", out, "--deep", "--workers", 1).exit_code == 0
 
 
 def test_a_disk_that_is_full_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import gzip
 import io
+import random
 import re
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.archive import ClassArchive, Member, Reject, list_members, scan_class_tars
+from in21k.preprocess.archive import ClassArchive, Member, Reject, list_members, open_raw_tar
 
 TarOf = Callable[..., bytes]
+
+
+def scanned(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
+    raw = open_raw_tar(source)
+    return list(raw.classes), raw.rejects
 
 
 def special(name: str, member_type: bytes, target: str = "") -> tarfile.TarInfo:
@@ -33,7 +41,7 @@ def test_class_tars_are_found_wherever_they_lie_and_read_from_there(tmp_path: Pa
     source.write_bytes(
         tar_of({"fall11": special("fall11", tarfile.DIRTYPE), "n01440764.tar": one, "fall11/deep/n01443537.tar": two})
     )
-    archives, rejects = scan_class_tars(source)
+    archives, rejects = scanned(source)
     assert [(archive.wnid, archive.name) for archive in archives] == [
         ("n01440764", "n01440764.tar"),
         ("n01443537", "fall11/deep/n01443537.tar"),
@@ -58,7 +66,7 @@ def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Pat
             }
         )
     )
-    archives, rejects = scan_class_tars(source)
+    archives, rejects = scanned(source)
     assert [archive.name for archive in archives] == ["n1.tar"]
     assert {reject.wnid for reject in rejects} == {None}
     assert reasons(rejects) == {
@@ -77,7 +85,7 @@ def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Pat
     [
         (b"", "not a tar, or damaged"),
         (b"no tar at all" * 100, "not a tar, or damaged"),
-        (b"\x1f\x8b\x08" + bytes(1021), "is gzipped; unpack it first"),
+        (b"\x1f\x8b\x08" + bytes(1021), "not a tar, or damaged"),
         (bytes(1024), r"holds no class tars \(it is empty\)"),
     ],
     ids=["nothing", "text", "gzip", "empty tar"],
@@ -86,20 +94,20 @@ def test_a_source_that_is_no_archive_is_refused_by_name(tmp_path: Path, content:
     source = tmp_path / "raw.tar"
     source.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(source)) + ": " + wanted):
-        scan_class_tars(source)
+        scanned(source)
 
 
 def test_an_archive_of_something_else_is_refused_with_what_it_holds(tmp_path: Path, tar_of: TarOf) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"notes/a.txt": b"abc"}))
     with pytest.raises(ValueError, match=r"holds no class tars \(its first member is notes/a.txt\).*n01440764\.tar"):
-        scan_class_tars(tmp_path / "raw.tar")
+        scanned(tmp_path / "raw.tar")
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder; wanted an archive"):
-        scan_class_tars(tmp_path)
+        scanned(tmp_path)
     with pytest.raises(OSError, match=r"raw\.tar"):
-        scan_class_tars(tmp_path / "raw.tar")
+        scanned(tmp_path / "raw.tar")
 
 
 @pytest.fixture
@@ -107,27 +115,27 @@ def three_classes(tmp_path: Path, tar_of: TarOf) -> Path:
     """An archive of the classes n1, n2 and n3, the second beginning at byte 10,752."""
     source = tmp_path / "raw.tar"
     source.write_bytes(tar_of({f"n{number}.tar": tar_of({"a.jpg": b"abc"}) for number in (1, 2, 3)}))
-    assert scan_class_tars(source)[0][1].offset == 10_752 + 512
+    assert scanned(source)[0][1].offset == 10_752 + 512
     return source
 
 
 def test_an_archive_that_ends_in_mid_member_is_refused(three_classes: Path) -> None:
     three_classes.write_bytes(three_classes.read_bytes()[:15_000])
     with pytest.raises(ValueError, match=r"ends inside n2\.tar.*it has 15,000; copy or download the archive again"):
-        scan_class_tars(three_classes)
+        scanned(three_classes)
 
 
 def test_an_archive_that_ends_in_mid_header_is_refused(three_classes: Path) -> None:
     three_classes.write_bytes(three_classes.read_bytes()[: 10_752 + 100])
     with pytest.raises(ValueError, match=re.escape(str(three_classes))):
-        scan_class_tars(three_classes)
+        scanned(three_classes)
 
 
 def test_an_archive_that_ends_between_members_is_refused(three_classes: Path) -> None:
     """A download that stopped there: nothing marks the end of the tar."""
     three_classes.write_bytes(three_classes.read_bytes()[:10_752])
     with pytest.raises(ValueError, match=re.escape(str(three_classes))):
-        scan_class_tars(three_classes)
+        scanned(three_classes)
 
 
 def test_an_archive_with_a_damaged_header_is_refused(three_classes: Path) -> None:
@@ -135,11 +143,11 @@ def test_an_archive_with_a_damaged_header_is_refused(three_classes: Path) -> Non
     data[10_752 + 148 : 10_752 + 156] = b"\xff" * 8
     three_classes.write_bytes(data)
     with pytest.raises(ValueError, match=re.escape(str(three_classes))):
-        scan_class_tars(three_classes)
+        scanned(three_classes)
 
 
 def test_an_archive_that_got_shorter_is_told(three_classes: Path) -> None:
-    archives, _ = scan_class_tars(three_classes)
+    archives, _ = scanned(three_classes)
     three_classes.write_bytes(three_classes.read_bytes()[:15_000])
     assert len(archives[0].read()) == archives[0].num_bytes
     with pytest.raises(ValueError, match=r"ends inside n2\.tar; it was longer when the run began"):
@@ -241,3 +249,79 @@ def test_a_damaged_header_in_a_class_tar_is_named(tar_of: TarOf) -> None:
     members, rejects = listed(bytes(data))
     assert [member.name for member in members][:2] == ["n1_0.jpg", "n1_1.jpg"]
     assert [reject.reason for reject in rejects] == ["damaged class tar"]
+
+
+class StandardInput:
+    """Standard input that cannot seek, as a pipe."""
+
+    def __init__(self, content: bytes) -> None:
+        class Pipe(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def readinto(self, buffer: bytearray) -> int:
+                return io.BytesIO.readinto(source, buffer)
+
+        source = io.BytesIO(content)
+        self.buffer = io.BufferedReader(Pipe())
+
+
+@pytest.fixture(params=["plain", "gzip file", "standard input", "gzipped standard input"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Path]:
+    """Give a tar's bytes to `open_raw_tar` in each of the ways it takes them."""
+
+    def opened(content: bytes) -> Path:
+        if "gzip" in request.param:
+            content = gzip.compress(content)
+        if "input" in request.param:
+            monkeypatch.setattr(sys, "stdin", StandardInput(content))
+            return Path("-")
+        (tmp_path / "raw.tar").write_bytes(content)
+        return tmp_path / "raw.tar"
+
+    return opened
+
+
+def test_every_way_to_hand_an_archive_over_gives_the_same_classes(
+    opened: Callable[[bytes], Path], tar_of: TarOf
+) -> None:
+    one, two = tar_of({"a.jpg": b"abc"}), tar_of({"b.jpg": b"defg"})
+    content = tar_of({"README": b"hello", "n1.tar": one, "deep/n2.tar": two, "again/n1.tar": two, "n3.tar": b""})
+    archives, rejects = scanned(opened(content))
+    assert [(archive.wnid, archive.name, archive.read()) for archive in archives] == [
+        ("n1", "n1.tar", one),
+        ("n2", "deep/n2.tar", two),
+        ("n3", "n3.tar", b""),
+    ]
+    assert reasons(rejects) == {"README": "no class", "again/n1.tar": "duplicate"}
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.7])
+def test_an_archive_cut_off_is_an_error_in_every_way(
+    opened: Callable[[bytes], Path], tar_of: TarOf, kept: float
+) -> None:
+    content = tar_of({f"n{number}.tar": tar_of({"a.jpg": b"abc" * 900}) for number in range(4)})
+    with pytest.raises(ValueError, match=r"damaged|ends inside"):
+        scanned(opened(content[: int(kept * len(content))]))
+
+
+def test_a_gzip_file_cut_off_is_an_error(tmp_path: Path, tar_of: TarOf) -> None:
+    noise = random.Random(0).randbytes(100_000)
+    packed = gzip.compress(tar_of({"n1.tar": tar_of({"a.jpg": noise}), "n2.tar": tar_of({"a.jpg": noise[::-1]})}))
+    (tmp_path / "raw.tar.gz").write_bytes(packed[:-50_000])
+    with pytest.raises(ValueError, match=r"raw\.tar\.gz: .*damaged"):
+        scanned(tmp_path / "raw.tar.gz")
+
+
+def test_a_hole_of_zeros_does_not_pass_for_the_end(opened: Callable[[bytes], Path], tar_of: TarOf) -> None:
+    """As a download that filled the file from several places leaves it."""
+    content = bytearray(tar_of({f"n{number}.tar": tar_of({"a.jpg": b"abc"}) for number in range(4)}))
+    content[2 * 10_752 : 2 * 10_752 + 512] = bytes(512)
+    with pytest.raises(ValueError, match="more follows where the tar seems to end"):
+        scanned(opened(bytes(content)))
+
+
+def test_a_hole_of_zeros_in_a_class_tar_is_named(tar_of: TarOf) -> None:
+    data = bytearray(five_images(tar_of))
+    data[2 * 1024 : 2 * 1024 + 512] = bytes(512)
+    assert reasons(listed(bytes(data))[1]) == {"n1.tar": "damaged class tar"}
