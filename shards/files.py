@@ -97,11 +97,13 @@ class OutputFolder:
         self._lock = -1
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; wanted a folder to write to")
+        self._clearing = self.work / "clearing"  # there while an older output is being removed: nothing of it counts
         found = {entry.name for entry in path.iterdir()} if path.exists() else set[str]()
         marks = [mark for mark in (path / "dataset.json", self.work / "made_from.json") if mark.exists()]
-        if found - {WORK} and not marks:
+        half_cleared = self._clearing.exists()
+        if found - {WORK} and not marks and not half_cleared:
             raise ValueError(f"{path}: holds other files ({min(found)}, ...); give a new or an empty folder")
-        if marks and not overwrite:
+        if marks and not overwrite and not half_cleared:
             made = read_json(marks[0])
             differences = differing({key: made.get(key) for key in self._made_from}, self._made_from)
             if differences:
@@ -109,8 +111,8 @@ class OutputFolder:
                     f"{path}: was made with other settings ({'; '.join(differences)}); "
                     "give another folder, or --overwrite to make it anew"
                 )
-        self._start_anew = bool(marks) and overwrite
-        self.finished = bool(marks) and marks[0].parent == path and not overwrite
+        self._start_anew = half_cleared or (bool(marks) and overwrite)
+        self.finished = bool(marks) and marks[0].parent == path and not self._start_anew
         if self.finished:
             shutil.rmtree(self.work, ignore_errors=True)  # of a run that was killed in its very last step
             log.info("%s: finished already; nothing to do", path)
@@ -125,8 +127,10 @@ class OutputFolder:
             os.close(self._lock)
             raise ValueError(f"{self.path}: another in21k is writing there; wait or give another folder") from None
         if self._start_anew:
+            self._clearing.touch()
             self._clear()
         write_json(self.work / "made_from.json", self._made_from)
+        self._clearing.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,7 +141,7 @@ class OutputFolder:
         for target in [self.path / name for name in ("dataset.json", *self._contents)] + list(self.work.iterdir()):
             if target.is_dir():
                 shutil.rmtree(target)
-            elif target.name != "lock":
+            elif target.name not in ("lock", self._clearing.name):
                 target.unlink(missing_ok=True)
 
     def finish(self, content: Mapping[str, Any]) -> None:

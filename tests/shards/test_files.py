@@ -150,3 +150,20 @@ def test_discarding_leaves_nothing(tmp_path: Path) -> None:
         (folder.work / "classes").mkdir()
         folder.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overwriting_that_was_killed_while_clearing_begins_anew(tmp_path: Path) -> None:
+    """What the older settings left must count neither as a stranger's nor as work done."""
+    folder = OutputFolder(tmp_path, made_from={"size": 1}, contents=["part"])
+    with folder:
+        (tmp_path / "part").write_text("old")
+        folder.finish({})
+    anew = OutputFolder(tmp_path, made_from={"size": 2}, contents=["part"], overwrite=True)
+    anew._clearing.parent.mkdir()
+    anew._clearing.touch()
+    (tmp_path / "dataset.json").unlink()
+    with OutputFolder(tmp_path, made_from={"size": 3}, contents=["part"]) as again:
+        assert not again.finished
+        assert not (tmp_path / "part").exists()
+        again.finish({})
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]

@@ -1,0 +1,112 @@
+"""What takes minutes by nature: kills, and whether networks really learn (`make test-slow`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import run, run_json
+
+pytestmark = pytest.mark.slow
+
+IN21K = (sys.executable, "-c", "from in21k.cli.main import main; main()")
+KILLS = 10
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def killed_at(seconds: float, *words: object) -> bool:
+    """Run a command in a process group of its own and kill the group after so long; tell whether it came to that."""
+    with subprocess.Popen(
+        [*IN21K, *map(str, words)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw archive whose preparation takes some seconds."""
+    path = tmp_path_factory.mktemp("slow") / "raw.tar"
+    run_json("sample-data", path, "--classes", 40, "--images-per-class", 20)
+    return path
+
+
+def test_prepared_data_and_shards_are_byte_equal_however_often_the_work_was_killed(
+    archive: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+
+    def jobs(folder: Path) -> tuple[tuple[object, ...], ...]:
+        prepare = ("--rare-threshold", 5, "--val-per-class", 3, "--size", 200, "--quality", 100)
+        return (
+            ("preprocess", "raw-tar", archive, folder / "prepared", *prepare, "--workers", 2),
+            ("shard", folder / "prepared", folder / "shards", "--shard-samples", 20, "--workers", 2),
+        )
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    whole.mkdir()
+    killed.mkdir()
+    num_killed = 0
+    outs = (killed / "prepared", killed / "shards")
+    for job, undisturbed, out in zip(jobs(killed), jobs(whole), outs, strict=True):
+        assert run(*undisturbed).exit_code == 0
+        for _ in range(KILLS):
+            # What is finished begins anew, so that each kill finds work under way.
+            anew = ("--overwrite",) if (out / "dataset.json").exists() else ()
+            num_killed += killed_at(moments.uniform(0.2, 1.8), *job, *anew)
+        assert run(*job).exit_code == 0
+    assert num_killed >= KILLS
+    for name in ("prepared", "shards"):
+        assert snapshot(killed / name) == snapshot(whole / name)
+
+
+def test_a_training_that_was_killed_goes_on_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("model=resnet10t", "epochs=6", "batch_size=8", "backend=torch", "workers=1")
+    words = ("train", "--data", shards, "--out", out, *(word for each in settings for word in ("--set", each)))
+    moments = random.Random(1)
+    for _ in range(4):
+        killed_at(moments.uniform(4, 12), *words)
+    assert run(*words).exit_code == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert json.loads((out / "metrics.json").read_text())["num_steps"] == len(steps)
+
+
+def test_the_quickstart_plainly_learns(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    done = subprocess.run(
+        [sys.executable, "-m", "in21k.cli.quickstart"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    summary = r"semantic top-1 ([\d.]+) % \(always the commonest answer: ([\d.]+) %\)"
+    reached, commonest = map(float, re.findall(summary, done.stdout)[-1])
+    assert reached > commonest + 40
+
+
+def test_semantic_training_passes_half_on_tiny_hierarchy(data_folder: Path, tmp_path: Path) -> None:
+    """Always answering each level's commonest class gives 38 %; a trial gave 54 %."""
+    raw, prepared, shards = data_folder / "tiny-hierarchy.tar", tmp_path / "prepared", tmp_path / "shards"
+    options = ("--rare-threshold", 60, "--val-per-class", 10, "--size", 32)
+    run_json("preprocess", "raw-tar", raw, prepared, *options)
+    run_json("shard", prepared, shards)
+    metrics = run_json("train", "--data", shards, "--out", tmp_path / "run", "--recipe", "tiny", "--device", "cpu")
+    assert metrics["num_epochs"] == 8
+    assert metrics["semantic_top1_commonest"] == pytest.approx(38.2, abs=0.1)
+    assert metrics["semantic_top1"] > 50
