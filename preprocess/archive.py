@@ -29,6 +29,10 @@ _BAD_HEADERS: Any = tuple(
 _CLASS_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
+class ChecksumError(ValueError):
+    """A gzipped stream that held other bytes than were packed; which of them, it cannot say."""
+
+
 class Reject(NamedTuple):
     """A member that was not stored; `wnid` is None where it can belong to no class."""
 
@@ -212,7 +216,14 @@ def _named_errors(source: Path) -> Generator[None]:
     """Turn what tarfile and the decompressors raise into a ValueError that names the archive."""
     try:
         yield
-    except (tarfile.TarError, EOFError, RuntimeError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, RuntimeError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+        if "CRC" in str(error):
+            raise ChecksumError(
+                f"{source}: its checksum does not fit what it holds ({error}); nobody knows which of the images are "
+                "wrong, so none is kept: copy or download the archive again"
+            ) from error
+        if str(error).startswith(f"{source}: "):  # one of ours
+            raise
         raise ValueError(
             f"{source}: not a tar, or damaged ({error}); wanted a tar of class tars such as fall11_whole.tar"
         ) from error

@@ -20,7 +20,7 @@ from ..shards.parallel import OnProgress, Progress, ignore_progress, run_tasks
 from ..shards.sample import checksum
 from ..shards.tree import SemanticTree
 from ..shards.writer import TarWriter
-from .archive import DAMAGED, ClassArchive, Member, RawTar, Reject, list_members, open_raw_tar
+from .archive import DAMAGED, ChecksumError, ClassArchive, Member, RawTar, Reject, list_members, open_raw_tar
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .resize import RESIZERS
 from .select import SelectSettings, split_members
@@ -92,9 +92,10 @@ def prepare_raw_tar(
     with folder:
         try:
             parts = _run_classes(archive, folder, select, image, workers, on_progress)
-        except ValueError:
-            if not any((folder.work / "classes").glob("*.json")):
-                folder.discard()  # only here does a stream turn out to be no archive
+        except ValueError as error:
+            # Only here does a stream turn out to be no archive, or to have held other bytes than were packed.
+            if isinstance(error, ChecksumError) or not any((folder.work / "classes").glob("*.json")):
+                folder.discard()
             raise
         _check_parts(parts, folder, source, select, max_reject_rate, is_stream=archive.names is None)
         _write_tables(out, folder.work, parts, archive.rejects, wordnet)

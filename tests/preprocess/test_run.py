@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -493,3 +494,26 @@ def test_classes_whose_keys_could_meet_are_refused_in_a_stream(
     with pytest.raises(ValueError, match="cat and cat_big could give images the same key"):
         prepare_raw_tar(packed, tmp_path / "out", select=select, image=SMALL)
     assert prepare_raw_tar(plain, tmp_path / "plain", select=select, image=SMALL).num_samples == {"train": 2}
+
+
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_a_gzipped_archive_whose_checksum_does_not_fit_keeps_nothing(
+    tmp_path: Path,
+    raw_archive: Path,
+    select: SelectSettings,
+    image_settings: ImageSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """It is known at the end alone, when every class is done: any of them may be wrong."""
+    packed = bytearray(gzip.compress(raw_archive.read_bytes()))
+    packed[-6] ^= 1  # in the checksum
+    source = tmp_path / "raw.tar.gz"
+    source.write_bytes(packed)
+    with source.open("rb") as file:
+        if way == "standard input":
+            monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+            source = Path("-")
+        with pytest.raises(ValueError, match=r"(raw\.tar\.gz|standard input): its checksum does not fit"):
+            prepare_raw_tar(source, tmp_path / "out", select=select, image=image_settings)
+    assert not (tmp_path / "out").exists()
