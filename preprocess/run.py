@@ -115,11 +115,9 @@ def _run_classes(
     for path in (parts_folder, *(folder.path / split for split in SPLITS)):
         path.mkdir(exist_ok=True)
     parts = [_ClassPart.load(path) for path in sorted(parts_folder.glob("*.json"))]
-    done = {part.wnid for part in parts}
     tasks = (
         _ClassTask(each, folder.path, parts_folder / each.wnid, select, image, _longer(each.wnid, archive.names or []))
-        for each in archive.classes
-        if each.wnid not in done
+        for each in _not_done(archive, {part.wnid: part.num_bytes for part in parts})
     )
     images, num_bytes = sum(part.num_raw for part in parts), sum(part.num_bytes for part in parts)
     num_rejects = sum(len(part.rejects) for part in parts)
@@ -137,6 +135,29 @@ def _run_classes(
         if not any((folder.path / split).iterdir()):
             (folder.path / split).rmdir()
     return sorted(parts, key=lambda part: part.wnid)
+
+
+def _not_done(archive: RawTar, done: dict[str, int]) -> Iterator[ClassArchive]:
+    """Yield the classes that an earlier run left to do.
+
+    Raises ValueError where that run (whose classes `done` has, with their bytes) read another archive: a stream has no
+    size by which to tell before.
+    """
+    unseen = dict(done)
+    for each in archive.classes:
+        num_bytes = unseen.pop(each.wnid, None)
+        if num_bytes is None:
+            yield each
+        elif num_bytes != each.num_bytes:
+            raise ValueError(
+                f"{archive.name}: {each.wnid} has {each.num_bytes:,} bytes, where an earlier run of this output read "
+                f"{num_bytes:,}: give that archive again, or --overwrite to begin anew"
+            )
+    if unseen:
+        raise ValueError(
+            f"{archive.name}: lacks {min(unseen)} and {len(unseen) - 1} more classes that an earlier run of this output"
+            " read: give that archive again, or --overwrite to begin anew"
+        )
 
 
 def _longer(wnid: str, names: Sequence[str]) -> list[str]:

@@ -73,3 +73,38 @@ def test_a_gzipped_archive_whose_checksum_does_not_fit_keeps_nothing(
         with pytest.raises(ValueError, match=r"(raw\.tar\.gz|standard input): its checksum does not fit"):
             prepare_raw_tar(source, tmp_path / "out", select=select, image=image_settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [({"n1": 2, "n2": 3}, "n1 has .* bytes, where an earlier run"), ({"n2": 1}, "lacks n1 and 0 more classes")],
+)
+def test_a_stream_of_another_archive_does_not_go_on_with_the_work_of_the_first(
+    tmp_path: Path,
+    draw: Draw,
+    encode: Encode,
+    write_archive: WriteArchive,
+    monkeypatch: pytest.MonkeyPatch,
+    second: dict[str, int],
+    said: str,
+) -> None:
+    """Standard input has neither name nor size."""
+    image = encode(draw(60, 50))
+    select = SelectSettings(rare_threshold=0, val_per_class=0)
+
+    def prepare(counts: dict[str, int], keep: int | None = None) -> None:
+        images = {wnid: {f"{i}.jpg": image for i in range(40 * count)} for wnid, count in counts.items()}
+        source = write_archive(tmp_path / "raw.tar", images)
+        if keep is not None:
+            source.write_bytes(source.read_bytes()[:keep])
+        with source.open("rb") as file:
+            monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+            prepare_raw_tar(Path("-"), tmp_path / "out", select=select, image=SMALL)
+
+    with pytest.raises(ValueError, match="damaged"):
+        prepare({"n1": 1, "n2": 1}, keep=-20_000)
+    assert [path.stem for path in (tmp_path / "out" / ".work" / "classes").glob("*.json")] == ["n1"]
+    with pytest.raises(ValueError, match=said):
+        prepare(second)
+    prepare({"n1": 1, "n2": 1})
+    assert PreparedSet(tmp_path / "out").num_samples == {"train": 80}
