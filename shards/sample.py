@@ -38,17 +38,19 @@ def make_keys(wnid: str, names: Iterable[str], others: Collection[str] = ()) -> 
     """
     keys: list[str] = []
     taken: set[str] = set()
+    last: dict[str, int] = {}  # per stem the number that its latest key took: those below are taken
     for name in names:
         stem = name.rpartition("/")[2]
         stem = stem.rpartition(".")[0] or stem
         base = _UNSAFE.sub("_", stem if stem.startswith(f"{wnid}_") else f"{wnid}_{stem}")
         while any(base.startswith(f"{other}_") for other in others):
             base = f"{wnid}_-{base[len(wnid) + 1 :]}"
-        key, number = base[:MAX_KEY_BYTES], 1
+        key, number = base[:MAX_KEY_BYTES], last.get(base, 1)
         while key in taken:
             number += 1
             suffix = f"-{number}"
             key = base[: MAX_KEY_BYTES - len(suffix)] + suffix
         taken.add(key)
+        last[base] = number
         keys.append(key)
     return keys

@@ -60,3 +60,8 @@ def test_equal_stems_are_counted_on_and_stay_within_the_limit() -> None:
 @given(st.binary())
 def test_a_checksum_is_the_beginning_of_the_sha256(data: bytes) -> None:
     assert checksum(data) == hashlib.sha256(data).hexdigest()[:16]
+
+
+def test_many_images_of_one_name_get_keys_in_no_time() -> None:
+    keys = make_keys("n1", [f"{number}/image.jpg" for number in range(30_000)])
+    assert keys[:3] + keys[-1:] == ["n1_image", "n1_image-2", "n1_image-3", "n1_image-30000"]

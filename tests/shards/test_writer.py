@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from in21k.shards.index import index_path, read_index
 from in21k.shards.sample import MAX_KEY_BYTES, Sample
-from in21k.shards.writer import BLOCK_BYTES, ShardWriter, TarWriter, padded
+from in21k.shards.writer import BLOCK_BYTES, ShardWriter, TarWriter, padded, tar_header
 
 NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,96}\.(jpg|cls)", fullmatch=True)
 MEMBERS = st.dictionaries(NAMES, st.binary(max_size=1500), max_size=6)
@@ -123,3 +123,21 @@ def test_a_shard_ends_as_a_tar_ends(tmp_path: Path) -> None:
     assert (tmp_path / "shard.tar").read_bytes() == bytes(2 * BLOCK_BYTES)
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "shard.tar").read_bytes()), mode="r:") as archive:
         assert archive.getmembers() == []
+
+
+@given(
+    name=st.text(min_size=1, max_size=25).filter(lambda name: "\0" not in name and name.isprintable()),
+    size=st.integers(0, (8 << 30) - 1),
+)
+def test_a_header_is_what_tarfile_reads_as_a_plain_file(name: str, size: int) -> None:
+    header = tar_header(name, size)
+    member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    assert len(header) == 512
+    assert (member.name, member.size, member.isreg()) == (name.rstrip("/"), size, True)
+    assert (member.mode, member.mtime, member.uid, member.gid, member.uname, member.gname) == (0o644, 0, 0, 0, "", "")
+
+
+@pytest.mark.parametrize(("name", "size"), [("x" * 101, 1), ("x", 8 << 30)])
+def test_what_a_plain_header_cannot_hold_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match="wanted a name of at most 100 bytes and a size below 8 GiB"):
+        tar_header(name, size)
