@@ -13,29 +13,40 @@ from .progress import ProgressLine
 @click.command()
 @click.argument("path", type=PATH)
 @click.option("--deep", is_flag=True, help="Also read, checksum and decode every image.")
+@click.option(
+    "--release",
+    type=click.Choice(["fall11", "winter21"]),
+    help="Also compare classes and counts with what is known of that release of ImageNet and its 21K-P.",
+)
 @workers_option
 @json_option
-def verify(path: Path, deep: bool, workers: int | None, as_json: bool) -> None:
+def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_json: bool) -> None:
     """Check PATH, a prepared data set or a shard set, against its manifest.
 
-    Each thing that is wrong is named; the exit code is then 1.
+    Each thing that is wrong is named; the exit code is then 1. So is each difference from a release.
     """
+    from ..preprocess.release import release_differences
     from ..shards.verify import open_any
     from ..shards.verify import verify as verify_dataset
 
     dataset = open_any(path)
     with ProgressLine("verify") as progress:
         verdict = verify_dataset(dataset, deep=deep, workers=num_workers(workers), on_progress=progress)
+    # Without its class table, a problem that is named already, a data set cannot be compared with a release.
+    compare_with = release if (path / "classes.parquet").is_file() else None
+    differences = release_differences(dataset, compare_with) if compare_with else []
     kind = dataset.format.removeprefix("in21k-")
     how = "every image read, checksummed and decoded" if deep else "archives and tables compared, images not read"
-    text = "\n".join(
-        [
-            *verdict.problems,
-            f"{path} ({kind}): {verdict.num_samples:,} samples in {verdict.num_archives:,} archives, {how}: "
-            + (f"{len(verdict.problems)} problems" if verdict.problems else "all is well"),
-        ]
-    )
+    lines = [
+        *verdict.problems,
+        f"{path} ({kind}): {verdict.num_samples:,} samples in {verdict.num_archives:,} archives, {how}: "
+        + (f"{len(verdict.problems)} problems" if verdict.problems else "all is well"),
+    ]
     result = {"path": str(path), "format": dataset.format, "deep": deep, **verdict.as_dict()}
-    emit(result, text, as_json=as_json)
-    if verdict.problems:
+    if compare_with:
+        found = f"{len(differences)} differences from" if differences else "equals"
+        lines += [*differences, f"{path}: {found} {compare_with} as it is known"]
+        result |= {"release": compare_with, "release_differences": differences}
+    emit(result, "\n".join(lines), as_json=as_json)
+    if verdict.problems or differences:
         raise SystemExit(1)

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 from ..shards.files import whole_file
 from ..shards.tree import SemanticTree
 from .sample_drawing import NUM_ATTRIBUTES, draw
-from .wordnet import build_tree
+from .taxonomy import build_tree
 
 log = logging.getLogger(__name__)
 

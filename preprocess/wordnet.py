@@ -1,4 +1,4 @@
-"""WordNet 3.0's nouns, and the semantic tree that they give a set of classes."""
+"""WordNet 3.0's nouns: names, definitions, hypernyms, and which one of several hypernyms counts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from ..shards.tree import SemanticTree
 
 log = logging.getLogger(__name__)
 
@@ -145,34 +143,6 @@ def parent_of(wnid: str, wordnet: WordNet, choice: Mapping[str, str]) -> str | N
         return choice[wnid]
     log.warning("%s has %d hypernyms and no choice is known: taking %s", wnid, len(hypernyms), hypernyms[0])
     return hypernyms[0]
-
-
-def build_tree(wnids: Sequence[str] | Iterable[str], wordnet: WordNet | None = None) -> SemanticTree:
-    """Build the semantic tree over a set of classes.
-
-    From each class the parents are climbed to the top; ancestors that are classes too make its path. Class indices
-    follow the order of `wnids`. A class that is no WordNet synset is a top class named by its wnid; the log says so.
-
-    >>> tree = build_tree(["n01503061", "n01858441", "n09450163"])
-    >>> tree.names, tree.parents
-    (('bird', 'swan', 'sun'), (-1, 0, -1))
-    """
-    wnids = list(wnids)
-    wordnet = wordnet or WordNet.packaged()
-    choice = hypernym_choice()
-    index_of = {wnid: index for index, wnid in enumerate(wnids)}
-    strangers = [wnid for wnid in wnids if wnid not in wordnet]
-    if strangers:
-        log.warning(
-            "%d classes are no WordNet synset and become top classes: %s", len(strangers), ", ".join(strangers[:5])
-        )
-    parents: list[int] = []
-    for wnid in wnids:
-        node = parent_of(wnid, wordnet, choice) if wnid in wordnet else None
-        while node is not None and node not in index_of:
-            node = parent_of(node, wordnet, choice)
-        parents.append(index_of[node] if node is not None else -1)
-    return SemanticTree.from_parents(wnids, [wordnet.name(w) if w in wordnet else w for w in wnids], parents)
 
 
 def main(folder: str) -> None:

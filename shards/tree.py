@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import io
 import json
+import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from .files import whole_file, write_json
 
 FORMAT = "in21k-tree"
 VERSION = 1
+MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
+_TORCH_MAGIC = (b"PK", b"\x80")  # how files of torch.save begin: a zip, or in old ones a pickle
 
 
 @dataclass(frozen=True)
@@ -37,35 +43,33 @@ class SemanticTree:
     @classmethod
     def from_paths(cls, wnids: Sequence[str], names: Sequence[str], paths: Sequence[Sequence[int]]) -> SemanticTree:
         """Build a tree from paths as `SemanticTree.paths` has them; raises ValueError where they contradict."""
+        _check_counts(wnids, names, paths)
         tree = cls(tuple(wnids), tuple(names), tuple(tuple(path) for path in paths))
-        tree._check()
+        tree._check_paths()
         return tree
 
     @classmethod
     def from_parents(cls, wnids: Sequence[str], names: Sequence[str], parents: Sequence[int]) -> SemanticTree:
         """Build a tree from each class's parent index (-1: none); raises ValueError on a cycle or a bad index."""
         num_classes = len(wnids)
-        paths: list[list[int]] = []
-        for index in range(len(parents)):
-            path, node = [index], parents[index]
-            while node != -1:
+        paths: dict[int, tuple[int, ...]] = {-1: ()}
+        _check_counts(wnids, names, parents)
+        for index in range(num_classes):
+            climbed: list[int] = []
+            node = index
+            while node not in paths:
                 if not 0 <= node < num_classes:
-                    raise ValueError(f"tree: class {index} has parent {node}; wanted -1 or 0..{num_classes - 1}")
-                if len(path) > num_classes:
-                    raise ValueError(f"tree: class {index} ({wnids[index]}) lies on a cycle of parents")
-                path.append(node)
+                    raise ValueError(f"tree: class {climbed[-1]} has parent {node}; wanted -1 or 0..{num_classes - 1}")
+                if len(climbed) > num_classes:
+                    raise ValueError(f"tree: class {node} ({wnids[node]}) lies on a cycle of parents")
+                climbed.append(node)
                 node = parents[node]
-            paths.append(path)
-        return cls.from_paths(wnids, names, paths)
+            for below in reversed(climbed):
+                paths[below] = (below, *paths[parents[below]])
+        return cls(tuple(wnids), tuple(names), tuple(paths[index] for index in range(num_classes)))
 
-    def _check(self) -> None:
+    def _check_paths(self) -> None:
         num_classes = len(self.wnids)
-        if not len(self.names) == len(self.paths) == num_classes:
-            raise ValueError(
-                f"tree: {num_classes} wnids, {len(self.names)} names, {len(self.paths)} paths; wanted as many of each"
-            )
-        if len(set(self.wnids)) != num_classes:
-            raise ValueError("tree: a wnid stands twice")
         for index, path in enumerate(self.paths):
             if not path or path[0] != index:
                 raise ValueError(f"tree: the path of class {index} is {list(path)}; it has to begin with {index}")
@@ -78,9 +82,15 @@ class SemanticTree:
 
     @classmethod
     def load(cls, path: str | Path) -> SemanticTree:
-        """Read a `tree.json`; raises ValueError where it is none."""
+        """Read a `tree.json`, or the `.pth` dictionary of the reference code; raises ValueError where it is neither.
+
+        Of a `.pth` nothing is unpickled but what `torch.load(weights_only=True)` lets through: text, numbers, lists.
+        """
+        with Path(path).open("rb") as file:
+            if file.read(2).startswith(_TORCH_MAGIC):
+                return _load_miil(Path(path))
         try:
-            content: dict[str, Any] = json.loads(Path(path).read_text())
+            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {content['format']!r} version {content['version']!r}")
             return cls.from_parents(content["wnids"], content["names"], content["parents"])
@@ -99,6 +109,27 @@ class SemanticTree:
             "parents": self.parents,
         }
         write_json(Path(path), content)
+
+    def save_miil(self, path: str | Path) -> None:
+        """Write the `.pth` dictionary that the reference's semantic softmax loads.
+
+        class_list: the wnids; class_description: a name per wnid, in class order, as the reference numbers them by
+        their place; class_tree_list: `paths` as lists; child_2_parent: a parent's wnid per wnid that has one.
+        """
+        import torch
+
+        wnids = self.wnids
+        content = {
+            "class_list": list(wnids),
+            "class_description": dict(zip(wnids, self.names, strict=True)),
+            "class_tree_list": [list(path) for path in self.paths],
+            "child_2_parent": {wnids[i]: wnids[parent] for i, parent in enumerate(self.parents) if parent >= 0},
+        }
+        # By way of memory: torch's own file writer ends a full disk in a RuntimeError that names no file.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with whole_file(Path(path)) as aside:
+            aside.write_bytes(buffer.getbuffer())
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -122,6 +153,28 @@ class SemanticTree:
         return tuple(tuple(classes) for classes in by_level)
 
     @cached_property
+    def level_weights(self) -> tuple[float | None, ...]:
+        """Per level k its weight in the semantic loss; None for a level of one class, which is no hierarchy.
+
+        w_k = min(sum_j N_j / sum_{j>=k} N_j, 20), with N_k the classes of level k, the sums over all levels.
+        """
+        weights: list[float | None] = []
+        num_from_here = len(self)
+        for classes in self.classes_by_level:
+            weights.append(min(len(self) / num_from_here, MAX_WEIGHT) if len(classes) > 1 else None)
+            num_from_here -= len(classes)
+        return tuple(weights)
+
+    def branch_sums(self, values: Sequence[int]) -> list[int]:
+        """Return per class the sum of `values` (one per class) over the class and all below it."""
+        sums = list(values)
+        for classes in reversed(self.classes_by_level):
+            for index in classes:
+                if self.parents[index] >= 0:
+                    sums[self.parents[index]] += sums[index]
+        return sums
+
+    @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
         """Per class the indices of the classes whose parent it is."""
         children: list[list[int]] = [[] for _ in self.wnids]
@@ -131,16 +184,62 @@ class SemanticTree:
         return tuple(tuple(below) for below in children)
 
     def find(self, wnid_or_name: str) -> int:
-        """Return the index of the class of that wnid, or of the one class of that name, case ignored.
+        """Return the index of the class of that wnid, or of the one class of that name.
 
-        Raises ValueError where there is none, or several.
+        Case and underscores for spaces do not count in a name. Raises ValueError where there is none, or several.
         """
         if wnid_or_name in self.wnids:
             return self.wnids.index(wnid_or_name)
-        found = [i for i, name in enumerate(self.names) if name.casefold() == wnid_or_name.casefold()]
+        asked = _plain(wnid_or_name)
+        plain_names = [_plain(name) for name in self.names]
+        found = [i for i, name in enumerate(plain_names) if name == asked]
         if not found:
-            raise ValueError(f"no class is called {wnid_or_name!r}; give a wnid or a name of this tree")
+            near = difflib.get_close_matches(asked, {**dict.fromkeys(plain_names), **dict.fromkeys(self.wnids)})
+            meant = f"did you mean {', '.join(near)}?" if near else "give a wnid or a name of this tree"
+            raise ValueError(f"no class is called {wnid_or_name!r}; {meant}")
         if len(found) > 1:
             wnids = ", ".join(self.wnids[i] for i in found)
             raise ValueError(f"{len(found)} classes are called {wnid_or_name!r}: {wnids}; give the wnid")
         return found[0]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").casefold()
+
+
+def _check_counts(wnids: Sequence[str], names: Sequence[str], paths: Sequence[Any]) -> None:
+    if not len(wnids) == len(names) == len(paths):
+        raise ValueError(f"tree: {len(wnids)} wnids, {len(names)} names, {len(paths)} paths; wanted as many of each")
+    if len(set(wnids)) != len(wnids):
+        raise ValueError("tree: a wnid stands twice")
+
+
+def _load_miil(path: Path) -> SemanticTree:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols, and refuses them or not
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        wnids, paths = content["class_list"], content["class_tree_list"]
+        if not all(isinstance(wnid, str) for wnid in wnids) or not all(type(n) is int for each in paths for n in each):
+            raise ValueError("class_list has to hold text, class_tree_list lists of class indices")
+        names = content.get("class_description", {})
+        return SemanticTree.from_paths(wnids, [str(names.get(wnid, wnid)) for wnid in wnids], paths)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        raise ValueError(f"{path}: no tree of the reference code ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    # torch explains at length how to load without `weights_only`; the first sentence says what is wrong.
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from ..shards.tree import SemanticTree
 
-MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
-
 
 class Levels(nn.Module):
     """The levels of a tree that hold at least two classes, the hierarchies, from general to particular.
@@ -19,7 +17,7 @@ class Levels(nn.Module):
 
     numbers:  per hierarchy its level in the tree (K of them).
     sizes:    per hierarchy its number of classes N_k.
-    weights:  per hierarchy w_k = min(sum_j N_j / sum_{j>=k} N_j, 20), the sums over all levels of the tree.
+    weights:  per hierarchy w_k, as `SemanticTree.level_weights` has them.
     order:    int64 (sum of sizes,): the class indices H_0, then H_1, ...
     targets:  int64 (K, num_classes): per hierarchy and class the position, inside H_k, of that class's
               ancestor-or-self at this level; -1 where the class lies above the level.
@@ -32,16 +30,14 @@ class Levels(nn.Module):
         super().__init__()
         by_level = tree.classes_by_level
         self.num_classes = len(tree)
-        self.numbers = tuple(level for level, classes in enumerate(by_level) if len(classes) > 1)
+        self.numbers = tuple(level for level, weight in enumerate(tree.level_weights) if weight is not None)
         if not self.numbers:
             raise ValueError(
                 f"the tree has {len(tree)} classes and no level of two, so there is nothing to tell apart; "
                 "wanted at least two classes with equally many class ancestors"
             )
         self.sizes = tuple(len(by_level[level]) for level in self.numbers)
-        self.weights = tuple(
-            min(len(tree) / sum(len(classes) for classes in by_level[level:]), MAX_WEIGHT) for level in self.numbers
-        )
+        self.weights = tuple(weight for weight in tree.level_weights if weight is not None)
         position = {index: place for level in self.numbers for place, index in enumerate(by_level[level])}
         # A path runs from the class up to level 0, so the ancestor at level k is the k-th from its end.
         targets = [[position[path[-1 - k]] if len(path) > k else -1 for path in tree.paths] for k in self.numbers]

@@ -10,9 +10,8 @@ import pytest
 import timm
 from PIL import Image, ImageOps
 
-from in21k.preprocess import sample_data, sample_drawing
+from in21k.preprocess import build_tree, sample_data, sample_drawing
 from in21k.preprocess.sample_data import ODDITIES, README, WNIDS, SampleArchive, write_sample_archive
-from in21k.preprocess.wordnet import build_tree
 
 ARCHIVE_FORMATS = {"PNG": "PNG", "palette PNG": "PNG", "16-bit PNG": "PNG", "GIF": "GIF", "BMP": "BMP", "WebP": "WEBP"}
 MODES = {"CMYK JPEG": "CMYK", "greyscale JPEG": "L", "palette PNG": "P", "GIF": "P", "16-bit PNG": "I;16"}

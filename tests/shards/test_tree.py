@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +74,7 @@ def test_a_saved_tree_comes_back_equal_from_equal_bytes(
     [
         ([1, 0, -1], "class 0 (a) lies on a cycle"),
         ([0, -1, -1], "cycle"),
+        ([1, 2, 1], "lies on a cycle"),
         ([3, -1, -1], "parent 3; wanted -1 or 0..2"),
         ([-2, -1, -1], "parent -2; wanted -1 or 0..2"),
         ([-1, -1], "3 wnids, 3 names, 2 paths"),
@@ -135,3 +140,139 @@ def test_a_class_is_found_by_wnid_or_by_a_name_that_only_one_has() -> None:
         tree.find("crane")
     with pytest.raises(ValueError, match="no class is called 'goose'"):
         tree.find("goose")
+
+
+def test_a_name_is_found_with_underscores_for_spaces_and_an_unknown_one_suggests_near_ones() -> None:
+    tree = SemanticTree.from_parents(["n1", "n2", "my_cat"], ["school bus", "Navy SEAL", "my_cat"], [-1, -1, -1])
+    assert [tree.find(name) for name in ("School_Bus", "navy seal", "my cat")] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^no class is called 'scool bus'; did you mean school bus\?$"):
+        tree.find("scool bus")
+    with pytest.raises(ValueError, match=r"^no class is called 'm_cat'; did you mean my cat, my_cat\?$"):
+        tree.find("m_cat")
+    with pytest.raises(ValueError, match="give a wnid or a name of this tree"):
+        tree.find("xyzzy")
+
+
+def slow_weights(tree: SemanticTree) -> list[float | None]:
+    sizes = [tree.levels.count(level) for level in range(max(tree.levels, default=-1) + 1)]
+    return [min(sum(sizes) / sum(sizes[k:]), 20.0) if size > 1 else None for k, size in enumerate(sizes)]
+
+
+@given(forests())
+def test_weights_and_branch_sums_are_those_of_the_formulas(forest: tuple[list[str], list[str], list[int]]) -> None:
+    tree = SemanticTree.from_parents(*forest)
+    assert list(tree.level_weights) == slow_weights(tree)
+    values = [index * index + 1 for index in range(len(tree))]
+    assert tree.branch_sums(values) == [
+        sum(value for below, value in enumerate(values) if top in tree.paths[below]) for top in range(len(tree))
+    ]
+
+
+def test_a_weight_is_at_most_twenty_and_a_level_of_one_class_has_none() -> None:
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(104)], [""] * 104, [*[-1] * 100, 0, 0, 100, 102])
+    assert tree.level_weights == (1.0, 20.0, None, None)
+    assert SemanticTree.from_parents(["n1"], ["x"], [-1]).level_weights == (None,)
+    assert SemanticTree.from_parents([], [], []).level_weights == ()
+
+
+@given(forest=forests())
+def test_the_references_dictionary_comes_back_as_the_tree_it_was(
+    tmp_path_factory: pytest.TempPathFactory, forest: tuple[list[str], list[str], list[int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "tree.pth"
+    tree = SemanticTree.from_parents(*forest)
+    tree.save_miil(path)
+    written = path.read_bytes()
+    assert SemanticTree.load(path) == tree
+    tree.save_miil(path)
+    assert path.read_bytes() == written
+
+
+def test_the_references_dictionary_has_the_references_types(tmp_path: Path) -> None:
+    tree = SemanticTree.from_parents(["n1", "n2", "n3"], ["animal", "animal", "swan"], [-1, 0, 1])
+    tree.save_miil(tmp_path / "tree.pth")
+    assert torch.load(tmp_path / "tree.pth", weights_only=True) == {
+        "class_list": ["n1", "n2", "n3"],
+        "class_description": {"n1": "animal", "n2": "animal", "n3": "swan"},
+        "class_tree_list": [[0], [1, 0], [2, 1, 0]],
+        "child_2_parent": {"n2": "n1", "n3": "n2"},
+    }
+
+
+def test_an_old_file_of_the_reference_is_read_and_classes_without_words_are_called_by_their_wnid(
+    tmp_path: Path,
+) -> None:
+    content = {"class_list": ["n1", "n2"], "class_tree_list": [[0], [1, 0]], "class_description": {"n1": "animal"}}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    tree = SemanticTree.load(tmp_path / "old.pth")
+    assert (tree.names, tree.parents) == (("animal", "n2"), (-1, 0))
+
+
+class Malicious:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "bare"])
+def test_a_malicious_pickle_is_refused_in_one_line_and_does_nothing(tmp_path: Path, kind: str) -> None:
+    path, made = tmp_path / "evil.pth", tmp_path / "made"
+    content = {"class_list": ["n1"], "class_tree_list": [[0]], "class_description": Malicious(made)}
+    if kind == "bare":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(ValueError, match=r"evil\.pth: no tree of the reference code \(") as error:
+        SemanticTree.load(path)
+    assert len(str(error.value).splitlines()) == 1
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ([1, 2], "list indices"),
+        ({"model": {}}, "it lacks 'class_list'"),
+        ({"class_list": ["n1"]}, "it lacks 'class_tree_list'"),
+        ({"class_list": [1], "class_tree_list": [[0]]}, "class_list has to hold text"),
+        ({"class_list": ["n1"], "class_tree_list": [["n1"]]}, "lists of class indices"),
+        ({"class_list": ["n1"], "class_tree_list": [[0.0]]}, "lists of class indices"),
+        ({"class_list": ["n1"], "class_tree_list": [0]}, "not iterable"),
+        ({"class_list": ["n1", "n2"], "class_tree_list": [[0], [1, 2]]}, r"outside 0\.\.1"),
+        ({"class_list": ["n1"], "class_tree_list": [[0]], "class_description": ["x"]}, "no attribute 'get'"),
+    ],
+)
+def test_other_files_of_torch_are_refused_by_name(tmp_path: Path, content: object, wanted: str) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"other\.pth: no tree of the reference code \(.*{wanted}"):
+        SemanticTree.load(tmp_path / "other.pth")
+
+
+def test_a_torch_file_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tree.pth"
+    SemanticTree.from_parents(["n1"], ["x"], [-1]).save_miil(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"tree\.pth: no tree of the reference code"):
+        SemanticTree.load(path)
+
+
+@pytest.mark.parametrize(
+    "parents",
+    [[-1], [-1, *range(1_999)], [-1] * 100_000, [-1, *[0] * 99_999], [*range(1, 2_000), -1]],
+    ids=["one class", "2,000 levels", "100,000 tops", "100,000 below one", "2,000 levels, the top last"],
+)
+def test_trees_of_any_shape_load_in_moments(tmp_path: Path, parents: list[int]) -> None:
+    wnids = [f"c{index}" for index in range(len(parents))]
+    started = time.perf_counter()
+    tree = SemanticTree.from_parents(wnids, wnids, parents)
+    tree.save(tmp_path / "tree.json")
+    loaded = SemanticTree.load(tmp_path / "tree.json")
+    assert loaded == tree
+    assert sum(len(classes) for classes in loaded.classes_by_level) == len(parents)
+    assert max(loaded.branch_sums([1] * len(parents))) == (1 if max(parents) < 0 else len(parents))
+    assert len(loaded.level_weights) == max(loaded.levels) + 1
+    assert time.perf_counter() - started < 10  # measured: at most 1 s

@@ -12,7 +12,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from torch import Tensor
 
-from in21k.preprocess.wordnet import build_tree
+from in21k.preprocess import build_tree
 from in21k.shards.tree import SemanticTree
 from in21k.training import SemanticAccuracy, SemanticSoftmaxLoss, TopAccuracy, commonest
 from in21k.training.levels import Levels
