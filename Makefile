@@ -3,15 +3,18 @@ PYTHON ?= python3
 DALI ?= cuda130
 VENV := .venv
 BIN := $(VENV)/bin
+SIMD ?= on
+PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
 
-.PHONY: help setup quickstart test test-slow lint typecheck bench clean
+.PHONY: help setup quickstart test test-slow lint typecheck bench simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
 	@echo "quickstart  the main job on drawn images, from a raw archive to a prediction"
 	@echo "test        the test suite;   test-slow  what takes minutes by nature"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
+	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
 setup: $(SETUP)
 
@@ -44,6 +47,25 @@ typecheck: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.tiny_hierarchy
+
+# pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and
+# not from the cache, as headers that came since would be missed.
+HAS_HEADER = printf '\#include <stdio.h>\n\#include <$(1)>\n' | cc -E - >/dev/null 2>&1
+simd: setup
+ifeq ($(SIMD),off)
+	$(BIN)/python -m pip uninstall --quiet --yes pillow-simd
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --force-reinstall --no-deps pillow
+else
+	@grep -qw avx2 /proc/cpuinfo || { echo "simd: this processor has no AVX2"; exit 1; }
+	@command -v cc >/dev/null || { echo "simd: no C compiler (cc); Debian: apt install gcc"; exit 1; }
+	@$(call HAS_HEADER,jpeglib.h) && $(call HAS_HEADER,zlib.h) || \
+	{ echo "simd: the headers of libjpeg and zlib are missing; Debian: apt install libjpeg62-turbo-dev zlib1g-dev"; exit 1; }
+	@$(call HAS_HEADER,webp/decode.h) || \
+	echo "simd: without libwebp's headers (Debian: apt install libwebp-dev) WebP images will be rejected"
+	CC="cc -mavx2" $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-binary pillow-simd --wheel-dir build/simd pillow-simd==$(PILLOW_SIMD)
+	$(BIN)/python -m pip uninstall --quiet --yes pillow pillow-simd
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --find-links build/simd pillow-simd==$(PILLOW_SIMD)
+endif
 
 clean:
 	rm -rf $(VENV) .typecheck quickstart *.egg-info build dist

@@ -17,13 +17,19 @@ PACKAGES = {
     "pyarrow": "",
     "nltk": "",
     "pillow": "",
-    "pillow-simd": "faster resizing; replaces Pillow's files",
+    "pillow-simd": "",
+    "simplejpeg": "",
+    "cykooz-resizer": "preprocessing then resizes with Pillow's own code: pip install cykooz-resizer",
     "opencv-python-headless": "`--resizer opencv`: pip install 'in21k[opencv]'",
-    "simplejpeg": "pip install 'in21k[opencv]'",
     "nvidia-dali-cuda130": "the DALI backends, CUDA 13: pip install 'in21k[dali-cuda130]'",
     "nvidia-dali-cuda120": "the DALI backends, CUDA 12: pip install 'in21k[dali-cuda120]'",
     "nvidia-dali-cuda110": "the DALI backends, CUDA 11: pip install 'in21k[dali-cuda110]'",
 }
+
+SIMD_ADVICE = (
+    "pillow: plain; `make simd` puts pillow-simd in its place, whose resizing is 4 times as fast "
+    "(no gain for preprocessing where cykooz-resizer is installed)"
+)
 
 
 def _version(package: str) -> str | None:
@@ -31,6 +37,29 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _is_pillow_simd() -> bool:
+    """Tell whether what `import PIL` gives is pillow-simd, by its files: both distributions can be left installed."""
+    import PIL
+
+    return ".post" in PIL.__version__
+
+
+def _advice(versions: dict[str, str | None], pillow_simd: bool) -> list[str]:
+    has_dali = any(version for name, version in versions.items() if name.startswith("nvidia-dali"))
+    advice = [
+        f"{name}: not installed; {why}"
+        for name, why in PACKAGES.items()
+        if why and not versions[name] and not (has_dali and name.startswith("nvidia-dali"))
+    ]
+    if not pillow_simd:
+        advice += [SIMD_ADVICE]
+    elif versions["pillow"]:
+        advice += [
+            "pillow and pillow-simd are both installed, on the same files: `make simd SIMD=off`, then `make simd`"
+        ]
+    return advice
 
 
 @click.command()
@@ -51,16 +80,23 @@ def doctor(as_json: bool) -> None:
         "cores": default_workers(),
         "gpus": gpus,
         "packages": versions,
+        "pillow_is_pillow_simd": _is_pillow_simd(),
         "pillow_uses_libjpeg_turbo": features.check_feature("libjpeg_turbo"),
+        "pillow_reads_webp": features.check_module("webp"),
         "backends": available_backends(),
     }
-    advice = [f"{name}: not installed; {why}" for name, why in PACKAGES.items() if not versions[name] and why]
-    if any(version for name, version in versions.items() if name.startswith("nvidia-dali")):
-        advice = [line for line in advice if not line.startswith("nvidia-dali")]
+    advice = _advice(versions, result["pillow_is_pillow_simd"])
     rows = [["in21k", result["in21k"] or "?"], ["python", result["python"]], ["cores", str(result["cores"])]]
     rows += [[name, version] for name, version in versions.items() if version]
     rows += [["GPU", ", ".join(gpus) or "none"]]
-    rows += [["Pillow uses libjpeg-turbo", "yes" if result["pillow_uses_libjpeg_turbo"] else "no"]]
+    rows += [
+        [question, "yes" if result[key] else "no"]
+        for question, key in (
+            ("Pillow is pillow-simd", "pillow_is_pillow_simd"),
+            ("Pillow uses libjpeg-turbo", "pillow_uses_libjpeg_turbo"),
+            ("Pillow reads WebP", "pillow_reads_webp"),
+        )
+    ]
     rows += [[f"backend {name}", why or "ready"] for name, why in result["backends"].items()]
     text = "\n".join([*(f"{name:28} {value}" for name, value in rows), *(["", *advice] if advice else [])])
     emit({**result, "advice": advice}, text, as_json=as_json)

@@ -5,19 +5,36 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
+from . import jpeg
 from .resize import RESIZERS, Resizer, fit, stored_mode
 
 del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it knows by itself
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow opens MPO, several JPEGs in one file, as a kind of JPEG
 MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded; the largest images of ImageNet have a quarter of that
+MAX_SIDE = 65_500  # libjpeg's
 ORIENTATION = 0x0112
+# What decoders were seen to raise, and their kin; not MemoryError, which is no fault of the image.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +44,8 @@ class ImageSettings:
     resize:   `squish` stretches to size x size; `short-edge` scales the shorter side to the size; `none` keeps sizes.
               An image whose longer side is below the size keeps its size.
     size:     pixels.
-    resizer:  `pillow` (bilinear, antialiased) or `opencv` (what the reference's cv2 scripts give, pixel for pixel).
+    resizer:  `pillow` (bilinear, antialiased; a large JPEG may be decoded at a half, see `resize.reduction`) or
+              `opencv` (what the reference's cv2 scripts give, pixel for pixel).
     quality:  of the JPEG that is written, 1 to 100.
     """
 
@@ -72,7 +90,8 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
     """Turn raw image bytes into what is stored; raises RejectedImageError.
 
     `changes` names what was done: `from PNG`, `CMYK to RGB`, `rotated`, `resized`, `EXIF removed`, and decoder
-    warnings as `warning: ...`. An image that needs nothing but its EXIF removed keeps its bytes otherwise.
+    warnings, libjpeg's and Pillow's, as `warning: ...`. An image that needs nothing but its EXIF removed keeps its
+    bytes otherwise; unless not every decoder reads its coding (arithmetic, say): then it is `recoded`.
     """
     if not data:
         raise RejectedImageError("empty", "0 bytes")
@@ -83,16 +102,20 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
 
 
 def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImage:
-    with _open(data) as image:
+    with _rejecting():
+        image = _open(data)
         image_format = str(image.format)
-        # Where a JPEG does not end as it should, it is looked at whether pixels are missing too.
-        cut = image_format in ("JPEG", "MPO") and not _ends_well(data)
-    if cut:
-        data = _mended(data)
-    with _open(data) as image:
+        cut = jpeg.is_jpeg(image) and not jpeg.ends_well(data)
+        if cut:
+            data = jpeg.mended(data, progressive="progressive" in image.info)
+            image = _open(data)
         orientation = _orientation(image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         target = fit(width, height, settings.resize, settings.size)
+        if max(target) > MAX_SIDE:
+            raise RejectedImageError(
+                "too large", f"{target[0]}x{target[1]} as stored; a JPEG has sides to {MAX_SIDE:,}"
+            )
         changes = [
             what
             for what, applies in (
@@ -104,28 +127,38 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
             )
             if applies
         ]
-        try:
-            if not changes or not resizer.decodes(image_format):
-                image.load()
-            if changes:
-                stored = resizer.encode(resizer.resized(data, image, orientation, target), settings.quality)
-            else:
-                stored = b"".join(_without_exif(data))
-                changes = ["EXIF removed"] if len(stored) != len(data) else []
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise RejectedImageError("undecodable", str(error)) from error
+        if not changes and not jpeg.is_common(data):
+            changes = ["recoded"]
+        if jpeg.is_jpeg(image) and not (changes and jpeg.is_plain(image)):
+            jpeg.check(data, image)  # plain ones are checked as the resizer decodes them
+        if changes:
+            stored = resizer.encode(resizer.resized(data, image, orientation, target), settings.quality)
+        else:
+            stored = jpeg.without_exif(data)
+            changes = ["EXIF removed"] if len(stored) != len(data) else []
     return StoredImage(stored, *target, image_format, width, height, changes)
+
+
+@contextmanager
+def _rejecting() -> Generator[None]:
+    """Turn what decoders raise into a RejectedImageError."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise RejectedImageError("not an image", str(error)) from None
+    except Image.DecompressionBombError as error:
+        raise RejectedImageError("too large", str(error)) from error
+    except jpeg.TruncatedJpegError as error:
+        raise RejectedImageError("truncated", str(error)) from error
+    except DECODER_ERRORS as error:
+        raise RejectedImageError("undecodable", str(error) or type(error).__name__) from error
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise RejectedImageError("not an image", f"begins with {data[:8]!r}") from None
-    except Image.DecompressionBombError as error:
-        raise RejectedImageError("too large", str(error)) from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise RejectedImageError("undecodable", str(error)) from error
+        raise UnidentifiedImageError(f"begins with {data[:8]!r}") from None
     if image.width * image.height > MAX_PIXELS:
         raise RejectedImageError("too large", f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
     return image
@@ -135,54 +168,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 (upright) where there is none or it makes no sense."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
+    except DECODER_ERRORS as error:
         warnings.warn(f"EXIF not readable ({error})", stacklevel=2)
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of a JPEG's segments up to its first scan, whose end is that of the data."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        start = position
-        while position + 4 <= len(data) and data[position + 1] == 0xFF:  # fill bytes
-            position += 1
-        marker = data[position + 1]
-        if marker == 0xDA:
-            yield marker, start, len(data)
-            return
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        yield marker, start, end
-        position = end
-
-
-def _ends_well(data: bytes) -> bool:
-    """Tell whether an end-of-image marker follows the first scan of a JPEG."""
-    return any(data.find(b"\xff\xd9", start) > 0 for marker, start, _ in _segments(data) if marker == 0xDA)
-
-
-def _mended(data: bytes) -> bytes:
-    """Return a JPEG that lacks its end marker with one; raises RejectedImageError where it lacks pixels too.
-
-    What follows the last pixel changes none: two fillings that decode alike show that no scan data is missing. A
-    progressive JPEG may lack whole scans, which nothing tells.
-    """
-    cut = data.rstrip(b"\xff")
-    mended, filled = (cut + filling + b"\xff\xd9" for filling in (b"", b"\x55" * 256))
-    try:
-        with _open(mended) as one, _open(filled) as other:
-            if not one.info.get("progressive") and one.tobytes() == other.tobytes():
-                return mended
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise RejectedImageError("truncated", str(error)) from error
-    raise RejectedImageError("truncated", f"its scan data ends early, after {len(data):,} bytes")
-
-
-def _without_exif(data: bytes) -> Iterator[bytes]:
-    """Yield the JPEG's parts but for its EXIF segments: the pixels stay as they are."""
-    yield data[:2]
-    for marker, start, end in _segments(data):
-        segment = data[start:end].lstrip(b"\xff")  # the marker, its length, its content
-        if not (marker == 0xE1 and segment[3:9] == b"Exif\0\0"):
-            yield data[start:end]

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import io
+import re
 import subprocess
 import sys
+import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import simplejpeg
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -106,19 +114,23 @@ def test_a_resized_image_looks_like_the_original(draw: Draw, encode: Encode, dec
     assert difference(check_stored(stored), wanted) < 4
 
 
-def test_pillow_gives_its_own_bilinear_pixels(draw: Draw, encode: Encode, decode: Decode) -> None:
-    data = encode(draw(90, 70))
-    resized = decode(data).resize((40, 40), Image.Resampling.BILINEAR)
-    assert store_image(data, ImageSettings(size=40, quality=80)).data == encode(resized, quality=80)
-
-
 def test_opencv_gives_the_bytes_of_the_references_scripts(draw: Draw, encode: Encode) -> None:
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
-    for image in (draw(90, 70), draw(300, 31), draw(33, 60)):
-        data = encode(image)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        wanted = cv2.imencode(".jpg", cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_LINEAR))[1].tobytes()
-        assert store_image(data, ImageSettings(size=32, resizer="opencv")).data == wanted
+    ways: list[dict[str, Any]] = [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 40}]
+    for image in (draw(90, 70), draw(301, 33), draw(33, 61), draw(60, 90).convert("L")):
+        for way in ways:
+            data = encode(image, **way)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            short = min(image.size)
+            for resize, target in (
+                ("squish", (32, 32)),
+                ("short-edge", (round(image.width * 32 / short), round(image.height * 32 / short))),
+            ):
+                resized = cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR)
+                wanted = cv2.imencode(".jpg", resized)[1].tobytes()
+                assert store_image(data, ImageSettings(resize=resize, size=32, resizer="opencv")).data == wanted
+            small = store_image(data, ImageSettings(size=400, resizer="opencv"))
+            assert (small.data, small.changes) == (data, [])
 
 
 def rgba(draw: Draw) -> Image.Image:
@@ -308,6 +320,163 @@ def test_warnings_of_the_decoder_are_kept(encode: Encode, monkeypatch: pytest.Mo
     assert stored.data == data
 
 
+def with_rubbish(data: bytes) -> bytes:
+    return data[:-2] + b"more than what was asked for" + data[-2:]
+
+
+@pytest.mark.parametrize("size", [224, 32], ids=["same size", "resized"])
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "rotated", "progressive"])
+def test_warnings_of_libjpeg_are_kept(draw: Draw, encode: Encode, resizer: str, kind: str, size: int) -> None:
+    options: dict[str, Any] = {"progressive": {"progressive": True}, "rotated": {"exif": exif_of(6)}}.get(kind, {})
+    data = encode(draw().convert(kind) if kind in ("L", "CMYK") else draw(), **options)
+    stored = store_image(with_rubbish(data), ImageSettings(size=size, resizer=resizer))
+    check_stored(stored)
+    warned = [change for change in stored.changes if change.startswith("warning: ")]
+    assert re.fullmatch(r"warning: Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9", *warned)
+    if kind in ("RGB", "L", "progressive") and size == 224:
+        assert (stored.data, len(stored.changes)) == (with_rubbish(data), 1)
+
+
+@pytest.mark.parametrize("size", [224, 32], ids=["same size", "resized"])
+def test_scan_data_that_is_lost_inside_a_jpeg_is_a_warning(draw: Draw, encode: Encode, resizer: str, size: int) -> None:
+    data = encode(draw(80, 80), quality=95)
+    stored = store_image(data[: len(data) - 500] + data[-2:], ImageSettings(size=size, resizer=resizer))
+    check_stored(stored)
+    assert stored.changes[-1] == "warning: Corrupt JPEG data: premature end of data segment"
+
+
+def test_an_error_of_the_decoder_is_no_warning(draw: Draw, encode: Encode, resizer: str) -> None:
+    first, second, rest = encode(draw(), progressive=True).split(b"\xff\xda", 2)
+    unknown = first + b"\xff\xda" + second + b"\xff\xb4" + rest  # where the second scan was: no known marker
+    assert reject_reason(unknown, ImageSettings(resizer=resizer)) == "undecodable"
+
+
+def frame(data: bytes, marker: int, bits: int = 8) -> bytes:
+    """Change the marker of a JPEG's frame header and its bits a sample."""
+    start = data.index(b"\xff\xc0")
+    return data[: start + 1] + bytes([marker]) + data[start + 2 : start + 4] + bytes([bits]) + data[start + 5 :]
+
+
+@pytest.mark.parametrize("size", [224, 32], ids=["same size", "resized"])
+@pytest.mark.parametrize(("marker", "bits"), [(0xC1, 12), (0xC3, 8), (0xC5, 8), (0xC9, 8), (0xCA, 8), (0xCB, 8)])
+def test_jpegs_of_rare_codings_are_recoded_or_rejected(
+    draw: Draw, encode: Encode, resizer: str, marker: int, bits: int, size: int
+) -> None:
+    try:
+        stored = store_image(frame(encode(draw()), marker, bits), ImageSettings(size=size, resizer=resizer))
+    except RejectedImageError:
+        return
+    check_stored(stored)
+    assert stored.changes[0] in ("recoded", "resized")
+
+
+def test_a_chroma_sampling_that_few_know_is_recoded(draw: Draw, encode: Encode, decode: Decode, resizer: str) -> None:
+    data = encode(draw(), subsampling=0)
+    sampling = data.index(b"\xff\xc0") + 11
+    odd = data[:sampling] + b"\x31" + data[sampling + 1 :]  # luma 3x1 against chroma 1x1
+    stored = store_image(odd, ImageSettings(resizer=resizer))
+    assert stored.changes[0] == "recoded"
+    assert difference(check_stored(stored), decode(odd)) < 6
+
+
+def ycck(draw: Draw, encode: Encode) -> bytes:
+    """Make an Adobe JPEG of inverted CMYK whose transform says YCCK."""
+    data = encode(draw().convert("CMYK"))
+    adobe = data.index(b"Adobe") + 11
+    return data[:adobe] + b"\x02" + data[adobe + 1 :]
+
+
+def test_inks_in_ycck_are_converted_as_pillow_does(draw: Draw, encode: Encode, decode: Decode, resizer: str) -> None:
+    data = ycck(draw, encode)
+    picture = check_stored(store_image(data, ImageSettings(resizer=resizer)))
+    assert picture.mode == "RGB"
+    assert resizer == "opencv" or difference(picture, decode(data).convert("RGB")) < 6
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def test_a_small_file_of_very_many_pixels_is_too_large(resizer: str) -> None:
+    data = png(60_000, 60_000, chunk(b"IDAT", zlib.compress(bytes(100))))
+    assert len(data) < 120
+    assert reject_reason(data, ImageSettings(resizer=resizer)) == "too large"
+
+
+def test_text_that_unpacks_to_very_much_is_rejected(resizer: str) -> None:
+    text = chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(100_000_000)))
+    rows = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    assert len(text) < 200_000
+    assert reject_reason(png(8, 8, text, rows), ImageSettings(resizer=resizer)) == "undecodable"
+
+
+@pytest.mark.parametrize("resize", ["none", "short-edge"])
+def test_sides_that_no_jpeg_has_are_too_large(encode: Encode, resize: str) -> None:
+    data = encode(Image.new("L", (66_000 if resize == "none" else 9_000, 2)), "PNG")
+    assert reject_reason(data, ImageSettings(resize=resize, size=20)) == "too large"
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP"])
+def test_the_first_picture_of_an_animation_is_stored(
+    draw: Draw, encode: Encode, decode: Decode, resizer: str, image_format: str
+) -> None:
+    data = encode(draw(), image_format, save_all=True, append_images=[draw(seed=1)], duration=100)
+    picture = check_stored(store_image(data, ImageSettings(resizer=resizer)))
+    assert difference(picture, decode(data).convert("RGB")) < 6
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # by torchvision, of all its decoders
+def test_grey_pictures_are_the_same_to_every_reader(draw: Draw, encode: Encode, decode: Decode) -> None:
+    """Why greyscale stays greyscale: readers that want RGB get three equal channels, equal to the bit."""
+    for options in ({}, {"progressive": True}, {"quality": 60}):
+        data = encode(draw(61, 47).convert("L"), **options)
+        stored = store_image(data, KEEP).data
+        wanted = np.asarray(decode(stored).convert("RGB"))
+        assert (wanted == np.asarray(decode(stored))[..., None]).all()
+        for reader, read in READERS.items():
+            found = read(np.frombuffer(stored, np.uint8).copy())
+            assert found is None or np.array_equal(found, wanted), reader
+
+
+def read_by_opencv(data: np.ndarray) -> np.ndarray | None:
+    cv2 = sys.modules.get("cv2") or (importlib.util.find_spec("cv2") and importlib.import_module("cv2"))
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1] if cv2 else None
+
+
+def read_by_torchvision(data: np.ndarray) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+def read_by_dali(data: np.ndarray) -> np.ndarray | None:
+    if not importlib.util.find_spec("nvidia.dali"):
+        return None
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def decoded() -> Any:
+        encoded = fn.external_source(source=[[data]], cycle=True, dtype=types.UINT8)
+        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+
+    pipeline = decoded()
+    pipeline.build()
+    return np.asarray(pipeline.run()[0].at(0))
+
+
+READERS: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
+    "simplejpeg": lambda data: simplejpeg.decode_jpeg(data.tobytes(), "RGB"),
+    "cv2": read_by_opencv,
+    "torchvision": read_by_torchvision,
+    "DALI": read_by_dali,
+}
+
+
 @given(
     data=st.binary(max_size=200), head=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM"])
 )
@@ -316,17 +485,53 @@ def test_garbage_is_rejected_and_nothing_else_happens(data: bytes, head: bytes) 
         store_image(head + data, KEEP)
 
 
-@given(place=st.floats(0, 1), value=st.integers(0, 255), size=st.sampled_from([32, 224]))
-def test_a_changed_byte_gives_a_good_jpeg_or_a_reject(
-    draw: Draw, encode: Encode, place: float, value: int, size: int
+@functools.cache
+def real_kinds(draw: Draw, encode: Encode) -> list[bytes]:
+    """Return a small file of every kind."""
+    image = draw(60, 40)
+    return [
+        encode(image, exif=exif_of(6)),
+        encode(image, progressive=True, subsampling=0),
+        encode(image, restart_marker_blocks=2),
+        encode(image.convert("L")),
+        encode(image.convert("CMYK")),
+        encode(image, "PNG"),
+        encode(image.quantize(), "PNG", transparency=0),
+        encode(image.quantize(), "GIF", save_all=True, append_images=[image.rotate(90).quantize()]),
+        encode(image, "WEBP", exif=exif_of(3)),
+        encode(image, "BMP"),
+    ]
+
+
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 8), st.one_of(st.binary(max_size=4), st.just(b"\xff\xd9"))), max_size=4
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # `resizer` is but a word
+@given(kind=st.integers(0, 9), edits=EDITS, cut=st.floats(0.05, 1), size=st.sampled_from([32, 224]))
+def test_damage_gives_a_good_jpeg_or_a_reject(
+    draw: Draw,
+    encode: Encode,
+    resizer: str,
+    kind: int,
+    edits: list[tuple[float, int, bytes]],
+    cut: float,
+    size: int,
 ) -> None:
-    data = bytearray(encode(draw(60, 40), exif=exif_of(6)))
-    data[min(int(place * len(data)), len(data) - 1)] = value
+    """Each edit takes bytes away at a place and puts others there; the cut shortens the whole."""
+    data = real_kinds(draw, encode)[kind]
+    for place, num_lost, put in edits:
+        start = int(place * len(data))
+        data = data[:start] + put + data[start + num_lost :]
+    data = data[: int(cut * len(data))] if cut < 0.9 else data
     try:
-        stored = store_image(bytes(data), ImageSettings(size=size))
+        stored = store_image(data, ImageSettings(size=size, resizer=resizer))
     except RejectedImageError:
         return
-    check_stored(stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file that keeps its bytes may earn a reader's warning, as the changes tell
+        check_stored(stored)
 
 
 @pytest.mark.parametrize(

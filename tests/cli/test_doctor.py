@@ -1,0 +1,51 @@
+"""doctor: what it finds in an environment, and what it advises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import PIL
+import pytest
+from click.testing import CliRunner
+
+from in21k.cli import doctor as doctor_module
+from in21k.cli.doctor import doctor
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(doctor, words)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def found(monkeypatch: pytest.MonkeyPatch, imported: str, /, **installed: str) -> dict[str, Any]:
+    """Run the command where `import PIL` gives a version, and these distributions alone are installed."""
+    monkeypatch.setattr(PIL, "__version__", imported)
+    monkeypatch.setattr(doctor_module, "_version", lambda name: installed.get(name.replace("-", "_")))
+    return json.loads(run("--json"))
+
+
+def test_plain_pillow_is_told_with_the_way_to_pillow_simd(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = found(monkeypatch, "13.0.0", pillow="13.0.0")
+    assert result["pillow_is_pillow_simd"] is False
+    assert any("`make simd`" in line for line in result["advice"])
+    assert "Pillow is pillow-simd        no" in run()
+
+
+def test_pillow_simd_is_told_and_needs_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = found(monkeypatch, "12.1.1.post0", pillow_simd="12.1.1.post0")
+    assert result["pillow_is_pillow_simd"] is True
+    assert not any("make simd" in line for line in result["advice"])
+    assert "Pillow is pillow-simd        yes" in run()
+
+
+def test_both_on_the_same_files_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = found(monkeypatch, "12.1.1.post0", pillow="13.0.0", pillow_simd="12.1.1.post0")
+    assert any("both installed" in line for line in result["advice"])
+
+
+def test_one_build_of_dali_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum("dali" in line for line in found(monkeypatch, "13.0.0")["advice"]) == 3
+    with_one = found(monkeypatch, "13.0.0", nvidia_dali_cuda120="2.4.0")
+    assert not any("dali" in line for line in with_one["advice"])
