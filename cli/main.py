@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import doctor, predict, preprocess, sample_data, shard, train, tree, validate, verify
+from . import doctor, predict, preprocess, report, sample_data, shard, train, tree, validate, verify
 
 TRACEBACK = "IN21K_TRACEBACK"
 
@@ -76,6 +76,7 @@ for command in (
     train.train,
     validate.validate,
     predict.predict,
+    report.report,
     doctor.doctor,
 ):
     cli.add_command(command)

@@ -1,0 +1,177 @@
+"""What a report counts: the manifest read once, a row group at a time, into numbers that fit in a page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ...shards.dataset import PreparedSet
+from ...shards.manifest import pc, read_table
+from ...shards.parallel import OnProgress, Progress, ignore_progress
+
+NUM_OCTAVES = 31  # every int32
+FINE = 24  # bins per doubling: 3 % wide
+COARSE = 6  # of the two-dimensional histogram: 12 % wide
+SIDE_OCTAVES = 15  # sides of 32,768 pixels and more share the last bin
+NUM_EXAMPLES = 3
+COLUMNS = ["num_bytes", "width", "height", "source_format", "source_width", "source_height", "changes"]
+
+
+def _edges(per_octave: int, octaves: int) -> NDArray[np.float64]:
+    return 2.0 ** (np.arange(per_octave * octaves + 1) / per_octave)
+
+
+class Histogram:
+    """Counts of positive integers, in bins of equal ratio."""
+
+    def __init__(self) -> None:
+        self._edges = _edges(FINE, NUM_OCTAVES)
+        self._counts = np.zeros(len(self._edges), np.int64)
+        self._largest = np.zeros(len(self._edges), np.int64)
+
+    def add(self, values: NDArray[np.integer]) -> None:
+        """Count values >= 1."""
+        bins = np.searchsorted(self._edges, values, side="right") - 1
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+        np.maximum.at(self._largest, bins, values)
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self._counts.sum())
+
+    def bins(self, per_octave: int) -> list[tuple[float, float, int]]:
+        """Return (low, high, count) of the bins from the first that is not empty to the last; few to a doubling."""
+        counts = self._counts[:-1].reshape(-1, FINE // per_octave).sum(axis=1)
+        edges = self._edges[:: FINE // per_octave]
+        held = np.flatnonzero(counts)
+        if not len(held):
+            return []
+        return [(float(edges[i]), float(edges[i + 1]), int(counts[i])) for i in range(held[0], held[-1] + 1)]
+
+    def quantile(self, share: float) -> int:
+        """Return a value that this share (0..1) of the counted ones is at most, 3 % above the least such at most."""
+        return int(self._largest[np.searchsorted(np.cumsum(self._counts), share * self.total)])
+
+
+class SideHistogram:
+    """Counts of widths and heights together: `counts[i, j]` images have a width in bin i and a height in bin j."""
+
+    def __init__(self) -> None:
+        self.edges = _edges(COARSE, SIDE_OCTAVES)
+        self.counts = np.zeros((len(self.edges), len(self.edges)), np.int64)
+
+    def add(self, widths: NDArray[np.integer], heights: NDArray[np.integer]) -> None:
+        """Count images of sides >= 1."""
+        rows, columns = (np.searchsorted(self.edges, sides, side="right") - 1 for sides in (widths, heights))
+        size = len(self.edges)
+        self.counts += np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+
+
+@dataclass
+class ImageNumbers:
+    """What the manifest's rows add up to.
+
+    sides:           source widths and heights.  source_pixels, stored_pixels: per image.  stored_bytes: per image.
+    num_as_they_were:  images that kept their bytes.  changes: images per thing done; warnings without their numbers.
+    """
+
+    num_images: int = 0
+    num_bytes: int = 0
+    num_as_they_were: int = 0
+    sides: SideHistogram = field(default_factory=SideHistogram)
+    source_pixels: Histogram = field(default_factory=Histogram)
+    stored_pixels: Histogram = field(default_factory=Histogram)
+    stored_bytes: Histogram = field(default_factory=Histogram)
+    formats: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: pa.Table) -> None:
+        """Count some rows."""
+        width, height, source_width, source_height, num_bytes = (
+            rows[name].to_numpy().astype(np.int64)
+            for name in ("width", "height", "source_width", "source_height", "num_bytes")
+        )
+        self.num_images += rows.num_rows
+        self.num_bytes += int(num_bytes.sum())
+        self.sides.add(source_width, source_height)
+        self.source_pixels.add(source_width * source_height)
+        self.stored_pixels.add(width * height)
+        self.stored_bytes.add(num_bytes)
+        self.num_as_they_were += pc.sum(pc.equal(pc.list_value_length(rows["changes"]), 0)).as_py() or 0
+        self.formats += _counted(rows["source_format"])
+        for change, count in _counted(pc.list_flatten(rows["changes"])).items():
+            self.changes[_without_numbers(change)] += count
+
+
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    return Counter({each["values"]: each["counts"] for each in pc.value_counts(column).to_pylist()})
+
+
+def _without_numbers(change: str) -> str:
+    """Blank the numbers of a warning: they are of one image, and would make each a kind of its own."""
+    return re.sub(r"\d+", "…", change) if change.startswith("warning:") else change
+
+
+def row_groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, pq.ParquetFile]]:
+    """Yield (number, first row, file) of a Parquet file's row groups; raises ValueError where it is none of ours."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; run `in21k verify`")
+    try:
+        with pq.ParquetFile(path) as file:
+            lacking = set(columns) - set(file.schema_arrow.names)
+            if lacking:
+                raise ValueError(f"{path}: lacks the column {min(lacking)}; run `in21k verify`")
+            first = 0
+            for group in range(file.num_row_groups):
+                yield group, first, file
+                first += file.metadata.row_group(group).num_rows
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not readable as a Parquet table ({str(error).splitlines()[0]})") from error
+
+
+def count_images(prepared: PreparedSet, on_progress: OnProgress = ignore_progress) -> ImageNumbers:
+    """Count the stored images, one row group in memory at a time; raises ValueError where the manifest is damaged."""
+    numbers, expected = ImageNumbers(), sum(prepared.num_samples.values())
+    for group, _, file in row_groups(prepared.manifest_path, COLUMNS):
+        numbers.add(file.read_row_group(group, columns=COLUMNS))
+        on_progress(Progress(min(1.0, numbers.num_images / max(1, expected)), numbers.num_images, numbers.num_bytes))
+    if numbers.num_images != expected:
+        raise ValueError(
+            f"{prepared.manifest_path}: has {numbers.num_images:,} rows where dataset.json says {expected:,}; "
+            "run `in21k verify`"
+        )
+    return numbers
+
+
+@dataclass(frozen=True)
+class RejectReason:
+    """A reason, how many members were rejected for it, and a few of them: (class name, member, detail)."""
+
+    reason: str
+    count: int
+    examples: list[tuple[str, str, str]]
+
+
+def reject_reasons(prepared: PreparedSet) -> list[RejectReason]:
+    """Count the rejects by reason, the commonest first."""
+    names = {row.wnid: row.name for row in prepared.classes}
+    table = read_table(prepared.path / "rejects.parquet", ["wnid", "name", "reason", "detail"])
+    counts = sorted(_counted(table["reason"]).items(), key=lambda item: (-item[1], item[0]))
+    reasons: list[RejectReason] = []
+    for reason, count in counts:
+        rows = pc.indices_nonzero(pc.equal(table["reason"], reason))
+        # The first, the last and one between are of different classes more often than the first three.
+        places = sorted({step * (count - 1) // max(1, NUM_EXAMPLES - 1) for step in range(NUM_EXAMPLES)})
+        examples = table.take(rows.take(pa.array(places))).to_pylist()
+        shown = [(names.get(row["wnid"], row["wnid"] or ""), row["name"], row["detail"]) for row in examples]
+        reasons.append(RejectReason(reason, count, shown))
+    return reasons
