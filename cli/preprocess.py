@@ -1,101 +1,212 @@
-"""`in21k preprocess`: a raw archive to a prepared data set."""
+"""`in21k preprocess`: raw images to a prepared data set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
 from .progress import ProgressLine
 
+if TYPE_CHECKING:
+    from ..preprocess.estimate import Estimate
+    from ..preprocess.image import ImageSettings
+    from ..preprocess.select import SelectSettings
+    from ..preprocess.sources import RawSource
+    from ..preprocess.taxonomy import Taxonomy
+    from ..shards.dataset import PreparedSet
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--rare-threshold", default=500, show_default=True, help="Keep the classes that have more images than this."
+    ),
+    click.option("--classes", metavar="FILE|fall11p|winter21p|in12k", help="Keep exactly these classes instead."),
+    click.option("--drop-subtree", metavar="WNID", multiple=True, help="Drop a synset and all below it; repeatable."),
+    click.option("--exclude", type=PATH, help="A file of images not to store: keys, paths or checksums, one a line."),
+    click.option(
+        "--val-per-class",
+        default=50,
+        show_default=True,
+        help="Images of each class for validation, the first by file name; 0: no validation split.",
+    ),
+    click.option("--val-list", type=PATH, help="A file of the images for validation instead: keys or paths."),
+    click.option(
+        "--resize",
+        type=click.Choice(["squish", "short-edge", "none"]),
+        help="Stretch to size x size; or scale the shorter side to size; or keep. Images below the size keep theirs.  "
+        "[default: squish; none for the processed archive]",
+    ),
+    click.option("--size", default=224, show_default=True, help="Pixels."),
+    click.option(
+        "--resizer",
+        type=click.Choice(["pillow", "opencv"]),
+        default="pillow",
+        show_default=True,
+        help="pillow: antialiased bilinear; opencv: the reference scripts' cv2 steps, pixel for pixel.",
+    ),
+    click.option("--quality", default=95, show_default=True, help="JPEG quality of what is written."),
+    click.option(
+        "--max-reject-rate", default=0.01, show_default=True, help="Fail when more of the kept classes' images are bad."
+    ),
+    click.option("--parents", type=PATH, help="A parents.csv (child,parent[,name]) that places classes of your own."),
+    click.option("--wordnet", type=PATH, help="A folder of WordNet noun files.  [default: WordNet 3.0, packaged]"),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Worker processes here, or the nodes of a Ray cluster, which all see SOURCE and OUT under the same names.",
+    ),
+    click.option("--ray-address", help="Of a running Ray cluster.  [default: one is started here]"),
+    click.option("--dry-run", is_flag=True, help="Say what would be kept, the disk it needs and the hours it takes."),
+    workers_option,
+    overwrite_option,
+    json_option,
+)
+
+
+def preprocess_options(command: Command) -> Command:
+    """Add what both layouts take."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
 
 @click.group()
 def preprocess() -> None:
-    """Prune, split and resize a raw archive into a prepared data set."""
+    """Prune, split and resize raw images into a prepared data set."""
 
 
 @preprocess.command("raw-tar")
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
-@click.option(
-    "--rare-threshold", default=500, show_default=True, help="Keep the classes that have more images than this."
-)
-@click.option(
-    "--val-per-class",
-    default=50,
-    show_default=True,
-    help="Images of each class for validation, the first by file name; 0: no validation split.",
-)
-@click.option(
-    "--resize",
-    type=click.Choice(["squish", "short-edge", "none"]),
-    default="squish",
-    show_default=True,
-    help="Stretch to size x size; or scale the shorter side to size; or keep. Images below the size keep theirs.",
-)
-@click.option("--size", default=224, show_default=True, help="Pixels.")
-@click.option(
-    "--resizer",
-    type=click.Choice(["pillow", "opencv"]),
-    default="pillow",
-    show_default=True,
-    help="pillow: antialiased bilinear; opencv: the reference scripts' cv2 steps, pixel for pixel.",
-)
-@click.option("--quality", default=95, show_default=True, help="JPEG quality of what is written.")
-@click.option(
-    "--max-reject-rate", default=0.01, show_default=True, help="Fail when more of the kept classes' images are bad."
-)
-@click.option("--wordnet", type=PATH, help="A folder of WordNet noun files.  [default: WordNet 3.0, packaged]")
-@workers_option
-@overwrite_option
-@json_option
-def raw_tar(
-    source: Path,
+@preprocess_options
+def raw_tar(source: Path, out: Path, **options: Any) -> None:
+    """Prepare SOURCE, a raw archive such as fall11_whole.tar or winter21_whole.tar.gz, into the folder OUT.
+
+    Recognised by what is in it, plain or gzipped: a tar of class tars, a tar of class folders, and the official
+    processed archive, whose own split and classes are kept. `-` reads it from standard input. Nothing is extracted
+    and every image is read once. A run that was stopped goes on with the same command.
+    """
+    from ..preprocess.sources import open_raw_tar
+
+    _prepare(open_raw_tar(source), out, **options)
+
+
+@preprocess.command("folder")
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@preprocess_options
+def folder(source: Path, out: Path, **options: Any) -> None:
+    """Prepare SOURCE, a folder of class folders and class tars, or a list of `path label` lines, into the folder OUT.
+
+    A class is called by its folder, its tar or its label: a wnid, or a name of your own, which --parents places in
+    the tree. The paths of a list begin at the list's own folder.
+    """
+    from ..preprocess.sources import open_folder
+
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"{out}: lies in the source, which would then be read as one; give a folder outside {source}")
+    _prepare(open_folder(source), out, **options)
+
+
+def _prepare(
+    source: RawSource,
     out: Path,
-    rare_threshold: int,
-    val_per_class: int,
+    *,
     max_reject_rate: float,
+    parents: Path | None,
     wordnet: Path | None,
+    engine: str,
+    ray_address: str | None,
+    dry_run: bool,
     workers: int | None,
     overwrite: bool,
     as_json: bool,
-    **image: Any,
+    **settings: Any,
 ) -> None:
-    """Prepare SOURCE, a tar of class tars such as fall11_whole.tar or winter21_whole.tar.gz, into the folder OUT.
-
-    `-` reads the tar, gzipped or not, from standard input.
-
-    Nothing is extracted and every image is read once; a worker holds one class tar in memory. A run that was stopped
-    goes on with the same command.
-    """
-    from ..preprocess.image import ImageSettings
-    from ..preprocess.run import prepare_raw_tar
-    from ..preprocess.select import SelectSettings
-    from ..preprocess.wordnet import WordNet
+    from ..preprocess.engines import open_engine
+    from ..preprocess.run import prepare
+    from ..preprocess.taxonomy import Taxonomy
 
     if not 0 <= max_reject_rate <= 1:
         raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted 0 to 1")
-    with ProgressLine("preprocess") as progress:
-        prepared = prepare_raw_tar(
+    if ray_address and engine != "ray":
+        raise ValueError("--ray-address goes with --engine ray")
+    select, image = _settings(source, **settings)
+    taxonomy = Taxonomy.read(wordnet, parents)
+    if dry_run:
+        found = _estimate(source, out, select, image, taxonomy, num_workers(workers))
+        emit(found.as_dict(), found.render(), as_json=as_json)
+        raise SystemExit(0 if found.fits else 1)
+    with ProgressLine("preprocess") as progress, open_engine(engine, ray_address, workers) as run_tasks:
+        prepared = prepare(
             source,
             out,
-            select=SelectSettings(rare_threshold=rare_threshold, val_per_class=val_per_class),
-            image=ImageSettings(**image),
-            wordnet=WordNet.read(wordnet) if wordnet else None,
-            workers=num_workers(workers),
+            select=select,
+            image=image,
+            taxonomy=taxonomy,
+            run_tasks=run_tasks,
             max_reject_rate=max_reject_rate,
             overwrite=overwrite,
             on_progress=progress,
         )
+    levels = [len(classes) for classes in prepared.tree.classes_by_level]
+    emit({"path": str(out), **prepared.info, "classes_per_level": levels}, _render(prepared, levels), as_json=as_json)
+
+
+def _settings(
+    source: RawSource,
+    *,
+    rare_threshold: int,
+    classes: str | None,
+    drop_subtree: tuple[str, ...],
+    exclude: Path | None,
+    val_per_class: int,
+    val_list: Path | None,
+    resize: str | None,
+    **image: Any,
+) -> tuple[SelectSettings, ImageSettings]:
+    from ..preprocess.image import ImageSettings
+    from ..preprocess.label_spaces import read_classes
+    from ..preprocess.select import SelectSettings
+
+    select = SelectSettings(
+        rare_threshold=rare_threshold,
+        classes=frozenset(read_classes(classes)) if classes else None,
+        drop_subtree=drop_subtree,
+        exclude=exclude,
+        val_per_class=val_per_class,
+        val_list=val_list,
+    )
+    image_settings = ImageSettings(resize=resize or "none", **image)  # which checks the rest before a stream is touched
+    if resize is None and not source.is_processed():
+        image_settings = ImageSettings(resize="squish", **image)
+    return select, image_settings
+
+
+def _render(prepared: PreparedSet, levels: list[int]) -> str:
     counts = prepared.info["counts"]
     splits = " + ".join(f"{count['num_samples']:,} {split}" for split, count in counts["splits"].items())
-    levels = [len(classes) for classes in prepared.tree.classes_by_level]
-    text = (
-        f"{out}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept (more than "
-        f"{rare_threshold} images)\n"
+    return (
+        f"{prepared.path}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept\n"
         f"images of those: {counts['num_raw_kept']:,}; stored: {splits}; rejects: {counts['num_rejects']:,}\n"
         f"classes per level of the tree: {' '.join(map(str, levels))}"
     )
-    emit({"path": str(out), **prepared.info, "classes_per_level": levels}, text, as_json=as_json)
+
+
+def _estimate(
+    source: RawSource, out: Path, select: SelectSettings, image: ImageSettings, taxonomy: Taxonomy, workers: int
+) -> Estimate:
+    from ..preprocess.engines import open_engine
+    from ..preprocess.estimate import estimate
+
+    with open_engine("local", workers=workers) as run_tasks:
+        return estimate(
+            source, out, select=select, image=image, taxonomy=taxonomy, run_tasks=run_tasks, workers=workers
+        )

@@ -1,341 +1,429 @@
-"""The run: a raw archive in, a prepared data set out; a class is a task, and a finished task is never done again."""
+"""The run: raw images in, a prepared data set out; a finished task is never done again."""
 
 from __future__ import annotations
 
-import json
+import logging
+import os
+import shutil
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from ..shards.class_table import ClassRow, write_class_table
-from ..shards.dataset import SPLITS, VERSION, PreparedSet
-from ..shards.files import OutputFolder, write_json
-from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
-from ..shards.parallel import OnProgress, Progress, ignore_progress, run_tasks
-from ..shards.sample import checksum
-from ..shards.tree import SemanticTree
-from ..shards.writer import TarWriter
-from .archive import DAMAGED, ChecksumError, ClassArchive, Member, RawTar, Reject, list_members, open_raw_tar
-from .image import ImageSettings, RejectedImageError, StoredImage, store_image
+from ..shards.dataset import SPLITS, PreparedSet
+from ..shards.files import OutputFolder, read_json, write_json
+from ..shards.manifest import pc, read_table
+from ..shards.parallel import OnProgress, Progress, ignore_progress
+from .archive import DAMAGED, ChecksumError, Reject, readable
+from .engines import RunTasks
+from .image import ImageSettings
+from .layouts import beside, no_classes
 from .resize import RESIZERS
-from .select import SelectSettings, split_members
-from .wordnet import WordNet, build_tree
+from .select import SelectSettings, read_names
+from .sources import Chunk, RawSource, Unit
+from .store import EXCLUDED, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
+from .tables import describe, write_tables
+from .taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+MERGED_ROWS = 1_000_000  # of chunks' rows that are held at a time, some 200 MB
+ROOM_FRACTION = 0.02  # of the source: what was written for it tells what the rest will take
 
 
-@dataclass(frozen=True)
-class _ClassTask:
-    archive: ClassArchive
-    out: Path
-    part: Path  # where the class's part of the tables goes: <part>.json, which marks it done, and <part>.parquet
-    select: SelectSettings
-    image: ImageSettings
-    others: list[str]  # classes whose name begins with this one's and `_`
-
-
-@dataclass(frozen=True)
-class _ClassPart:
-    """What became of one class: its numbers and its rejects. The members of a dropped class are only counted."""
-
-    wnid: str
-    num_members: int
-    num_raw: int
-    num_stored: dict[str, int]
-    kept: bool
-    num_bytes: int
-    rejects: list[Reject]
-
-    @classmethod
-    def load(cls, path: Path) -> _ClassPart:
-        content: dict[str, Any] = json.loads(path.read_text())
-        content["rejects"] = [Reject(*reject) for reject in content["rejects"]]
-        return cls(**content)
-
-
-def prepare_raw_tar(
-    source: Path,
+def prepare(
+    source: RawSource,
     out: Path,
     *,
     select: SelectSettings,
     image: ImageSettings,
-    wordnet: WordNet | None = None,
-    workers: int = 1,
+    taxonomy: Taxonomy | None = None,
+    run_tasks: RunTasks = map,
     max_reject_rate: float = 0.01,
     overwrite: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> PreparedSet:
-    """Turn a tar of class tars (see `open_raw_tar`) into a prepared data set at `out`: prune, split, resize.
+    """Turn raw images (see `open_raw_tar`, `open_folder`) into a prepared data set at `out`: prune, split, resize.
 
-    Every image is read once, nothing is extracted; a worker holds one class tar in memory, and of a stream two more for
-    each worker wait. Classes that an earlier, killed run of the same settings finished are kept. Raises ValueError for
-    a source that is no such archive, an output of other settings, no class left, a class without training images, or
-    more rejects than `max_reject_rate` of the kept classes' members.
+    Every image is read once, nothing is extracted. Tasks that an earlier, killed run of the same settings finished are
+    not done again. `run_tasks` (see `open_engine`) says where they run. Raises ValueError for a source that is none, an
+    output of other settings, no class left, a class without training images, no room on the disk, or more rejects than
+    `max_reject_rate` of the kept classes' members.
     """
-    archive = open_raw_tar(source)
-    wordnet = wordnet or WordNet.packaged()
+    taxonomy = taxonomy or Taxonomy.packaged()
+    _check_subtrees(select, taxonomy)
+    resizer_version = RESIZERS[image.resizer]().version()
     made_from = {
-        "source": {"name": archive.name, "num_bytes": archive.num_bytes},
+        "source": {"name": source.name, "num_bytes": source.num_bytes},
         "settings": {
-            **asdict(select),
-            **asdict(image),
-            "resizer_version": RESIZERS[image.resizer]().version(),
-            "wordnet": wordnet.version,
+            **select.described(),
+            **vars(image),
+            "resizer_version": resizer_version,
+            **taxonomy.version,
         },
     }
     folder = OutputFolder(out, made_from=made_from, contents=PreparedSet.contents, overwrite=overwrite)
     if folder.finished:
         return PreparedSet(out)
+    source.classes()  # what is no archive leaves no folder
     with folder:
+        job = Job(out.resolve(), folder.work.resolve(), select, image, resizer_version)
         try:
-            parts = _run_classes(archive, folder, select, image, workers, on_progress)
+            run = _Run(job, source, taxonomy, partial(run_tasks, run_task), on_progress)
+            parts, strays = run.parts()
         except ValueError as error:
             # Only here does a stream turn out to be no archive, or to have held other bytes than were packed.
-            if isinstance(error, ChecksumError) or not any((folder.work / "classes").glob("*.json")):
+            if isinstance(error, ChecksumError) or not any(folder.work.glob("*/*.json")):
                 folder.discard()
             raise
-        _check_parts(parts, folder, source, select, max_reject_rate, is_stream=archive.names is None)
-        _write_tables(out, folder.work, parts, archive.rejects, wordnet)
-        folder.finish(_describe(parts, archive.rejects))
+        if not parts:  # which of a stream is known at its end alone
+            folder.discard()
+            raise no_classes(source.name, strays)
+        wanted = [part for part in parts if select.verdict(part.wnid, taxonomy) is not False]
+        _check_damaged(wanted, source, max_reject_rate)
+        _check_parts(parts, job, folder, source, max_reject_rate)
+        write_tables(job, parts, strays, taxonomy)
+        folder.finish(describe(parts, strays))
+    _say_what_was_listed(select, parts, strays)
     return PreparedSet(out)
 
 
-def _run_classes(
-    archive: RawTar,
-    folder: OutputFolder,
-    select: SelectSettings,
-    image: ImageSettings,
-    workers: int,
-    on_progress: OnProgress,
-) -> list[_ClassPart]:
-    parts_folder = folder.work / "classes"
-    for path in (parts_folder, *(folder.path / split for split in SPLITS)):
-        path.mkdir(exist_ok=True)
-    parts = [_ClassPart.load(path) for path in sorted(parts_folder.glob("*.json"))]
-    tasks = (
-        _ClassTask(each, folder.path, parts_folder / each.wnid, select, image, _longer(each.wnid, archive.names or []))
-        for each in _not_done(archive, {part.wnid: part.num_bytes for part in parts})
-    )
-    images, num_bytes = sum(part.num_raw for part in parts), sum(part.num_bytes for part in parts)
-    num_rejects = sum(len(part.rejects) for part in parts)
-    for part in run_tasks(_run_class, tasks, workers):
-        parts.append(part)
-        images, num_bytes = images + part.num_raw, num_bytes + part.num_bytes
-        num_rejects += len(part.rejects)
-        if archive.class_bytes is not None:
-            fraction = num_bytes / max(1, archive.class_bytes)
+def _check_subtrees(select: SelectSettings, taxonomy: Taxonomy) -> None:
+    for top in select.drop_subtree:
+        if top not in taxonomy:
+            raise ValueError(f"--drop-subtree {top}: is no WordNet synset, nor in --parents; wanted such as n00007846")
+
+
+class _Run:
+    """One run: which tasks there are, which were done before, and what came of them."""
+
+    def __init__(
+        self,
+        job: Job,
+        source: RawSource,
+        taxonomy: Taxonomy,
+        run: Callable[[Iterable[Any]], Iterator[Any]],
+        on_progress: OnProgress,
+    ) -> None:
+        self._job, self._source, self._taxonomy = job, source, taxonomy
+        self._run, self._on_progress = run, on_progress
+        self._names = [each.wnid for each in source.classes() or ()]
+        self._whole: dict[str, ClassPart] = {}  # classes done
+        self._chunks: dict[int, ChunkPart] = {}
+        self._spooled: set[int] = set()  # chunks whose images are still there
+        self._images = self._num_bytes = self._stored_bytes = self._num_rejects = 0
+        self._total_bytes = sum(each.num_bytes for each in source.classes() or ())
+        self._is_read = job.work / "read.json"  # a stream's end was reached, whose strays are in it
+
+    def parts(self) -> tuple[list[ClassPart], list[Reject]]:
+        """Do what is left to do; return what became of each class, by wnid, and the members that belong to none."""
+        self._prepare_folders()
+        if self._is_read.exists():
+            strays = [Reject(*reject) for reject in read_json(self._is_read)["strays"]]
         else:
-            fraction = archive.position() / archive.num_bytes if archive.num_bytes else 0.0
-        of_all = f"/{len(archive.names)}" if archive.names else ""
-        on_progress(Progress(fraction, images, num_bytes, f"{len(parts)}{of_all} classes, {num_rejects} rejects"))
-    for split in SPLITS:
-        if not any((folder.path / split).iterdir()):
-            (folder.path / split).rmdir()
-    return sorted(parts, key=lambda part: part.wnid)
+            log.info("%s: %s", self._source.name, self._source.describe())
+            for part in self._run(self._tasks()):
+                self._take(part)
+            strays = list(self._source.rejects)
+            if self._source.classes() is None:
+                write_json(self._is_read, {"strays": strays})
+        strays += self._merge()
+        for split in SPLITS:
+            if not any((self._job.out / split).iterdir()):
+                (self._job.out / split).rmdir()
+        return sorted(self._whole.values(), key=lambda part: part.wnid), strays
 
+    def _prepare_folders(self) -> None:
+        for path in (self._job.work / "classes", self._job.work / "chunks", *(self._job.out / s for s in SPLITS)):
+            path.mkdir(exist_ok=True)
+        for path in sorted((self._job.work / "classes").glob("*.json")):
+            self._take(ClassPart.load(path), again=True)
+        for path in sorted((self._job.work / "chunks").glob("*.json")):
+            self._take(ChunkPart.load(path), again=True)
 
-def _not_done(archive: RawTar, done: dict[str, int]) -> Iterator[ClassArchive]:
-    """Yield the classes that an earlier run left to do.
+    def _take(self, part: ClassPart | ChunkPart, *, again: bool = False) -> None:
+        """Count what a task did, and say so, but for what an earlier run did."""
+        if isinstance(part, ChunkPart):
+            self._chunks[part.number] = part
+            self._spooled.add(part.number)
+            self._count(part, sum(part.num_rows.values()), part.num_rejects)
+        else:
+            self._whole[part.wnid] = part
+            if not part.from_chunks:  # those were counted
+                self._count(part, part.num_raw, len(part.rejects))
+        if not again:
+            of_all = f"/{len(self._names):,}" if self._names else ""
+            detail = f"{len(self._whole):,}{of_all} classes, {self._num_rejects:,} rejects"
+            self._on_progress(Progress(self._fraction(), self._images, self._num_bytes, detail))
 
-    Raises ValueError where that run (whose classes `done` has, with their bytes) read another archive: a stream has no
-    size by which to tell before.
-    """
-    unseen = dict(done)
-    for each in archive.classes:
-        num_bytes = unseen.pop(each.wnid, None)
-        if num_bytes is None:
-            yield each
-        elif num_bytes != each.num_bytes:
+    def _count(self, part: ClassPart | ChunkPart, images: int, num_rejects: int) -> None:
+        self._images += images
+        self._num_rejects += num_rejects
+        self._num_bytes += part.num_bytes
+        self._stored_bytes += part.stored_bytes
+
+    def _fraction(self) -> float:
+        if self._names:
+            return self._num_bytes / max(1, self._total_bytes)
+        return self._source.position() / self._source.num_bytes if self._source.num_bytes else 0.0
+
+    def _check_room(self) -> None:
+        """Raise ValueError when it shows that the disk will not hold the output: early, not when it is full."""
+        fraction = self._fraction()
+        if fraction < ROOM_FRACTION:
+            return
+        needed = self._stored_bytes / fraction - self._stored_bytes
+        free = shutil.disk_usage(self._job.out).free
+        if needed > free:
             raise ValueError(
-                f"{archive.name}: {each.wnid} has {each.num_bytes:,} bytes, where an earlier run of this output read "
-                f"{num_bytes:,}: give that archive again, or --overwrite to begin anew"
+                f"{self._job.out.name}: about {needed / 1e9:,.1f} GB more are needed for the rest of "
+                f"{self._source.name}, and {free / 1e9:,.1f} GB are free; make room and start the same command again: "
+                "what was done is kept"
             )
-    if unseen:
-        raise ValueError(
-            f"{archive.name}: lacks {min(unseen)} and {len(unseen) - 1} more classes that an earlier run of this output"
-            " read: give that archive again, or --overwrite to begin anew"
-        )
+
+    def _tasks(self) -> Iterator[ClassTask | ChunkTask]:
+        """Yield what an earlier run left to do, while there is room for it.
+
+        Raises ValueError where that run read another source: a stream has no size by which to tell before. Raised
+        here, not where results are taken, it lets the engine end before anything else does.
+        """
+        unseen: set[str | int] = {wnid for wnid, part in self._whole.items() if not part.from_chunks}
+        unseen.update(self._chunks)
+        for unit in self._source.units():
+            name = unit.number if isinstance(unit, Chunk) else unit.wnid
+            if name not in unseen:
+                self._check_room()
+                yield self._task(unit)
+            elif not self._is_same(unit):
+                raise ValueError(
+                    f"{self._source.name}: {_named(name)} holds other bytes than an earlier run of this output read "
+                    "there: give that archive again, or --overwrite to begin anew"
+                )
+            unseen.discard(name)
+        if unseen:
+            raise ValueError(
+                f"{self._source.name}: lacks {_named(min(unseen, key=str))} and {len(unseen) - 1} more that an earlier "
+                "run of this output read: give that archive again, or --overwrite to begin anew"
+            )
+
+    def _is_same(self, unit: Unit) -> bool:
+        if isinstance(unit, Chunk):
+            return unit.fingerprint == self._chunks[unit.number].fingerprint
+        return unit.num_bytes == self._whole[unit.wnid].num_bytes
+
+    def _task(self, unit: Unit) -> ClassTask | ChunkTask:
+        if not isinstance(unit, Chunk):
+            return ClassTask(self._job, unit, self._verdict(unit.wnid), names_beginning(unit.wnid, self._names))
+        wnids = {wnid for wnid, _ in unit.images}
+        return ChunkTask(self._job, unit, frozenset(wnid for wnid in wnids if self._verdict(wnid) is False))
+
+    def _verdict(self, wnid: str) -> bool | None:
+        return self._job.select.verdict(wnid, self._taxonomy)
+
+    def _merge(self) -> list[Reject]:
+        """Put the classes together whose images lie in chunks; returns the members that turn out to be of no class."""
+        strays: list[Reject] = []
+        names = sorted({*self._whole, *(wnid for part in self._chunks.values() for wnid in part.num_images)})
+        done: set[str] = set()
+        for band in _bands(self._chunks):
+            for part in self._run(self._merge_tasks(band, names, strays)):
+                self._take(part)
+            done.update(band)
+            for number in [number for number in self._spooled if done.issuperset(self._chunks[number].num_rows)]:
+                self._job.chunk_part(number).with_suffix(".tar").unlink(missing_ok=True)
+                self._spooled.remove(number)
+        return strays
+
+    def _merge_tasks(self, band: Sequence[str], names: Sequence[str], strays: list[Reject]) -> Iterator[MergeTask]:
+        is_class = set(names)
+        for wnid, rows in _by_class(self._rows_of(band)):
+            if wnid not in is_class:  # a folder without images is no class
+                paths = (os.fsdecode(path) for path in rows["path"].to_pylist())
+                rejects = map(row_reject, rows.to_pylist())
+                strays += [
+                    reject._replace(wnid=None, name=readable(path), reason="no class")
+                    for reject, path in zip(rejects, paths, strict=True)
+                ]
+            elif wnid not in self._whole:
+                # Taken, not sliced: what goes to a worker with a slice is the whole table.
+                own = rows.take(pa.array(range(rows.num_rows)))
+                yield MergeTask(self._job, wnid, own, self._verdict(wnid), names_beginning(wnid, names))
+            elif not self._whole[wnid].from_chunks:
+                self._whole[wnid] = _with_beside(self._whole[wnid], rows)
+
+    def _rows_of(self, wnids: Sequence[str]) -> pa.Table:
+        """Return the rows of some classes, by class and in the order of the source, with the column `chunk`."""
+        wanted = pa.array(wnids)
+        tables: list[pa.Table] = []
+        for number, part in sorted(self._chunks.items()):
+            if not part.num_rows.keys().isdisjoint(wnids):
+                table = read_table(self._job.chunk_part(number).with_suffix(".parquet"))
+                table = table.append_column("chunk", pa.array([number] * table.num_rows, pa.int64()))
+                tables.append(table.filter(pc.is_in(table["wnid"], value_set=wanted)))
+        rows = pa.concat_tables(tables)
+        rows = rows.append_column("row", pa.array(range(rows.num_rows)))
+        return rows.sort_by([("wnid", "ascending"), ("row", "ascending")]).drop_columns("row")
 
 
-def _longer(wnid: str, names: Sequence[str]) -> list[str]:
-    """Return those of the sorted names that begin with `<wnid>_`."""
+def _bands(chunks: Mapping[int, ChunkPart]) -> Iterator[list[str]]:
+    """Yield the classes in bands of so many rows as are held at a time, those first whose last chunk comes first.
+
+    So chunks go, where classes lie together, as what is made of them comes.
+    """
+    counts: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    for number, part in sorted(chunks.items()):
+        counts.update(part.num_rows)
+        last.update(dict.fromkeys(part.num_rows, number))
+    band: list[str] = []
+    num_rows = 0
+    for wnid in sorted(counts, key=lambda wnid: (last[wnid], wnid)):
+        band.append(wnid)
+        num_rows += counts[wnid]
+        if num_rows >= MERGED_ROWS:
+            yield band
+            band, num_rows = [], 0
+    if band:
+        yield band
+
+
+def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each class of the sorted rows with its slice."""
+    runs = pc.run_end_encode(rows["wnid"].combine_chunks())
+    start = 0
+    for wnid, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield wnid, rows.slice(start, end - start)
+        start = end
+
+
+def _with_beside(part: ClassPart, rows: pa.Table) -> ClassPart:
+    """Return the part of a class tar with what else the source holds of its class, which does not count."""
+    if not part.kept:
+        return part
+    rejects = [
+        beside(os.fsdecode(row["path"]), part.wnid) if row["is_image"] else row_reject(row) for row in rows.to_pylist()
+    ]
+    return replace(part, rejects=[*part.rejects, *rejects], num_members=part.num_members + len(rejects))
+
+
+def names_beginning(wnid: str, names: Sequence[str]) -> list[str]:
+    """Return those of the sorted names that begin with `<wnid>_`: their keys could meet this class's."""
     prefix = f"{wnid}_"
     return list(names[bisect_left(names, prefix) : bisect_left(names, prefix + "\x7f")])
 
 
-def _done_mark(task: _ClassTask) -> Path:
-    return task.part.with_name(task.part.name + ".json")
-
-
-def _run_class(task: _ClassTask) -> _ClassPart:
-    """Do one class: read its tar, store its images, write its part of the tables."""
-    archive = task.archive
-    data = archive.read()
-    members, rejects = list_members(archive, data)
-    num_members = len(members) + len(rejects)
-    kept = task.select.keeps(len(members))
-    rows: list[dict[str, Any]] = []
-    if kept:
-        for split, keyed in split_members(archive.wnid, members, task.select.val_per_class, task.others).items():
-            rows += _store_split(task, split, keyed, data, rejects)
-        with TableWriter(task.part.with_name(task.part.name + ".parquet"), STORED) as writer:
-            writer.write(pa.Table.from_pylist(rows, schema=STORED))
-    part = _ClassPart(
-        wnid=archive.wnid,
-        num_members=num_members,
-        num_raw=len(members),
-        num_stored={split: sum(row["split"] == split for row in rows) for split in SPLITS},
-        kept=kept,
-        num_bytes=archive.num_bytes,
-        rejects=[reject for reject in rejects if kept or reject.wnid is None],
-    )
-    write_json(_done_mark(task), asdict(part))
-    return part
-
-
-def _store_split(
-    task: _ClassTask, split: str, keyed: Sequence[tuple[str, Member]], data: bytes, rejects: list[Reject]
-) -> Iterator[dict[str, Any]]:
-    """Store the images of one split of a class in its tar; yields their manifest rows, adds to `rejects`."""
-    good: list[tuple[str, Member, StoredImage]] = []
-    for key, member in keyed:
-        raw = data[member.offset : member.offset + member.num_bytes]
-        try:
-            if len(raw) != member.num_bytes:
-                raise RejectedImageError("truncated", "the class tar ends inside it")
-            good.append((key, member, store_image(raw, task.image)))
-        except RejectedImageError as error:
-            rejects.append(Reject(task.archive.wnid, member.name, error.reason, error.detail))
-    if not good:
-        return
-    path = f"{split}/{task.archive.wnid}.tar"
-    with TarWriter(task.out / path) as writer:
-        for key, member, stored in good:
-            yield {
-                "key": key,
-                "wnid": task.archive.wnid,
-                "class_index": 0,  # known once every class is
-                "split": split,
-                "archive": path,
-                "offset": writer.add(f"{key}.jpg", stored.data),
-                "num_bytes": len(stored.data),
-                "width": stored.width,
-                "height": stored.height,
-                "source_name": member.name,
-                "source_format": stored.source_format,
-                "source_width": stored.source_width,
-                "source_height": stored.source_height,
-                "changes": stored.changes,
-                "checksum": checksum(stored.data),
-            }
+def _named(name: str | int) -> str:
+    return name if isinstance(name, str) else f"chunk {name}"
 
 
 def _check_parts(
-    parts: Sequence[_ClassPart],
-    folder: OutputFolder,
-    source: Path,
-    select: SelectSettings,
-    max_reject_rate: float,
-    *,
-    is_stream: bool,
+    parts: Sequence[ClassPart], job: Job, folder: OutputFolder, source: RawSource, max_reject_rate: float
 ) -> None:
-    kept = [part for part in parts if part.kept]
-    names = [part.wnid for part in kept]
-    ambiguous = [(name, longer) for name in names for longer in _longer(name, names)] if is_stream else []
-    if ambiguous:
-        raise ValueError(
-            f"{source}: the classes {ambiguous[0][0]} and {ambiguous[0][1]} could give images the same key, which a "
-            "stream tells too late; give the archive as a plain file"
-        )
+    """Raise ValueError where the data set would not be what was asked for."""
+    kept, select = [part for part in parts if part.kept], job.select
+    if source.classes() is None:
+        _check_keys(parts, job, source)
     if not kept:
-        largest = max(parts, key=lambda part: part.num_raw)
         folder.discard()
-        raise ValueError(
-            f"{source}: no class has more than {select.rare_threshold} images (the largest, {largest.wnid}, has "
-            f"{largest.num_raw}); lower --rare-threshold"
-        )
+        raise ValueError(f"{source.name}: {_why_none(parts, select)}")
     bare = [part for part in kept if not part.num_stored["train"]]
     if bare:
         folder.discard()  # the way out are other settings, which the folder would refuse
         raise ValueError(
-            f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {select.val_per_class} are "
+            f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {bare[0].num_val} are "
             f"for validation and {len(bare[0].rejects)} were rejected ({len(bare)} such classes); "
-            "lower --val-per-class or raise --rare-threshold"
+            + _way_out_of_bare(select)
         )
+    _check_rejects(kept, max_reject_rate)
+
+
+def _way_out_of_bare(select: SelectSettings) -> str:
+    if select.val_list:
+        return "take some off --val-list, or the class off --classes"
+    if select.classes is not None:
+        return "lower --val-per-class, or take the class off --classes"
+    return "lower --val-per-class or raise --rare-threshold"
+
+
+def _check_keys(parts: Sequence[ClassPart], job: Job, source: RawSource) -> None:
+    """Raise ValueError where class tars of a stream got keys that could be those of a class that came later."""
+    names = [part.wnid for part in parts]
+    for part in parts:
+        longer = names_beginning(part.wnid, names)
+        if longer and part.kept and not part.from_chunks:
+            keys = read_table(job.class_part(part.wnid).with_suffix(".parquet"), ["key"])["key"].to_pylist()
+            for other in longer:
+                if any(key.startswith(f"{other}_") for key in keys):
+                    raise ValueError(
+                        f"{source.name}: the classes {part.wnid} and {other} could give images the same key, which "
+                        "a stream tells too late; give the archive as a plain file"
+                    )
+
+
+def _why_none(parts: Sequence[ClassPart], select: SelectSettings) -> str:
+    if select.classes is not None:
+        return f"holds none of the {len(select.classes):,} classes of --classes; it holds {parts[0].wnid} and so on"
+    largest = max(parts, key=lambda part: part.num_raw)
+    if largest.num_raw > select.rare_threshold:
+        why = "below --drop-subtree" if select.drop_subtree else "in the folder of small classes"
+        return f"every class of more than {select.rare_threshold} images is {why}; nothing is left"
+    return (
+        f"no class has more than {select.rare_threshold} images (the largest, {largest.wnid}, has "
+        f"{largest.num_raw}); lower --rare-threshold"
+    )
+
+
+def _check_damaged(parts: Sequence[ClassPart], source: RawSource, max_reject_rate: float) -> None:
     damaged = [reject for part in parts for reject in part.rejects if reject.reason == DAMAGED]
     if damaged and max_reject_rate < 1:
         raise ValueError(
-            f"{source}: {len(damaged)} class tars are damaged, and nobody knows how many images are lost with them "
-            f"(the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive again, "
+            f"{source.name}: {len(damaged)} class tars are damaged, and nobody knows how many images are lost with "
+            f"them (the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive again, "
             "or go on without them with --max-reject-rate 1"
         )
-    rejects = [reject for part in kept for reject in part.rejects]
+
+
+def _check_rejects(kept: Sequence[ClassPart], max_reject_rate: float) -> None:
+    rejects = [reject for part in kept for reject in part.rejects if reject.reason != EXCLUDED]  # those were asked for
     num_members = sum(part.num_members for part in kept)
-    if len(rejects) > max_reject_rate * num_members:
-        (wnid, in_class), (reason, of_reason) = (
-            Counter(column).most_common(1)[0] for column in zip(*((r.wnid, r.reason) for r in rejects), strict=True)
-        )
-        raise ValueError(
-            f"{len(rejects):,} of {num_members:,} members were rejected, more than --max-reject-rate {max_reject_rate} "
-            f"allows; most in {wnid} ({in_class:,}), most as {reason!r} ({of_reason:,}). What was done is kept: "
-            "the same command with a higher rate finishes it"
-        )
+    if len(rejects) <= max_reject_rate * num_members:
+        return
+    (wnid, in_class), (reason, of_reason) = (
+        Counter(column).most_common(1)[0] for column in zip(*((r.wnid, r.reason) for r in rejects), strict=True)
+    )
+    raise ValueError(
+        f"{len(rejects):,} of {num_members:,} members were rejected, more than --max-reject-rate {max_reject_rate} "
+        f"allows; most in {wnid} ({in_class:,}), most as {reason!r} ({of_reason:,}). What was done is kept: "
+        "the same command with a higher rate finishes it"
+    )
 
 
-def _write_tables(
-    out: Path, work: Path, parts: Sequence[_ClassPart], strays: Sequence[Reject], wordnet: WordNet
-) -> None:
+def _say_what_was_listed(select: SelectSettings, parts: Sequence[ClassPart], strays: Sequence[Reject]) -> None:
+    """Say how much of the lists that were given found nothing, and how many members belong to no class."""
     kept = [part for part in parts if part.kept]
-    tree = build_tree([part.wnid for part in kept], wordnet)
-    tree.save(out / "tree.json")
-    write_class_table(out / "classes.parquet", _class_rows(parts, tree, wordnet))
-    with TableWriter(out / "manifest.parquet", STORED) as writer:
-        for split in SPLITS:
-            for class_index, part in enumerate(kept):
-                table = read_table(work / "classes" / f"{part.wnid}.parquet")
-                column = STORED.get_field_index("class_index")
-                table = table.set_column(column, "class_index", pa.array([class_index] * table.num_rows, pa.int32()))
-                start = 0 if split == "train" else part.num_stored["train"]
-                writer.write(table.slice(start, part.num_stored[split]))
-    rejects = [reject for part in parts for reject in part.rejects] + list(strays)
-    rejects.sort(key=lambda reject: (reject.wnid is None, reject.wnid, reject.name))
-    with TableWriter(out / "rejects.parquet", REJECTS) as writer:
-        writer.write(pa.Table.from_pylist([reject._asdict() for reject in rejects], schema=REJECTS))
-
-
-def _class_rows(parts: Sequence[_ClassPart], tree: SemanticTree, wordnet: WordNet) -> Iterator[ClassRow]:
-    index_of = {wnid: index for index, wnid in enumerate(tree.wnids)}
-    for part in parts:
-        known = part.wnid in wordnet
-        index = index_of.get(part.wnid)
-        yield ClassRow(
-            wnid=part.wnid,
-            name=wordnet.name(part.wnid) if known else part.wnid,
-            definition=wordnet.definition(part.wnid) if known else "",
-            num_raw=part.num_raw,
-            num_train=part.num_stored["train"],
-            num_val=part.num_stored["val"],
-            kept=part.kept,
-            class_index=index,
-            level=None if index is None else tree.levels[index],
+    if select.classes is not None and len(kept) < len(select.classes):
+        log.warning(
+            "--classes: %d of %d classes are not in the source; class indices number the %d that are, and are not "
+            "those of weights trained on all",
+            len(select.classes) - len(kept),
+            len(select.classes),
+            len(kept),
         )
-
-
-def _describe(parts: Sequence[_ClassPart], strays: Sequence[Reject]) -> dict[str, Any]:
-    kept = [part for part in parts if part.kept]
-    splits = {split: sum(part.num_stored[split] for part in kept) for split in SPLITS}
-    return {
-        "format": PreparedSet.format,
-        "version": VERSION,
-        "counts": {
-            "num_classes_seen": len(parts),
-            "num_classes": len(kept),
-            "num_raw": sum(part.num_raw for part in parts),
-            "num_raw_kept": sum(part.num_raw for part in kept),
-            "num_rejects": sum(len(part.rejects) for part in parts) + len(strays),
-            "splits": {split: {"num_samples": count} for split, count in splits.items() if count},
-        },
-    }
+    # Details tell the lines by which images were excluded; one checksum may be that of many.
+    rejects = (reject for part in kept for reject in part.rejects if reject.reason == EXCLUDED)
+    excluded = {reject.detail.partition(", the checksum")[0] for reject in rejects}
+    for option, path, found in (
+        ("--exclude", select.exclude, len(excluded)),
+        ("--val-list", select.val_list, sum(part.num_val for part in kept)),
+    ):
+        if path and found < len(read_names(path)):
+            log.warning("%s: %d of %d lines name an image of the kept classes", option, found, len(read_names(path)))
+    if strays:
+        log.warning(
+            "%d members belong to no class (rejects.parquet lists them; the first: %s)", len(strays), strays[0].name
+        )

@@ -2,11 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..shards.sample import make_keys
-from .archive import Member
+from ..shards.sample import checksum, make_keys
+from .archive import Member, is_image, readable
+from .layouts import as_member, place_of
+from .taxonomy import Taxonomy
+
+_CHECKSUM = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
+
+
+class NameList(NamedTuple):
+    """The images that a file lists: by key, by checksum (16 hex digits), by path.
+
+    paths: `<class>/<name>` and the path as it was given, each with the latter.
+    """
+
+    keys: frozenset[str]
+    checksums: frozenset[str]
+    paths: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal for lists of the same images."""
+        return checksum("\n".join([*sorted(self.keys), *sorted(self.checksums), *sorted(self.paths)]).encode())
+
+    def line_of(self, wnid: str, key: str, member: Member) -> str | None:
+        """Return what lists an image, by key or path; None where nothing does."""
+        if key in self.keys or not self.paths:
+            return key if key in self.keys else None
+        by_path = self.paths.get(readable(member.path)) if member.path != member.name else None
+        return by_path or self.paths.get(f"{wnid}/{readable(member.name)}")
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.checksums) + len(set(self.paths.values()))
+
+
+def read_names(path: Path) -> NameList:
+    """Read a list of images, one a line: a key, a path that ends in `<class>/<file name>`, or a checksum.
+
+    A checksum is the sha256 (64 hex digits, or the first 16) of the original file or of the stored image. Raises
+    ValueError for a line that is none, and for a list of nothing.
+    """
+    status = path.stat()
+    return _read_names(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_names(path: Path, *_version: int) -> NameList:
+    keys: set[str] = set()
+    checksums: set[str] = set()
+    paths: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, raw in enumerate(lines, 1):
+            line = readable(raw.strip().replace("\\", "/"))
+            folder, _, name = line.rpartition("/")
+            if not line:
+                continue
+            if _CHECKSUM.fullmatch(line.lower()):
+                checksums.add(line.lower()[:16])
+            elif is_image(line) and (wnid := place_of(folder).wnid):
+                paths[line] = paths[f"{wnid}/{as_member(line, 0, 0).name}"] = line
+            elif is_image(line) and folder:
+                paths[line] = line
+            elif name and (folder or "_" in name):
+                stem = name.rpartition(".")[0] if is_image(name) else name
+                wnid = folder.rpartition("/")[2]
+                keys.update(make_keys(wnid, [f"{stem}.jpg"]) if wnid else [stem])
+            else:
+                raise ValueError(
+                    f"{path}, line {number}: {line[:80]!r}; wanted a key (n01440764_26), a path that ends in "
+                    "<class>/<file name>, or a checksum"
+                )
+    if not (keys or checksums or paths):
+        raise ValueError(f"{path}: lists nothing; wanted a key, a path or a checksum a line")
+    return NameList(frozenset(keys), frozenset(checksums), paths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +91,20 @@ class SelectSettings:
 
     rare_threshold:  a class is kept when it has more images than this, unreadable ones included.
     val_per_class:   the first so many images of a class, by byte order of their names, are for validation.
+    val_list:        a file that names the images for validation instead (see `read_names`).
+    classes:         keep exactly these, however many images they have.
+    drop_subtree:    drop these synsets, and what lies below them in the taxonomy.
+    exclude:         a file that names images which are not stored.
+
+    A source that makes a split of its own keeps it, and the classes that are in it.
     """
 
     rare_threshold: int = 500
     val_per_class: int = 50
+    val_list: Path | None = None
+    classes: frozenset[str] | None = None
+    drop_subtree: tuple[str, ...] = ()
+    exclude: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("rare_threshold", "val_per_class"):
@@ -26,14 +112,60 @@ class SelectSettings:
             if value < 0:
                 raise ValueError(f"{name} is {value}; wanted 0 or more")
 
-    def keeps(self, num_raw: int) -> bool:
-        """Tell whether a class of so many images is kept."""
-        return num_raw > self.rare_threshold
+    def described(self) -> dict[str, Any]:
+        """Return what tells these settings from others, as JSON values: files by what they list."""
+        return {
+            "rare_threshold": self.rare_threshold,
+            "val_per_class": self.val_per_class,
+            "val_list": self.val_list and read_names(self.val_list).fingerprint,
+            "classes": None if self.classes is None else checksum("\n".join(sorted(self.classes)).encode()),
+            "drop_subtree": sorted(self.drop_subtree),
+            "exclude": self.exclude and read_names(self.exclude).fingerprint,
+        }
+
+    def verdict(self, wnid: str, taxonomy: Taxonomy) -> bool | None:
+        """Tell whether a class is kept; None where its images decide."""
+        if any(taxonomy.is_below(wnid, top) for top in self.drop_subtree):
+            return False
+        return None if self.classes is None else wnid in self.classes
+
+    def keeps(self, verdict: bool | None, members: Sequence[Member]) -> bool:
+        """Tell whether a class of these images is kept."""
+        if verdict is not None:
+            return verdict
+        given = {member.split for member in members} - {None}
+        return bool(given - {"small"}) if given else len(members) > self.rare_threshold
+
+    def excluded(self) -> NameList:
+        """Return the images that are not stored."""
+        return read_names(self.exclude) if self.exclude else NameList(frozenset(), frozenset(), {})
+
+
+class Chosen(NamedTuple):
+    """An image with its split and key."""
+
+    split: str
+    key: str
+    member: Member
+
+    @property
+    def name(self) -> str:
+        """The name of the member, as it goes into tables."""
+        return readable(self.member.name)
 
 
 def split_members(
-    wnid: str, members: Sequence[Member], val_per_class: int, others: Sequence[str] = ()
-) -> dict[str, list[tuple[str, Member]]]:
-    """Return per split the class's (key, member), by key; `members` come in byte order, `others` as in make_keys."""
-    keyed = list(zip(make_keys(wnid, [member.name for member in members], others), members, strict=True))
-    return {"train": sorted(keyed[val_per_class:]), "val": sorted(keyed[:val_per_class])}
+    wnid: str, members: Sequence[Member], select: SelectSettings, others: Sequence[str] = ()
+) -> list[Chosen]:
+    """Return the class's images by split and key; `members` come in byte order, `others` as in make_keys."""
+    keys = make_keys(wnid, [readable(member.name) for member in members], others)
+    return sorted(map(Chosen, _splits(wnid, members, keys, select), keys, members))
+
+
+def _splits(wnid: str, members: Sequence[Member], keys: Sequence[str], select: SelectSettings) -> Iterable[str]:
+    if select.val_list:
+        lines = map(read_names(select.val_list).line_of, repeat(wnid), keys, members)
+        return ("val" if line else "train" for line in lines)
+    if any(member.split in ("train", "val") for member in members):
+        return ("val" if member.split == "val" else "train" for member in members)
+    return ("val" if number < select.val_per_class else "train" for number in range(len(members)))

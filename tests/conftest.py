@@ -15,8 +15,9 @@ from hypothesis import settings
 from PIL import Image
 
 from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.run import prepare_raw_tar
+from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
+from in21k.preprocess.sources import open_raw_tar
 from in21k.shards.dataset import PreparedSet, ShardSet
 from in21k.shards.pack import ShardSettings, pack
 
@@ -164,7 +165,7 @@ def prepared(
 ) -> PreparedSet:
     """The prepared data set of `raw_archive`: 52 training and 15 validation images of 32 x 32. Not to be changed."""
     out = tmp_path_factory.mktemp("prepared") / "out"
-    return prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+    return prepare(open_raw_tar(raw_archive), out, select=select, image=image_settings)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def assert_refused(result: object, *words: str) -> None:
         (None, "No such file"),
         (b"no tar at all, but some text", "not a tar"),
         (b"", "not a tar"),
-        (bytes(10240), "no class tars"),
+        (bytes(10240), "holds no classes"),
     ],
 )
 def test_an_archive_that_is_none_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:

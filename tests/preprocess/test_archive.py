@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import random
 import re
 import sys
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.archive import ClassArchive, Member, Reject, list_members, open_raw_tar
+from in21k.preprocess.archive import ClassTar, Member, Reject, list_members, readable
+from in21k.preprocess.sources import open_raw_tar
 
 TarOf = Callable[..., bytes]
 
 
-def scanned(source: Path) -> tuple[list[ClassArchive], list[Reject]]:
+def scanned(source: Path) -> tuple[list[ClassTar], list[Reject]]:
     raw = open_raw_tar(source)
-    return list(raw.classes), raw.rejects
+    units = list(raw.units()) if raw.classes() is None else raw.classes()
+    return units, raw.rejects
 
 
 def special(name: str, member_type: bytes, target: str = "") -> tarfile.TarInfo:
@@ -28,7 +31,7 @@ def special(name: str, member_type: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def listed(data: bytes) -> tuple[list[Member], list[Reject]]:
-    return list_members(ClassArchive(Path("raw.tar"), "n1", "n1.tar", 0, len(data)), data)
+    return list_members(ClassTar(Path("raw.tar"), "n1", "n1.tar", 0, len(data)), data)
 
 
 def reasons(rejects: list[Reject]) -> dict[str, str]:
@@ -86,7 +89,7 @@ def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Pat
         (b"", "not a tar, or damaged"),
         (b"no tar at all" * 100, "not a tar, or damaged"),
         (b"\x1f\x8b\x08" + bytes(1021), "not a tar, or damaged"),
-        (bytes(1024), r"holds no class tars \(it is empty\)"),
+        (bytes(1024), r"holds no classes \(it is empty\)"),
     ],
     ids=["nothing", "text", "gzip", "empty tar"],
 )
@@ -99,7 +102,7 @@ def test_a_source_that_is_no_archive_is_refused_by_name(tmp_path: Path, content:
 
 def test_an_archive_of_something_else_is_refused_with_what_it_holds(tmp_path: Path, tar_of: TarOf) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"notes/a.txt": b"abc"}))
-    with pytest.raises(ValueError, match=r"holds no class tars \(its first member is notes/a.txt\).*n01440764\.tar"):
+    with pytest.raises(ValueError, match=r"holds no classes \(its first member is notes/a.txt\).*n01440764\.tar"):
         scanned(tmp_path / "raw.tar")
 
 
@@ -158,13 +161,94 @@ def test_images_come_by_byte_order_of_their_names_with_their_place(tar_of: TarOf
     names = ["n1_9.JPEG", "n1_10.jpg", "b/n1_1.png", "Z.GIF", "é.webp", "a.bmp", "n1_100.jpeg", "\udcff.jpg"]
     data = tar_of({name: name.encode("utf-8", "surrogateescape") for name in names})
     members, rejects = listed(data)
-    expected = sorted(names, key=lambda n: n.encode("utf-8", "surrogateescape"))
-    # A name that is no UTF-8 is escaped, for tables and messages.
-    assert [member.name for member in members] == [name.replace("\udcff", r"\xff") for name in expected]
+    assert [member.name for member in members] == sorted(names, key=os.fsencode)
     assert rejects == []
     for member in members:
-        content = data[member.offset :][: member.num_bytes]
-        assert content.decode("utf-8", "backslashreplace") == member.name
+        assert data[member.offset :][: member.num_bytes] == os.fsencode(member.name)
+
+
+def test_names_that_are_no_utf_8_are_escaped_for_tables_and_messages() -> None:
+    assert [readable("é.jpg"), readable("\udcff.jpg")] == ["é.jpg", r"\xff.jpg"]
+
+
+def test_what_leads_nowhere_in_a_name_does_not_count(tar_of: TarOf) -> None:
+    data = tar_of([("./a.jpg", b"abc"), ("b//./c.jpg", b"abc"), ("a.jpg", b"abc"), ("/./d.jpg", b"abc")])
+    members, rejects = listed(data)
+    assert [member.name for member in members] == ["a.jpg", "b/c.jpg"]
+    assert reasons(rejects) == {"a.jpg": "duplicate", "/d.jpg": "unsafe name"}
+
+
+def with_pax(headers: dict[str, str], second: str = "y.jpg") -> bytes:
+    """A tar of x.jpg, with those extended headers, and y.jpg."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, pax in (("x.jpg", headers), (second, {})):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 3, pax
+            archive.addfile(member, io.BytesIO(b"abc"))
+    return out.getvalue()
+
+
+def test_a_name_with_a_zero_byte_is_unsafe() -> None:
+    members, rejects = listed(with_pax({"path": "a\0b.jpg"}))
+    assert [member.name for member in members] == ["y.jpg"]
+    assert reasons(rejects) == {"a\0b.jpg": "unsafe name"}
+
+
+@pytest.mark.parametrize("size", ["-1", "-1024", "-5000000000"])
+def test_a_member_of_less_than_no_bytes_is_damage_and_no_endless_loop(size: str, tmp_path: Path, tar_of: TarOf) -> None:
+    data = with_pax({"size": size})
+    assert [reject.reason for reject in listed(data)[1]] == ["damaged class tar"]
+    for source in (tmp_path / "raw.tar", tmp_path / "raw.tar.gz"):
+        source.write_bytes(data if source.suffix == ".tar" else gzip.compress(data))
+        with pytest.raises(ValueError, match=f"x.jpg has {size} bytes"):
+            scanned(source)
+
+
+@pytest.mark.parametrize("sparse_map", ["x,y", "1", ""])
+def test_an_odd_sparse_map_in_a_class_tar_is_damage_or_a_reject(sparse_map: str) -> None:
+    _, rejects = listed(with_pax({"GNU.sparse.map": sparse_map}))
+    assert len(rejects) == 1
+    assert rejects[0].reason in ("damaged class tar", "not a regular file")
+
+
+def test_a_sparse_member_that_is_large_unpacked_is_a_reject_and_no_cut_off_archive(tmp_path: Path) -> None:
+    source = tmp_path / "raw.tar"
+    headers = {"GNU.sparse.map": "0,3", "GNU.sparse.realsize": "99999999", "path": "n1/x.jpg"}
+    source.write_bytes(with_pax(headers, "n1/y.jpg"))
+    [found], rejects = scanned(source)
+    with found.open() as contents:
+        assert [member.path for member in contents.members] == ["n1/y.jpg"]
+    assert reasons(rejects) == {"n1/x.jpg": "not a regular file"}
+
+
+def test_crc_in_a_members_name_is_no_checksum_of_the_archive(tmp_path: Path) -> None:
+    source = tmp_path / "raw.tar.gz"
+    source.write_bytes(gzip.compress(with_pax({"path": "n1/CRC.jpg", "size": "-5"})))
+    with pytest.raises(ValueError, match=r"damaged \(n1/CRC.jpg has -5 bytes\)"):
+        scanned(source)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_are_an_error_or_rejects_and_nothing_else(seed: int, tmp_path: Path, tar_of: TarOf) -> None:
+    """Only of ours: a ValueError that names the archive."""
+    draw = random.Random(seed)
+    inner = tar_of({f"n1_{number}.jpg": b"abc" for number in range(3)}) + with_pax({"path": "p" * 200})
+    whole = tar_of({"n1.tar": inner, "n2/a.jpg": b"abc", "n2/" + "x" * 120 + ".jpg": b"abc"})
+    source = tmp_path / "raw.tar"
+    for _ in range(40):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 30)):
+            content[draw.randrange(len(content))] = draw.choice([0, 32, 48, 55, 128, 255, draw.randrange(256)])
+        source.write_bytes(content)
+        listed(bytes(content))
+        try:
+            units, _ = scanned(source)
+            for unit in units:
+                with unit.open() as contents:
+                    list(contents.read(contents.members))
+        except ValueError as error:
+            assert str(error).startswith(f"{source}: ")  # noqa: PT017
 
 
 def test_members_that_are_no_images_are_named_with_the_reason(tar_of: TarOf) -> None:

@@ -5,6 +5,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from in21k.preprocess import run
+from in21k.preprocess import run, tables
 from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.run import prepare_raw_tar
+from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
+from in21k.preprocess.sources import open_raw_tar
 from in21k.shards import PreparedSet
 from in21k.shards.dataset import read_manifest
 from in21k.shards.manifest import STORED
-from in21k.shards.parallel import Progress
+from in21k.shards.parallel import Progress, run_tasks
 from in21k.shards.verify import verify
 
 FilesOf = Callable[[Path], dict[str, bytes]]
@@ -120,8 +122,13 @@ def test_two_workers_give_the_bytes_of_one(
     files_of: FilesOf,
 ) -> None:
     steps: list[Progress] = []
-    two = prepare_raw_tar(
-        raw_archive, tmp_path / "out", select=select, image=image_settings, workers=2, on_progress=steps.append
+    two = prepare(
+        open_raw_tar(raw_archive),
+        tmp_path / "out",
+        select=select,
+        image=image_settings,
+        run_tasks=partial(run_tasks, workers=2),
+        on_progress=steps.append,
     )
     assert files_of(two.path) == files_of(prepared.path)
     assert [step.detail for step in steps][-1] == "7/7 classes, 0 rejects"
@@ -139,7 +146,7 @@ def test_where_the_source_lies_and_the_order_of_its_classes_do_not_show(
     for place, wnids in (("one", list(classes)), ("two", list(classes)[::-1])):
         (tmp_path / place).mkdir()
         source = write_archive(tmp_path / place / "raw.tar", {wnid: classes[wnid] for wnid in wnids})
-        outs.append(files_of(prepare_raw_tar(source, tmp_path / place / "out", select=ALL, image=SMALL).path))
+        outs.append(files_of(prepare(open_raw_tar(source), tmp_path / place / "out", select=ALL, image=SMALL).path))
     assert outs[0] == outs[1]
 
 
@@ -147,12 +154,12 @@ def test_a_finished_output_stays_as_it_is(
     raw_archive: Path, prepared_copy: Path, select: SelectSettings, image_settings: ImageSettings
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in prepared_copy.rglob("*")}
-    again = prepare_raw_tar(
-        raw_archive,
+    again = prepare(
+        open_raw_tar(raw_archive),
         prepared_copy,
         select=select,
         image=image_settings,
-        workers=3,
+        run_tasks=partial(run_tasks, workers=3),
         max_reject_rate=0.5,
         on_progress=lambda _: pytest.fail("it worked"),
     )
@@ -166,10 +173,10 @@ def test_other_settings_are_refused_by_name_unless_overwriting(
     before = files_of(prepared_copy)
     other = ImageSettings(size=24, quality=80)
     with pytest.raises(ValueError, match=r"made with other settings \(quality 95 -> 80; size 32 -> 24\)"):
-        prepare_raw_tar(raw_archive, prepared_copy, select=select, image=other)
+        prepare(open_raw_tar(raw_archive), prepared_copy, select=select, image=other)
     assert files_of(prepared_copy) == before
-    prepare_raw_tar(raw_archive, prepared_copy, select=select, image=other, overwrite=True)
-    fresh = prepare_raw_tar(raw_archive, tmp_path / "fresh", select=select, image=other)
+    prepare(open_raw_tar(raw_archive), prepared_copy, select=select, image=other, overwrite=True)
+    fresh = prepare(open_raw_tar(raw_archive), tmp_path / "fresh", select=select, image=other)
     assert files_of(prepared_copy) == files_of(fresh.path)
 
 
@@ -179,7 +186,7 @@ def test_another_source_is_refused_by_name(
     other = tmp_path / "other.tar"
     other.write_bytes(raw_archive.read_bytes() + bytes(512))
     with pytest.raises(ValueError, match=r"source name 'raw\.tar' -> 'other\.tar'; source num_bytes \d+ -> \d+"):
-        prepare_raw_tar(other, prepared_copy, select=select, image=image_settings)
+        prepare(open_raw_tar(other), prepared_copy, select=select, image=image_settings)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4, 7])
@@ -193,7 +200,7 @@ def test_work_that_was_cut_short_goes_on_to_equal_bytes(
     monkeypatch: pytest.MonkeyPatch,
     done: int,
 ) -> None:
-    def cut_short(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    def cut_short(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         for number, task in enumerate(tasks):
             if number == done:
                 raise KeyboardInterrupt
@@ -201,14 +208,12 @@ def test_work_that_was_cut_short_goes_on_to_equal_bytes(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "run_tasks", cut_short)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(open_raw_tar(raw_archive), out, select=select, image=image_settings, run_tasks=cut_short)
     with pytest.raises(ValueError, match="unfinished: start the command that makes it again"):
         PreparedSet(out)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}
-    prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+    prepare(open_raw_tar(raw_archive), out, select=select, image=image_settings)
     assert files_of(out) == files_of(prepared.path)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -226,27 +231,27 @@ def test_work_that_was_cut_short_in_its_last_step_goes_on_to_equal_bytes(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    for name in ("write_class_table", "_class_rows", "_describe"):
+    for module, name in ((tables, "write_class_table"), (tables, "_class_rows"), (run, "describe")):
         with monkeypatch.context() as patch:
-            patch.setattr(run, name, stop)
+            patch.setattr(module, name, stop)
             with pytest.raises(KeyboardInterrupt):
-                prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+                prepare(open_raw_tar(raw_archive), out, select=select, image=image_settings)
         assert not (out / "dataset.json").exists()
-    prepare_raw_tar(raw_archive, out, select=select, image=image_settings)
+    prepare(open_raw_tar(raw_archive), out, select=select, image=image_settings)
     assert files_of(out) == files_of(prepared.path)
 
 
 def test_without_a_class_left_nothing_is_left(tmp_path: Path, raw_archive: Path, image_settings: ImageSettings) -> None:
     select = SelectSettings(rare_threshold=17)
     with pytest.raises(ValueError, match=r"no class has more than 17 images \(the largest, n01503061, has 17\); lower"):
-        prepare_raw_tar(raw_archive, tmp_path / "out", select=select, image=image_settings)
+        prepare(open_raw_tar(raw_archive), tmp_path / "out", select=select, image=image_settings)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_class_tars_of_no_bytes_are_classes_without_images(tmp_path: Path, tar_of: Callable[..., bytes]) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"n1.tar": b"", "n2.tar": b""}))
     with pytest.raises(ValueError, match="no class has more than 0 images"):
-        prepare_raw_tar(tmp_path / "raw.tar", tmp_path / "out", select=ALL, image=SMALL)
+        prepare(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=ALL, image=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tar"]
 
 
@@ -254,8 +259,8 @@ def test_a_class_without_training_images_is_refused_with_the_way_out(
     tmp_path: Path, raw_archive: Path, image_settings: ImageSettings
 ) -> None:
     with pytest.raises(ValueError, match=r"n01861778 would have no training image.*lower --val-per-class"):
-        prepare_raw_tar(
-            raw_archive,
+        prepare(
+            open_raw_tar(raw_archive),
             tmp_path / "out",
             select=SelectSettings(rare_threshold=10, val_per_class=11),
             image=image_settings,
@@ -267,11 +272,17 @@ def test_the_way_out_of_a_class_without_training_images_is_open(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="lower --val-per-class"):
-        prepare_raw_tar(
-            raw_archive, out, select=SelectSettings(rare_threshold=10, val_per_class=11), image=image_settings
+        prepare(
+            open_raw_tar(raw_archive),
+            out,
+            select=SelectSettings(rare_threshold=10, val_per_class=11),
+            image=image_settings,
         )
     lower = SelectSettings(rare_threshold=10, val_per_class=3)
-    assert prepare_raw_tar(raw_archive, out, select=lower, image=image_settings).num_samples == {"train": 52, "val": 15}
+    assert prepare(open_raw_tar(raw_archive), out, select=lower, image=image_settings).num_samples == {
+        "train": 52,
+        "val": 15,
+    }
 
 
 @pytest.fixture
@@ -296,14 +307,14 @@ def test_a_damaged_class_tar_fails_the_run_and_is_left_out_when_asked(tmp_path: 
     """A class of which nobody knows the size must not pass for a rare one."""
     out, select = tmp_path / "out", SelectSettings(rare_threshold=6, val_per_class=2)
     with pytest.raises(ValueError, match=r"1 class tars are damaged.*n02051845\.tar.*--max-reject-rate 1"):
-        prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=0.99)
+        prepare(open_raw_tar(odd_archive), out, select=select, image=SMALL, max_reject_rate=0.99)
     assert not (out / "dataset.json").exists()
-    assert prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=1).num_samples
+    assert prepare(open_raw_tar(odd_archive), out, select=select, image=SMALL, max_reject_rate=1).num_samples
 
 
 def test_what_is_not_stored_is_listed_with_its_reason(tmp_path: Path, odd_archive: Path) -> None:
     select = SelectSettings(rare_threshold=6, val_per_class=2)
-    prepared = prepare_raw_tar(odd_archive, tmp_path / "out", select=select, image=SMALL, max_reject_rate=1)
+    prepared = prepare(open_raw_tar(odd_archive), tmp_path / "out", select=select, image=SMALL, max_reject_rate=1)
     rejects = rejects_of(prepared)
     assert [(row["wnid"], row["name"], row["reason"]) for row in rejects] == [
         ("n01503061", "n01503061_5.JPEG", "empty"),
@@ -331,7 +342,7 @@ def test_a_rejected_validation_image_is_not_replaced(
     images = {f"n01503061_{number}.JPEG": encode(draw(seed=number)) for number in range(5)} | {"n01503061_1.JPEG": b""}
     source = write_archive(tmp_path / "raw.tar", {"n01503061": images})
     select = SelectSettings(rare_threshold=4, val_per_class=2)
-    prepared = prepare_raw_tar(source, tmp_path / "out", select=select, image=SMALL, max_reject_rate=0.5)
+    prepared = prepare(open_raw_tar(source), tmp_path / "out", select=select, image=SMALL, max_reject_rate=0.5)
     assert prepared.num_samples == {"train": 3, "val": 1}
 
 
@@ -345,10 +356,10 @@ def test_more_rejects_than_allowed_are_refused_and_a_higher_rate_goes_on(
     odd_archive = write_archive(tmp_path / "odd.tar", {"n01503061": good | odd, "n01858441": few}, {"README": b"hello"})
     out, select = tmp_path / "out", SelectSettings(rare_threshold=6, val_per_class=2)
     with pytest.raises(ValueError, match=r"3 of 8 members were rejected, more than --max-reject-rate 0\.37 allows"):
-        prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=0.37)
+        prepare(open_raw_tar(odd_archive), out, select=select, image=SMALL, max_reject_rate=0.37)
     assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}
-    prepared = prepare_raw_tar(odd_archive, out, select=select, image=SMALL, max_reject_rate=0.375)
+    prepared = prepare(open_raw_tar(odd_archive), out, select=select, image=SMALL, max_reject_rate=0.375)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert prepared.num_samples == {"train": 3, "val": 2}
 
@@ -384,7 +395,9 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
     select = SelectSettings(rare_threshold=rare_threshold, val_per_class=val_per_class)
     suffixes = (".jpeg", ".jpg", ".png", ".gif")
     try:
-        prepared = prepare_raw_tar(folder / "raw.tar", folder / "out", select=select, image=SMALL, max_reject_rate=1)
+        prepared = prepare(
+            open_raw_tar(folder / "raw.tar"), folder / "out", select=select, image=SMALL, max_reject_rate=1
+        )
     except ValueError as error:
         assert re.search("no class has more than|would have no training image", str(error))  # noqa: PT017
         return
@@ -410,7 +423,7 @@ def test_keys_are_unique_in_the_whole_data_set(
     source = write_archive(
         tmp_path / "raw.tar", {"cat": {"big_1.jpg": encode(draw())}, "cat_big": {"1.jpg": encode(draw(seed=1))}}
     )
-    prepared = prepare_raw_tar(source, tmp_path / "out", select=ALL, image=SMALL)
+    prepared = prepare(open_raw_tar(source), tmp_path / "out", select=ALL, image=SMALL)
     assert len(set(read_manifest(prepared)["key"].to_pylist())) == 2
 
 
@@ -418,7 +431,7 @@ def test_classes_of_ones_own_are_named_by_their_wnid(
     tmp_path: Path, draw: Draw, encode: Encode, write_archive: WriteArchive
 ) -> None:
     source = write_archive(tmp_path / "raw.tar", {"cat": {"1.jpg": encode(draw())}, "dog": {"1.jpg": encode(draw())}})
-    prepared = prepare_raw_tar(source, tmp_path / "out", select=ALL, image=SMALL)
+    prepared = prepare(open_raw_tar(source), tmp_path / "out", select=ALL, image=SMALL)
     assert [(row.wnid, row.name, row.definition, row.level) for row in prepared.classes] == [
         ("cat", "cat", "", 0),
         ("dog", "dog", "", 0),
@@ -430,22 +443,26 @@ def test_a_source_that_is_none_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "raw.tar").write_bytes(b"no tar" * 300)
     for source, error in (("raw.tar", ValueError), ("missing.tar", OSError), (".", ValueError)):
         with pytest.raises(error):
-            prepare_raw_tar(tmp_path / source, tmp_path / "out", select=ALL, image=SMALL)
+            prepare(open_raw_tar(tmp_path / source), tmp_path / "out", select=ALL, image=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tar"]
 
 
 def test_opencv_stores_what_its_settings_say(tmp_path: Path, raw_archive: Path, select: SelectSettings) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed")
     settings = ImageSettings(size=32, resizer="opencv")
-    prepared = prepare_raw_tar(raw_archive, tmp_path / "out", select=select, image=settings)
+    prepared = prepare(open_raw_tar(raw_archive), tmp_path / "out", select=select, image=settings)
     assert prepared.info["settings"]["resizer_version"].startswith("opencv ")
     assert prepared.num_samples == {"train": 52, "val": 15}
 
 
 def test_the_real_archive_gives_the_known_classes(tmp_path: Path, data_folder: Path) -> None:
     source = data_folder / "fall11-mini.tar"
-    prepared = prepare_raw_tar(
-        source, tmp_path / "out", select=SelectSettings(), image=ImageSettings(size=64), workers=2
+    prepared = prepare(
+        open_raw_tar(source),
+        tmp_path / "out",
+        select=SelectSettings(),
+        image=ImageSettings(size=64),
+        run_tasks=partial(run_tasks, workers=2),
     )
     assert len(prepared.classes) == 245
     kept = [(row.wnid, row.num_raw, row.num_train, row.num_val, row.level) for row in prepared.classes if row.kept]

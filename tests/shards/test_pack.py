@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.run import prepare_raw_tar
+from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
+from in21k.preprocess.sources import open_raw_tar
 from in21k.shards import PreparedSet, ShardSet
 from in21k.shards import pack as pack_module
 from in21k.shards.dataset import read_manifest
@@ -177,7 +178,7 @@ def test_other_settings_are_refused_by_name_unless_overwriting(
 def test_another_prepared_set_is_refused(
     tmp_path: Path, raw_archive: Path, shards_copy: Path, select: SelectSettings
 ) -> None:
-    other = prepare_raw_tar(raw_archive, tmp_path / "other", select=select, image=ImageSettings(size=24))
+    other = prepare(open_raw_tar(raw_archive), tmp_path / "other", select=select, image=ImageSettings(size=24))
     with pytest.raises(ValueError, match="source manifest"):
         pack(other, shards_copy, SETTINGS)
 
@@ -225,7 +226,7 @@ def test_without_validation_there_is_only_a_training_split(
     tmp_path: Path, raw_archive: Path, image_settings: ImageSettings
 ) -> None:
     select = SelectSettings(rare_threshold=6, val_per_class=0)
-    prepared = prepare_raw_tar(raw_archive, tmp_path / "prepared", select=select, image=image_settings)
+    prepared = prepare(open_raw_tar(raw_archive), tmp_path / "prepared", select=select, image=image_settings)
     assert not (prepared.path / "val").exists()
     shards = pack(prepared, tmp_path / "out", SETTINGS)
     assert shards.num_samples == {"train": 67}

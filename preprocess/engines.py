@@ -1,0 +1,97 @@
+"""Where the tasks run: in worker processes here, or on the nodes of a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
+
+from ..shards.parallel import default_workers, run_tasks
+
+CONNECT_SECONDS = 5.0
+
+# Yields function(task) for each task, as they finish.
+RunTasks: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@contextmanager
+def open_engine(name: str, ray_address: str | None = None, workers: int | None = None) -> Generator[RunTasks]:
+    """Yield what runs tasks, `local` or `ray`, on so many workers (None: one for each core).
+
+    Raises ValueError where Ray is not installed or its cluster cannot be reached.
+    """
+    if name == "local":
+        yield partial(run_tasks, workers=workers or default_workers())
+        return
+    with _ray_cluster(ray_address, workers) as ray:
+        yield partial(_run_on_ray, ray, workers=workers)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ValueError where nothing listens: Ray itself tries for two minutes, then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"--ray-address {address}: no Ray cluster answers there ({error}); wanted host:port, as `ray start --head` "
+            "prints it"
+        ) from error
+
+
+@contextmanager
+def _ray_cluster(address: str | None, workers: int | None) -> Generator[Any]:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what will be, once a process
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--engine ray: Ray is not installed; `pip install 'in21k[ray]'`") from None
+    if address:
+        _check_reachable(address)
+    try:
+        ray.init(
+            address or "local",
+            num_cpus=None if address else workers or default_workers(),
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _run_on_ray(
+    ray: Any, function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int | None = None
+) -> Iterator[Any]:
+    """Yield `function(task)` for each task, as they finish; those of a node that is lost begin anew on another."""
+    remote = ray.remote(function).options(num_cpus=1, max_retries=3)
+    waiting = iter(tasks)
+    running: list[Any] = []
+    while True:
+        # The cluster may grow and shrink on the way.
+        most = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+        running += [remote.remote(task) for task in islice(waiting, max(0, most - len(running)))]
+        if not running:
+            return
+        done, running = ray.wait(running)
+        for reference in done:
+            try:
+                yield ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                raise ChildProcessError(
+                    f"a node of the Ray cluster failed ({str(error).splitlines()[0]}); what was done is kept: "
+                    "start the same command again"
+                ) from error

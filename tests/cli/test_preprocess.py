@@ -1,0 +1,260 @@
+"""`in21k preprocess` in every layout, with what chooses classes and images."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from in21k.preprocess.label_spaces import read_classes
+
+from .conftest import run, run_json
+from .test_mistakes import assert_refused
+
+BIRD, SWAN, SUN = "n01503061", "n01858441", "n09450163"
+FEW = ("--rare-threshold", 0, "--val-per-class", 1, "--workers", 1)
+
+
+def photo(seed: int, size: tuple[int, int] = (60, 40)) -> bytes:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize(size).rotate(7 * seed).convert("RGB").save(out, "JPEG")
+    return out.getvalue()
+
+
+def photos(wnids: tuple[str, ...] = (BIRD, SWAN, SUN)) -> dict[str, bytes]:
+    """Three images of each class: {path: bytes}."""
+    return {f"{wnid}/{wnid}_{n}.JPEG": photo(10 * place + n) for place, wnid in enumerate(wnids) for n in range(3)}
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    path.write_bytes(gzip.compress(out.getvalue()) if path.suffix == ".gz" else out.getvalue())
+    return path
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def refused(*words: object) -> str:
+    """Run a command that has to be refused; return its one line."""
+    result = run(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("in21k: ")
+    return lines[0]
+
+
+def table(out: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
+
+
+def sizes(out: Path) -> set[tuple[int, int]]:
+    return {(row["width"], row["height"]) for row in table(out, "manifest")}
+
+
+PROCESSED = {
+    **{f"p/imagenet21k_train/{path}": data for path, data in photos().items() if SUN not in path and "_2." not in path},
+    **{f"p/imagenet21k_val/{path}": data for path, data in photos().items() if SUN not in path and "_2." in path},
+    **{f"p/imagenet21k_small_classes/{path}": data for path, data in photos().items() if SUN in path},
+}
+
+
+@pytest.mark.parametrize("name", ["processed.tar", "processed.tar.gz", "folder"])
+def test_the_processed_archive_keeps_split_classes_and_bytes(name: str, tmp_path: Path) -> None:
+    is_folder = name == "folder"
+    source = write_files(tmp_path / name, PROCESSED) if is_folder else write_tar(tmp_path / name, PROCESSED)
+    command, out = "folder" if is_folder else "raw-tar", tmp_path / "out"
+    counts = run_json("preprocess", command, source, out, "--workers", 1)["counts"]
+    assert counts == {
+        **{"num_classes_seen": 3, "num_classes": 2, "num_raw": 9, "num_raw_kept": 6, "num_rejects": 0},
+        "splits": {"train": {"num_samples": 4}, "val": {"num_samples": 2}},
+    }
+    originals = {name.rpartition("/")[2]: data for name, data in PROCESSED.items()}
+    for row in table(out, "manifest"):
+        assert row["checksum"] == hashlib.sha256(originals[row["source_name"]]).hexdigest()[:16]
+        assert (row["split"] == "val") == ("_2." in row["source_name"])
+    assert run("verify", out, "--deep", "--workers", 1).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (("--resize", "squish"), {(32, 32)}),
+        (("--resize", "short-edge"), {(48, 32)}),
+        (("--resize", "none"), {(60, 40)}),
+    ],
+)
+def test_the_processed_archive_is_resized_when_asked(
+    asked: tuple[str, ...], found: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    source = write_tar(tmp_path / "processed.tar.gz", PROCESSED)
+    run_json("preprocess", "raw-tar", source, tmp_path / "out", "--workers", 1, "--size", 32, *asked)
+    assert sizes(tmp_path / "out") == found
+
+
+def test_other_layouts_are_resized_unless_asked_not_to(tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "raw.tar", photos())
+    run_json("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32)
+    run_json("preprocess", "raw-tar", source, tmp_path / "as it is", *FEW, "--resize", "none")
+    assert sizes(tmp_path / "out") == {(32, 32)}
+    assert sizes(tmp_path / "as it is") == {(60, 40)}
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_standard_input_is_read_and_a_second_time_said_to_be_done(suffix: str, tmp_path: Path) -> None:
+    source = write_tar(tmp_path / f"raw.{suffix}", PROCESSED)
+    out = tmp_path / "out"
+    for said in ("-: a stream, read once", "finished already; nothing to do"):
+        words = ["preprocess", "raw-tar", "-", str(out), "--workers", "1"]
+        with source.open("rb") as stdin:
+            program = "from in21k.cli.main import cli; cli()"
+            done = subprocess.run(
+                [sys.executable, "-c", program, *words], stdin=stdin, capture_output=True, text=True, check=False
+            )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
+        assert "2 kept" in done.stdout
+    assert sizes(out) == {(60, 40)}
+
+
+def test_a_folder_and_a_list_are_prepared_alike(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "images", photos())
+    (tmp_path / "list.txt").write_text("".join(f"images/{path} {path.split('/')[0]}\n" for path in photos()))
+    run_json("preprocess", "folder", folder, tmp_path / "of folder", *FEW, "--size", 32)
+    run_json("preprocess", "folder", tmp_path / "list.txt", tmp_path / "of list", *FEW, "--size", 32)
+    assert table(tmp_path / "of folder", "manifest") == table(tmp_path / "of list", "manifest")
+    assert len(table(tmp_path / "of list", "manifest")) == 9
+
+
+@pytest.mark.parametrize("name", ["fall11p", "winter21p", "in12k"])
+def test_label_spaces_keep_their_classes_and_the_missing_are_told(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = read_classes(name)
+    source = write_tar(tmp_path / "raw.tar", photos((listed[0], listed[-1], "n00000000")))
+    result = run("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32, "--classes", name)
+    assert result.exit_code == 0, result.output
+    assert f"--classes: {len(listed) - 2} of {len(listed)} classes are not in the source" in caplog.text
+    assert [row["wnid"] for row in table(tmp_path / "out", "classes") if row["kept"]] == sorted({listed[0], listed[-1]})
+
+
+def test_classes_images_and_subtrees_are_chosen_by_files_and_names(tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "raw.tar", photos())
+    for name, text in (
+        ("classes.txt", f"{SWAN}  # white\n\n{SUN}\n{BIRD}\n"),
+        ("exclude.txt", f"{SUN}_1\n{hashlib.sha256(photos()[f'{SWAN}/{SWAN}_0.JPEG']).hexdigest()}\n"),
+        ("val.txt", f"{SWAN}/{SWAN}_1.JPEG\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    result = run_json(
+        *("preprocess", "raw-tar", source, tmp_path / "out", "--size", 32, "--workers", 1),
+        *("--classes", tmp_path / "classes.txt", "--exclude", tmp_path / "exclude.txt"),
+        *("--val-list", tmp_path / "val.txt", "--drop-subtree", BIRD),
+    )
+    assert result["counts"]["num_classes"] == 1
+    assert [(row["split"], row["key"]) for row in table(tmp_path / "out", "manifest")] == [
+        ("train", f"{SUN}_0"),
+        ("train", f"{SUN}_2"),
+    ]
+    assert [(row["name"], row["reason"]) for row in table(tmp_path / "out", "rejects")] == [
+        (f"{SUN}_1.JPEG", "excluded")
+    ]
+
+
+def test_parents_place_classes_of_ones_own_in_the_tree(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "images", photos(("black-swan", "toy", BIRD)))
+    parents = tmp_path / "parents.csv"
+    parents.write_text(f"child,parent,name\nblack-swan,{SWAN},black swan\n")
+    words = ("preprocess", "folder", source, tmp_path / "out", *FEW, "--size", 32, "--parents", parents)
+    assert run_json(*words)["classes_per_level"] == [2, 1]
+    rows = {row["wnid"]: (row["name"], row["level"]) for row in table(tmp_path / "out", "classes")}
+    assert rows == {"black-swan": ("black swan", 1), "toy": ("toy", 0), BIRD: ("bird", 0)}
+    parents.write_text("child,parent\nblack-swan,toy\n")
+    assert "made with other settings (parents '" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--classes", "fall12p"), "fall12p: no such file, and no label space of that name"),
+        (("--classes", "NOTHING"), "names no class"),
+        (("--classes", "BAD"), "line 1: 'a/b' is no class name"),
+        (("--exclude", "NOWHERE"), "No such file"),
+        (("--exclude", "NOTHING"), "lists nothing"),
+        (("--val-list", "WORD"), "line 1: 'word'; wanted a key"),
+        (("--val-list", "SWANS"), "would have no training image"),
+        (("--drop-subtree", "swan"), "--drop-subtree swan: is no WordNet synset"),
+        (("--drop-subtree", BIRD, "--drop-subtree", SUN), "below --drop-subtree; nothing is left"),
+        (("--parents", "NOTHING"), "holds no rows"),
+        (("--val-per-class", -1), "val_per_class is -1"),
+        (("--max-reject-rate", 2), "--max-reject-rate is 2"),
+        (("--ray-address", "auto"), "--engine ray"),
+        (("--resize", "crop"), "--resize"),
+        (("--quality", 0), "quality is 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], said: str, tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "raw.tar", photos())
+    contents = {"NOTHING": "\n", "BAD": "a/b\n", "WORD": "word\n", "SWANS": "".join(f"{SWAN}_{n}\n" for n in range(3))}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    asked = [tmp_path / word if word in (*contents, "NOWHERE") else word for word in words]
+    command = ("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32, *asked)
+    assert said in refused(*command)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "said"),
+    [
+        ("folder", None, "No such file"),
+        ("folder", b"\x1f\x8b\x08", "is no text; wanted a folder, or a list"),
+        ("folder", b"images/1.jpg\n", "line 1: 'images/1.jpg'; wanted a path and a label"),
+        ("folder", b"images/1.jpg a/b\n", "line 1: 'images/1.jpg a/b'; wanted a path and a label"),
+        ("folder", b"gone.jpg cat\n", "source: holds no classes (its first member is gone.jpg)"),
+        ("raw-tar", b"\x1f\x8b\x08\x00", "source: not a tar, or damaged"),
+    ],
+)
+def test_a_source_that_is_none_is_one_line_and_leaves_nothing(
+    command: str, content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    if content is not None:
+        source.write_bytes(content)
+    assert said in refused("preprocess", command, source, tmp_path / "out", *FEW)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_output_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_tar(tmp_path / "raw.tar.gz", photos())
+    words = ("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32)
+    with caplog.at_level("INFO"):
+        assert [run(*words).exit_code for _ in range(2)] == [0, 0]
+    assert "finished already" in caplog.text
+
+
+def test_an_output_inside_the_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").write_bytes(b"")
+    for out in (tmp_path, tmp_path / "cat" / "out"):
+        assert_refused(run("preprocess", "folder", tmp_path, out), "lies in the source")
