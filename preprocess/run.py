@@ -158,7 +158,8 @@ class _Run:
                 self._count(part, part.num_raw, len(part.rejects))
         if not again:
             of_all = f"/{len(self._names):,}" if self._names else ""
-            detail = f"{len(self._whole):,}{of_all} classes, {self._num_rejects:,} rejects"
+            doing = ", putting classes together" if isinstance(part, ClassPart) and part.from_chunks else ""
+            detail = f"{len(self._whole):,}{of_all} classes, {self._num_rejects:,} rejects{doing}"
             self._on_progress(Progress(self._fraction(), self._images, self._num_bytes, detail))
 
     def _count(self, part: ClassPart | ChunkPart, images: int, num_rejects: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ from .conftest import run, run_json
 
 pytestmark = pytest.mark.slow
 
-IN21K = (sys.executable, "-c", "from in21k.cli.main import main; main()")
+# Small chunks, so that a kill meets each phase of their work.
+PROGRAM = "from in21k.preprocess import sources; sources.CHUNK_IMAGES = 60; from in21k.cli.main import main; main()"
+IN21K = (sys.executable, "-c", PROGRAM)
 KILLS = 10
 
 
@@ -46,15 +50,49 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def folders(archive: Path) -> Path:
+    """The same images in class folders, out of order, in a gzipped tar."""
+    path = archive.with_name("folders.tar.gz")
+    members: list[tuple[str, bytes]] = []
+    with tarfile.open(archive) as outer:
+        for class_tar in outer:
+            with tarfile.open(fileobj=outer.extractfile(class_tar)) as inner:
+                folder = class_tar.name.removesuffix(".tar")
+                members += [(f"{folder}/{member.name}", inner.extractfile(member).read()) for member in inner]
+    random.Random(0).shuffle(members)
+    with tarfile.open(path, "w:gz") as out:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            out.addfile(member, io.BytesIO(data))
+    return path
+
+
+PREPARE = ("--rare-threshold", 5, "--val-per-class", 3, "--size", 200, "--quality", 100, "--workers", 2)
+
+
+def kill_often(job: tuple[object, ...], out: Path, moments: random.Random) -> None:
+    """Start a job over and over and kill it at a random moment; the last time it is let finish."""
+    num_killed, longest = 0, 1.8
+    while num_killed < KILLS:
+        # What is finished begins anew, so that each kill finds work under way; the next one comes earlier.
+        anew = ("--overwrite",) if (out / "dataset.json").exists() else ()
+        if killed_at(moments.uniform(0.2, longest), *job, *anew):
+            num_killed += 1
+        else:
+            longest = max(0.3, 0.8 * longest)
+    assert not killed_at(600, *job)
+
+
 def test_prepared_data_and_shards_are_byte_equal_however_often_the_work_was_killed(
     archive: Path, tmp_path: Path
 ) -> None:
     moments = random.Random(0)
 
     def jobs(folder: Path) -> tuple[tuple[object, ...], ...]:
-        prepare = ("--rare-threshold", 5, "--val-per-class", 3, "--size", 200, "--quality", 100)
         return (
-            ("preprocess", "raw-tar", archive, folder / "prepared", *prepare, "--workers", 2),
+            ("preprocess", "raw-tar", archive, folder / "prepared", *PREPARE),
             ("shard", folder / "prepared", folder / "shards", "--shard-samples", 20, "--workers", 2),
         )
 
@@ -64,17 +102,20 @@ def test_prepared_data_and_shards_are_byte_equal_however_often_the_work_was_kill
     outs = (killed / "prepared", killed / "shards")
     for job, undisturbed, out in zip(jobs(killed), jobs(whole), outs, strict=True):
         assert run(*undisturbed).exit_code == 0
-        num_killed, longest = 0, 1.8
-        while num_killed < KILLS:
-            # What is finished begins anew, so that each kill finds work under way; the next one comes earlier.
-            anew = ("--overwrite",) if (out / "dataset.json").exists() else ()
-            if killed_at(moments.uniform(0.2, longest), *job, *anew):
-                num_killed += 1
-            else:
-                longest = max(0.3, 0.8 * longest)
-        assert run(*job).exit_code == 0
+        kill_often(job, out, moments)
     for name in ("prepared", "shards"):
         assert snapshot(killed / name) == snapshot(whole / name)
+
+
+def test_a_stream_of_scattered_class_folders_gives_the_bytes_of_class_tars_however_often_it_was_killed(
+    archive: Path, folders: Path, tmp_path: Path
+) -> None:
+    assert run("preprocess", "raw-tar", archive, tmp_path / "whole", *PREPARE).exit_code == 0
+    job = ("preprocess", "raw-tar", folders, tmp_path / "killed", *PREPARE)
+    kill_often(job, tmp_path / "killed", random.Random(3))
+    killed, whole = snapshot(tmp_path / "killed"), snapshot(tmp_path / "whole")
+    assert killed.pop("dataset.json") != whole.pop("dataset.json")  # it names the source
+    assert killed == whole
 
 
 def test_a_training_that_was_killed_goes_on_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
