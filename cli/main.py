@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -52,7 +53,8 @@ class OneLineGroup(click.Group):
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        way_out = "; make room and start the same command again" if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror}{way_out}"
     return str(error) or type(error).__name__
 
 

@@ -51,7 +51,10 @@ _OPTIONS = (
     ),
     click.option("--quality", default=95, show_default=True, help="JPEG quality of what is written."),
     click.option(
-        "--max-reject-rate", default=0.01, show_default=True, help="Fail when more of the kept classes' images are bad."
+        "--max-reject-rate",
+        default=0.01,
+        show_default=True,
+        help="Fail when more of the kept classes' members are bad.",
     ),
     click.option("--parents", type=PATH, help="A parents.csv (child,parent[,name]) that places classes of your own."),
     click.option("--wordnet", type=PATH, help="A folder of WordNet noun files.  [default: WordNet 3.0, packaged]"),
@@ -63,7 +66,11 @@ _OPTIONS = (
         help="Worker processes here, or the nodes of a Ray cluster, which all see SOURCE and OUT under the same names.",
     ),
     click.option("--ray-address", help="Of a running Ray cluster.  [default: one is started here]"),
-    click.option("--dry-run", is_flag=True, help="Say what would be kept, the disk it needs and the hours it takes."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Say what would be kept, the disk it needs and the hours it takes here; exit code 1: no room.",
+    ),
     workers_option,
     overwrite_option,
     json_option,
@@ -195,7 +202,8 @@ def _render(prepared: PreparedSet, levels: list[int]) -> str:
     splits = " + ".join(f"{count['num_samples']:,} {split}" for split, count in counts["splits"].items())
     return (
         f"{prepared.path}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept\n"
-        f"images of those: {counts['num_raw_kept']:,}; stored: {splits}; rejects: {counts['num_rejects']:,}\n"
+        f"images of those: {counts['num_raw_kept']:,}; stored: {splits}; rejects, those that are no images "
+        f"included: {counts['num_rejects']:,}\n"
         f"classes per level of the tree: {' '.join(map(str, levels))}"
     )
 

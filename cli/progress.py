@@ -28,22 +28,24 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
 
     def __call__(self, progress: Progress) -> None:
         """Draw, when it is time again."""
-        # What an earlier run did already is no rate of this one.
-        self._start = self._start or progress._replace(fraction=0.0, images=0, num_bytes=0)
+        if self._start is None:  # what an earlier run did already is no rate of this one
+            self._start, self._begun = progress, time.monotonic()
+            return
         now = time.monotonic()
         if now >= self._next or (self._live and progress.fraction >= 1):
             self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-            self._write(self._render(progress, now - self._begun))
+            self._write(self._render(progress, self._start, now - self._begun))
 
-    def _render(self, progress: Progress, seconds: float) -> str:
-        left = seconds / progress.fraction - seconds if progress.fraction else 0.0
+    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
+        done = progress.fraction - start.fraction
+        left = seconds / done * (1 - progress.fraction) if done > 0 else 0.0
         parts = [
-            f"{self._label} {100 * progress.fraction:.0f} %",
+            f"{self._label} {100 * progress.fraction:.0f} %" if progress.fraction else self._label,
             f"{progress.images:,} images",
-            f"{progress.images / seconds:,.0f} img/s",
-            f"{progress.num_bytes / seconds / 1e6:,.1f} MB/s",
+            f"{(progress.images - start.images) / seconds:,.0f} img/s",
+            f"{(progress.num_bytes - start.num_bytes) / seconds / 1e6:,.1f} MB/s",
             progress.detail,
-            f"{clock(left)} left",
+            f"{clock(left)} left" if done > 0 else "",
         ]
         return ", ".join(part for part in parts if part)
 

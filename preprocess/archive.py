@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,17 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tarfile import ReadError
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"
+MAX_IMAGE_BYTES = 1 << 30  # guessed; a stream's image is held in memory
 MAX_PADDING_BYTES = 1 << 20  # tar pads to 10 KiB, or to the block size of a tape
 _BAD_HEADERS: Any = tuple(
     getattr(tarfile, name) for name in ("EmptyHeaderError", "TruncatedHeaderError", "InvalidHeaderError")
 )
 
 
-class ChecksumError(ValueError):
+# What a header can raise beside: in its extensions, or for a name that says it has gigabytes.
+ODD_HEADERS = (MemoryError, OverflowError, RuntimeError, ValueError)
+
+
+class UselessError(ValueError):
+    """What was done is of no use, whatever is given next: it goes."""
+
+
+class ChecksumError(UselessError):
     """A gzipped stream that held other bytes than were packed; which of them, it cannot say."""
 
 
@@ -82,6 +90,15 @@ class ClassTar:
         members, rejects = list_members(self, data)
         yield Contents(members, [*rejects, *self.rejects], lambda wanted: (_slice(data, member) for member in wanted))
 
+    def listed(self) -> tuple[list[Member], list[Reject]]:
+        """List what it holds by headers alone, without the bytes of images."""
+        if self.data is not None:
+            return list_members(self, self.data)
+        with self.source.open("rb") as file:
+            file.seek(self.offset)
+            members, rejects = _walk_class_tar(self, file)
+        return one_of_each(self.wnid, members, rejects), rejects
+
     def read(self) -> bytes:
         """Read the class tar whole, in one sequential sweep; raises ValueError where the archive got shorter."""
         if self.data is not None:
@@ -98,10 +115,18 @@ def _slice(data: bytes, member: Member) -> bytes:
     return data[member.offset : member.offset + member.num_bytes]
 
 
-def check_rest(file: Any) -> None:
-    """Raise ReadError where more than padding follows: zeros in a damaged tar pass for its end."""
+def open_tar(file: Any, mode: Literal["r:", "r|"] = "r:") -> tarfile.TarFile:
+    """Open a tar strictly. Names are UTF-8 whatever the locale, other bytes come as Python escapes them."""
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=StrictTarInfo, encoding="utf-8", errors="surrogateescape")
+
+
+def check_rest(file: Any, most: int = MAX_PADDING_BYTES + 1) -> None:
+    """Raise ReadError where more than padding follows: zeros in a damaged tar pass for its end.
+
+    most: how many bytes are looked at.
+    """
     num_bytes = 0
-    while chunk := file.read(1 << 16):
+    while chunk := file.read(min(1 << 16, most - num_bytes)):
         num_bytes += len(chunk)
         if num_bytes > MAX_PADDING_BYTES or chunk.strip(b"\0"):
             raise ReadError("more follows where the tar seems to end")
@@ -112,7 +137,7 @@ def named_errors(source: Path) -> Generator[None]:
     """Turn what tarfile and the decompressors raise into a ValueError that names the archive."""
     try:
         yield
-    except (tarfile.TarError, EOFError, RuntimeError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, *ODD_HEADERS) as error:
         if str(error).startswith(f"{source}: "):  # one of ours
             raise
         if "CRC" in str(error) and not isinstance(error, tarfile.TarError):  # those name members
@@ -121,7 +146,8 @@ def named_errors(source: Path) -> Generator[None]:
                 "wrong, so none is kept: copy or download the archive again"
             ) from error
         raise ValueError(
-            f"{source}: not a tar, or damaged ({error}); wanted an archive such as fall11_whole.tar"
+            f"{source}: not a tar, or damaged ({error or type(error).__name__}); wanted an archive such as "
+            "fall11_whole.tar: copy or download it again"
         ) from error
 
 
@@ -161,6 +187,8 @@ def problem_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
         return "not a regular file", f"tar member type {member.type!r}"
     if member.name.startswith("/") or ".." in member.name.split("/") or "\0" in member.name:
         return "unsafe name", "absolute, or with '..' or a zero byte"
+    if member.size > MAX_IMAGE_BYTES and is_image(member.name):
+        return "too large", f"{member.size:,} bytes, over {MAX_IMAGE_BYTES:,}"
     return None
 
 
@@ -179,23 +207,34 @@ def list_members(archive: ClassTar, data: bytes) -> tuple[list[Member], list[Rej
 
     A class tar that is none, or damaged further on, is a reject of its own.
     """
+    members, rejects = _walk_class_tar(archive, io.BytesIO(data))
+    # An empty class tar is a class without images; anything else that is no tar is named.
+    if not data.strip(b"\0"):
+        rejects = []
+    return one_of_each(archive.wnid, members, rejects), rejects
+
+
+def _walk_class_tar(archive: ClassTar, file: BinaryIO) -> tuple[list[Member], list[Reject]]:
+    """List images and rejects of the class tar that begins where `file` stands."""
     members: list[Member] = []
     rejects: list[Reject] = []
+    begin = file.tell()
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=StrictTarInfo) as inner:
+        with open_tar(file) as inner:
             for member in walk(inner):
+                if member.offset >= begin + archive.num_bytes:
+                    raise ReadError("it ends without an end mark")
                 if problem := problem_of(member):
                     rejects.append(Reject(archive.wnid, readable(member.name), *problem))
                 elif not is_image(member.name):
                     rejects.append(not_an_image(archive.wnid, member.name))
                 else:
                     members.append(Member(member.name, member.name, member.offset_data, member.size))
-            check_rest(io.BytesIO(data[inner.offset :]))
-    except (tarfile.TarError, RuntimeError, ValueError) as error:  # the last two: odd extended headers
-        # An empty class tar is a class without images; anything else that is no tar is named.
-        if data.strip(b"\0"):
-            rejects.append(Reject(None, archive.name, DAMAGED, str(error)))
-    return one_of_each(archive.wnid, members, rejects), rejects
+            file.seek(inner.offset)
+            check_rest(file, begin + archive.num_bytes - inner.offset)
+    except (tarfile.TarError, *ODD_HEADERS) as error:
+        rejects.append(Reject(None, archive.name, DAMAGED, str(error) or type(error).__name__))
+    return members, rejects
 
 
 def one_of_each(wnid: str, members: Iterable[Member], rejects: list[Reject]) -> list[Member]:
@@ -205,7 +244,7 @@ def one_of_each(wnid: str, members: Iterable[Member], rejects: list[Reject]) -> 
     """
     found: dict[str, Member] = {}
     paths: set[str] = set()
-    for member in sorted(members, key=lambda member: os.fsencode(member.path)):  # of equal ones the first stays first
+    for member in sorted(members, key=lambda member: to_bytes(member.path)):  # of equal ones the first stays first
         is_again = member.path in paths
         name = member.path if member.name in found and not is_again else member.name
         if is_again or name in found:
@@ -213,13 +252,23 @@ def one_of_each(wnid: str, members: Iterable[Member], rejects: list[Reject]) -> 
             continue
         paths.add(member.path)
         found[name] = member
-    ordered = sorted(found.items(), key=lambda item: os.fsencode(item[0]))
+    ordered = sorted(found.items(), key=lambda item: to_bytes(item[0]))
     return [member._replace(name=name) for name, member in ordered]
+
+
+def to_bytes(name: str) -> bytes:
+    """Return the bytes of a name, which may hold such as are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def to_text(name: bytes) -> str:
+    """Return the name of some bytes, so that `to_bytes` gives them back."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def readable(name: str) -> str:
     """Return a name from a tar as text that can be written: bytes that are no UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return to_bytes(name).decode("utf-8", "backslashreplace")
 
 
 def class_tar_of(name: str) -> str | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
+from ..shards.files import write_as
 from ..shards.parallel import default_workers, run_tasks
 
 CONNECT_SECONDS = 5.0
+CANCEL_SECONDS = 60.0
 
 # Yields function(task) for each task, as they finish.
 RunTasks: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -28,7 +31,7 @@ def open_engine(name: str, ray_address: str | None = None, workers: int | None =
     if name == "local":
         yield partial(run_tasks, workers=workers or default_workers())
         return
-    with _ray_cluster(ray_address, workers) as ray:
+    with _stdout_to_stderr(), _ray_cluster(ray_address, workers) as ray:
         yield partial(_run_on_ray, ray, workers=workers)
 
 
@@ -64,34 +67,66 @@ def _ray_cluster(address: str | None, workers: int | None) -> Generator[Any]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
+        where = f"--ray-address {address}" if address else "--engine ray"
+        raise ValueError(
+            f"{where}: no Ray cluster lets us in ({error}); one with authentication wants its RAY_AUTH_TOKEN here too"
+        ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def _stdout_to_stderr() -> Generator[None]:
+    """Have what Ray prints on stdout, which is for results, go to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _run_on_ray(
-    ray: Any, function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int | None = None
+    ray: Any, function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int | None
 ) -> Iterator[Any]:
     """Yield `function(task)` for each task, as they finish; those of a node that is lost begin anew on another."""
-    remote = ray.remote(function).options(num_cpus=1, max_retries=3)
+    remote = ray.remote(_on_node).options(num_cpus=1, max_retries=3)
     waiting = iter(tasks)
     running: list[Any] = []
-    while True:
-        # The cluster may grow and shrink on the way.
-        most = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
-        running += [remote.remote(task) for task in islice(waiting, max(0, most - len(running)))]
-        if not running:
-            return
-        done, running = ray.wait(running)
-        for reference in done:
-            try:
-                yield ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise ChildProcessError(
-                    f"a node of the Ray cluster failed ({str(error).splitlines()[0]}); what was done is kept: "
-                    "start the same command again"
-                ) from error
+    try:
+        while True:
+            # The cluster may grow and shrink on the way.
+            most = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+            running += [remote.remote(function, task) for task in islice(waiting, max(0, most - len(running)))]
+            if not running:
+                return
+            done, running = ray.wait(running)
+            for reference in done:
+                yield _result(ray, reference)
+    finally:
+        for reference in running:  # nothing may go on writing when the caller clears up
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)
+
+
+def _on_node(function: Callable[[Any], Any], task: Any) -> Any:
+    """Do a task on a node: another may be at the same one, when the cluster took this node for lost."""
+    write_as(f"{os.uname().nodename}-{os.getpid()}")
+    return function(task)
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(
+            f"a node of the Ray cluster failed ({str(error).splitlines()[0]}); what was done is kept: "
+            "start the same command again"
+        ) from error

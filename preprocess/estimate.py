@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .archive import ClassTar, Member, StrictTarInfo, is_image, problem_of, walk
+from .archive import DAMAGED, ClassTar, Member
+from .checks import names_beginning, say_missing_classes, say_strays
 from .engines import RunTasks
 from .image import ImageSettings, RejectedImageError, store_image
 from .layouts import RawClass
-from .select import SelectSettings
+from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource
-from .taxonomy import Taxonomy
+from .taxonomy import Taxonomy, build_tree
 
 COUNT_SECONDS = 60.0  # for looking into class tars, or at the beginning of a stream
 SAMPLED_CLASSES = 32
@@ -35,6 +36,8 @@ class Estimate:
     num_classes: int
     num_images: int
     is_exact: bool
+    num_strays: int  # members that would belong to no class
+    num_damaged: int  # class tars that would fail the run
     needed_bytes: int
     free_bytes: int
     fits: bool
@@ -55,8 +58,9 @@ class Estimate:
         room = "it fits" if self.fits else "it does NOT fit"
         return (
             f"{self.source}: {about}{self.num_classes:,} of {about}{self.num_classes_seen:,} classes would be kept, "
-            f"with {about}{self.num_images:,} images\n"
-            f"disk: about {self.needed_bytes / 1e9:,.3f} GB needed, {self.free_bytes / 1e9:,.3f} GB free: {room}\n"
+            f"with {about}{self.num_images:,} images; {self.num_strays:,} members belong to no class\n"
+            + (f"{self.num_damaged:,} class tars are damaged: the run would fail\n" if self.num_damaged else "")
+            + f"disk: about {self.needed_bytes / 1e9:,.3f} GB needed, {self.free_bytes / 1e9:,.3f} GB free: {room}\n"
             f"time: about {self.seconds / 3600:,.2f} hours ({self.seconds:,.0f} s) with {self.workers} workers: "
             f"{self.images_per_s:,.0f} images/s each, reading at {self.read_bytes_per_s / 1e6:,.0f} MB/s\n"
             f"measured on {self.num_sampled:,} images of this source, {self.num_sampled_rejects:,} of them rejects"
@@ -69,6 +73,8 @@ class _Sample(NamedTuple):
     num_images: int
     num_rejects: int
     stored_bytes: int
+    weighted_bytes: float  # the mean of an image that is stored, times the images that these stand for
+    weight: int
     store_seconds: float
     read_bytes: int
     read_seconds: float
@@ -76,7 +82,8 @@ class _Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class _SampleTask:
-    source: RawClass | Chunk
+    source: RawClass | list[bytes]  # a class to read, or some images of a stream that were kept
+    weight: int  # the images that these stand for
     image: ImageSettings
 
 
@@ -98,19 +105,26 @@ def estimate(
         seen = _look_into(classes, select, taxonomy)
     if not seen.sampled:
         raise ValueError(f"{source.name}: no class would be kept; lower --rare-threshold, or name others in --classes")
-    samples = [_Sample(*sample) for sample in run_tasks(_measure, [_SampleTask(each, image) for each in seen.sampled])]
+    build_tree(sorted(seen.kept), taxonomy)  # which says what classes become roots
+    say_missing_classes(select, seen.names, len(seen.kept))
+    say_strays(source.rejects)
+    tasks = [_SampleTask(each, weight, image) for each, weight in seen.sampled]
+    samples = [_Sample(*sample) for sample in run_tasks(_measure, tasks)]
     total = _Sample(*(sum(column) for column in zip(*samples, strict=True)))
-    needed = round(seen.num_images * (total.stored_bytes / max(1, total.num_images) + OVERHEAD_BYTES))
+    mean = total.weighted_bytes / max(1, total.weight)
+    needed = round(seen.num_images * (mean + OVERHEAD_BYTES) * seen.times)
     free = shutil.disk_usage(next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())).free
     images_per_s = total.num_images / total.store_seconds
     read_rate = seen.read_rate or total.read_bytes / max(1e-9, total.read_seconds)
     read_seconds = seen.read_bytes / read_rate
     return Estimate(
         source=source.name,
-        num_classes_seen=seen.num_classes_seen,
-        num_classes=seen.num_classes,
+        num_classes_seen=round(len(seen.names) * seen.part),
+        num_classes=round(len(seen.kept) * seen.part),
         num_images=seen.num_images,
         is_exact=seen.is_exact,
+        num_strays=len(source.rejects),
+        num_damaged=seen.num_damaged,
         needed_bytes=needed,
         free_bytes=free,
         fits=needed <= free,
@@ -126,57 +140,63 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the names say. read_rate: bytes per second of a stream; None where the sample will tell."""
+    """What the names say.
 
-    num_classes_seen: int
-    num_classes: int
+    names, kept: the classes seen, and those that would be kept.
+    sampled:     what to measure, each with the number of images that it stands for.
+    read_rate:   bytes per second of a stream; None where the sample will tell.
+    part:        by how much the source has more of everything than was looked at, but for `num_images`.
+    times:       how often an image lies on the disk at the worst: twice, where it waits for its class.
+    """
+
+    names: Collection[str]
+    kept: Collection[str]
     num_images: int
+    num_damaged: int
     read_bytes: int
     is_exact: bool
-    sampled: Sequence[RawClass | Chunk]
+    sampled: Sequence[tuple[RawClass | list[bytes], int]]
     read_rate: float | None = None
+    part: float = 1.0
+    times: int = 1
 
 
 def _look_into(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Taxonomy) -> _Seen:
     """Count the images of every class; past COUNT_SECONDS those of class tars by their bytes."""
     end = time.monotonic() + COUNT_SECONDS
-    kept: list[RawClass] = []
-    num_images = read_bytes = counted_images = counted_bytes = 0
+    names = [each.wnid for each in classes]
+    kept: list[tuple[RawClass, int]] = []
+    read_bytes = counted_images = counted_bytes = num_damaged = 0
     is_exact = True
     for each in classes:
         if isinstance(each, ClassTar) and time.monotonic() > end and counted_images:
             is_exact = False
             members: list[Member] = [_ANY] * round(each.num_bytes * counted_images / counted_bytes)
         else:
-            members = _members(each)
+            members, rejects = each.listed()
+            num_damaged += any(reject.reason == DAMAGED for reject in rejects)
             counted_images, counted_bytes = counted_images + len(members), counted_bytes + each.num_bytes
         keeps = select.keeps(select.verdict(each.wnid, taxonomy), members)
         if keeps:
-            kept.append(each)
-            num_images += len(members)
+            kept.append((each, len(members)))
+            if is_exact and (select.val_list or len(members) <= select.val_per_class):
+                chosen = split_members(each.wnid, members, select, names_beginning(each.wnid, names))
+                check_training_images(each.wnid, chosen, 0, select)
         if keeps or isinstance(each, ClassTar):  # of which every one is read
             read_bytes += each.num_bytes
-    step = max(1, len(kept) // SAMPLED_CLASSES)
-    return _Seen(len(classes), len(kept), num_images, read_bytes, is_exact, kept[::step][:SAMPLED_CLASSES])
+    count = min(SAMPLED_CLASSES, len(kept))
+    return _Seen(
+        names,
+        [each.wnid for each, _ in kept],
+        sum(num_images for _, num_images in kept),
+        num_damaged,
+        read_bytes,
+        is_exact,
+        [kept[number * len(kept) // count] for number in range(count)],
+    )
 
 
 _ANY = Member("", "", 0, 0)
-
-
-def _members(each: RawClass) -> list[Member]:
-    """Return the images of a class, of a class tar by its headers alone."""
-    if not isinstance(each, ClassTar):
-        with each.open() as contents:
-            return contents.members
-    found: list[Member] = []
-    with each.source.open("rb") as file:
-        file.seek(each.offset)
-        try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as inner:
-                found += (_ANY for member in walk(inner) if not problem_of(member) and is_image(member.name))
-        except tarfile.TarError:
-            return found  # damaged: the run will say so
-    return found
 
 
 def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxonomy) -> _Seen:
@@ -186,29 +206,33 @@ def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxon
     begun = time.monotonic()
     counts: Counter[str] = Counter()
     kept: set[str] = set()
-    sampled: list[RawClass | Chunk] = []
-    is_exact = True
+    sampled: list[tuple[RawClass | list[bytes], int]] = []
+    is_exact, times = True, 1
     for unit in source.units():
         of_unit = _count(unit)
         counts.update(of_unit)
         wanted = {wnid for wnid in of_unit if _keeps(unit, wnid, counts, select, taxonomy)}
         kept |= wanted
         if wanted and len(sampled) < SAMPLED_CLASSES:
-            sampled.append(unit)
+            # The unit itself may have hundreds of megabytes.
+            sampled.append((_read_some(unit)[1], sum(of_unit[wnid] for wnid in wanted)))
+        times = 2 if isinstance(unit, Chunk) else times
         if time.monotonic() - begun > COUNT_SECONDS:
             is_exact = False
             break
     read = source.position() if not is_exact else source.num_bytes
-    times = source.num_bytes / max(1, read)
-    num_images = sum(counts[wnid] for wnid in kept)
+    part = source.num_bytes / max(1, read)
     return _Seen(
-        round(len(counts) * times),
-        round(len(kept) * times),
-        round(num_images * times),
+        counts,
+        kept,
+        round(sum(counts[wnid] for wnid in kept) * part),
+        0,
         source.num_bytes,
         is_exact,
         sampled,
-        read / (time.monotonic() - begun),
+        max(1, read) / (time.monotonic() - begun),
+        part,
+        times,
     )
 
 
@@ -230,12 +254,14 @@ def _keeps(unit: RawClass | Chunk, wnid: str, counts: Counter[str], select: Sele
 def _measure(task: _SampleTask) -> _Sample:
     """Read a class and store some of its images, spread over it."""
     begun = time.perf_counter()
-    num_read, raws = _read_some(task.source)
+    num_read, raws = (0, task.source) if isinstance(task.source, list) else _read_some(task.source)
     read_seconds = time.perf_counter() - begun
     _store(raws[:1], task.image)  # the first image has libraries loaded, which is no measure of the others
     begun = time.perf_counter()
     stored_bytes, num_rejects = _store(raws, task.image)
-    return _Sample(len(raws), num_rejects, stored_bytes, time.perf_counter() - begun, num_read, read_seconds)
+    seconds = time.perf_counter() - begun
+    weighted = stored_bytes / max(1, len(raws)) * task.weight
+    return _Sample(len(raws), num_rejects, stored_bytes, weighted, task.weight, seconds, num_read, read_seconds)
 
 
 def _store(raws: Sequence[bytes], image: ImageSettings) -> tuple[int, int]:
@@ -254,9 +280,17 @@ def _read_some(source: RawClass | Chunk) -> tuple[int, list[bytes]]:
     if isinstance(source, Chunk):
         raws = list(source.read(_spread(range(len(source.images)))))
         return sum(map(len, raws)), raws
+    _forget(source)
     with source.open() as contents:
         raws = list(contents.read(_spread(contents.members)))
     return (source.num_bytes if isinstance(source, ClassTar) else sum(map(len, raws))), raws
+
+
+def _forget(source: RawClass) -> None:
+    """Have the kernel drop what it holds of a class: what was counted just now must be read as the run will."""
+    if isinstance(source, ClassTar) and source.data is None:
+        with source.source.open("rb") as file:
+            os.posix_fadvise(file.fileno(), source.offset, source.num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:

@@ -109,7 +109,8 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
         if cut:
             data = jpeg.mended(data, progressive="progressive" in image.info)
             image = _open(data)
-        orientation = _orientation(image)
+        # Reading the EXIF of other formats may decode them, and a second try then passes over what was wrong.
+        orientation = _orientation(image if jpeg.is_jpeg(image) else _open(data))
         width, height = image.size if orientation < 5 else image.size[::-1]
         target = fit(width, height, settings.resize, settings.size)
         if max(target) > MAX_SIDE:

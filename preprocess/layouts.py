@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -14,7 +15,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from .archive import ClassTar, Contents, Member, Reject, class_tar_of, is_image, not_an_image, one_of_each, readable
+from .archive import (
+    ClassTar,
+    Contents,
+    Member,
+    Reject,
+    UselessError,
+    class_tar_of,
+    is_image,
+    not_an_image,
+    one_of_each,
+    readable,
+    to_bytes,
+    to_text,
+)
+
+log = logging.getLogger(__name__)
 
 WNID = re.compile(r"n\d{8}")
 CLASS_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # in keys of 96 bytes enough is left to tell images by
@@ -73,6 +89,7 @@ class LooseClass:
     others: list[str] = field(default_factory=list[str])  # what lies among the images and is none
     rejects: list[Reject] = field(default_factory=list[Reject])
     num_bytes: int = 0
+    homes: set[str] = field(default_factory=set[str])  # the folders of this class that make no split
     _paths: bytearray = field(default_factory=bytearray, repr=False)
     _numbers: array[int] = field(default_factory=lambda: array("q"), repr=False)  # offset and size of each
 
@@ -81,22 +98,30 @@ class LooseClass:
 
     def add(self, path: str, offset: int, num_bytes: int) -> None:
         """Take an image into the class."""
-        self._paths += os.fsencode(path) + b"\0"
+        place = place_of(path.rpartition("/")[0])
+        if place.split is None:
+            self.homes.add(place.home)
+        self._paths += to_bytes(path) + b"\0"
         self._numbers.extend((offset, num_bytes))
         self.num_bytes += num_bytes
 
     def given_split(self) -> str | None:
         """Return the split in which the source puts the first image."""
         first = self._paths.partition(b"\0")[0]
-        return as_member(os.fsdecode(bytes(first)), 0, 0).split
+        return as_member(to_text(bytes(first)), 0, 0).split
 
     def paths(self) -> list[str]:
         """Return the paths of the images, in the order of the source."""
-        return [os.fsdecode(path) for path in bytes(self._paths).split(b"\0")[:-1]]
+        return [to_text(path) for path in bytes(self._paths).split(b"\0")[:-1]]
 
     def all_rejects(self) -> list[Reject]:
         """Return what of the class is no image, or cannot be read."""
         return [*self.rejects, *(not_an_image(self.wnid, as_member(path, 0, 0).name) for path in self.others)]
+
+    def listed(self) -> tuple[list[Member], list[Reject]]:
+        """List what it holds."""
+        with self.open() as contents:
+            return contents.members, contents.rejects
 
     def _members(self) -> Iterator[Member]:
         numbers = iter(self._numbers)
@@ -117,6 +142,10 @@ class LooseClass:
             for member in sorted(wanted, key=lambda member: member.offset):
                 file.seek(member.offset)
                 data[member.offset] = file.read(member.num_bytes)
+                if len(data[member.offset]) != member.num_bytes:
+                    raise ValueError(
+                        f"{self.holder}: ends inside {readable(member.path)}; it was longer when the run began"
+                    )
         return (data.pop(member.offset) for member in wanted)
 
     def _read_files(self, wanted: Sequence[Member]) -> Iterator[bytes]:
@@ -185,6 +214,11 @@ class Gathering:
                 found[wnid] = replace(self._tars[wnid], rejects=(*loose.all_rejects(), *duplicates))
             elif len(loose):
                 found[wnid] = loose
+                if len(loose.homes) > 1:
+                    log.warning(
+                        "%s: the images of %d folders are one class, such as those of %s and %s",
+                        *(wnid, len(loose.homes), *sorted(loose.homes)[:2]),
+                    )
             else:
                 self.rejects += [reject._replace(wnid=None) for reject in loose.rejects]
                 self.rejects += [not_an_image(None, path)._replace(reason="no class") for path in loose.others]
@@ -200,14 +234,17 @@ def beside(path: str, wnid: str) -> Reject:
 
 def no_class(path: str) -> Reject:
     """Return the reject of a member that belongs to no class."""
-    detail = "neither a class tar (<wnid>.tar) nor in the folder of a class, named by letters, digits, '_' and '-'"
+    detail = (
+        "neither a class tar (<class>.tar) nor in the folder of a class, whose name has up to 64 letters A-Z and a-z, "
+        "digits, '_' and '-'"
+    )
     return Reject(None, readable(path), "no class", detail)
 
 
-def no_classes(source: Path | str, rejects: Sequence[Reject]) -> ValueError:
+def no_classes(source: Path | str, rejects: Sequence[Reject]) -> UselessError:
     """Return the error of a source in which nothing is a class."""
     held = f"its first member is {rejects[0].name}" if rejects else "it is empty"
-    return ValueError(
+    return UselessError(
         f"{source}: holds no classes ({held}); wanted members such as n01440764.tar or n01440764/n01440764_26.JPEG"
     )
 
@@ -228,7 +265,7 @@ def gather_folder(folder: Path) -> Gathering:
             return
         seen.add((entered.st_dev, entered.st_ino))
         with os.scandir(folder / path) as entries:
-            ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+            ordered = sorted(entries, key=lambda entry: to_bytes(entry.name))
         for entry in ordered:
             name = f"{path}/{entry.name}" if path else entry.name
             if _leads_nowhere(entry):
@@ -285,7 +322,7 @@ def _list_lines(file: Path) -> Iterable[tuple[str, str]]:
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             words = line.strip().rsplit(maxsplit=1)
-            if not words:
+            if not words or line.startswith("#"):
                 continue
             if len(words) != 2 or not CLASS_NAME.fullmatch(words[1]) or "\0" in line:
                 raise ValueError(

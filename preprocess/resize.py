@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cache
+from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, features
 
 from . import jpeg
 
@@ -78,10 +79,9 @@ class PillowResizer:
 
     def version(self) -> str:
         """Return Pillow's version (pillow-simd's ends in `.postN`), and that of the vector code."""
-        from importlib import metadata
-
         vector = f" + cykooz-resizer {metadata.version('cykooz-resizer')}" if _vector_resize() else ""
-        return f"pillow {PIL.__version__}{vector}"
+        codecs = f"libjpeg-turbo {features.version('libjpeg_turbo')}, simplejpeg {metadata.version('simplejpeg')}"
+        return f"pillow {PIL.__version__}{vector} ({codecs})"
 
     def resized(self, data: bytes, image: Image.Image, orientation: int, target: tuple[int, int]) -> Image.Image:
         """Return the image upright, as RGB or L, at the target size."""
@@ -150,7 +150,7 @@ class OpenCVResizer:
 
     def version(self) -> str:
         """Return OpenCV's version."""
-        return f"opencv {self._cv2.__version__}"
+        return f"opencv {self._cv2.__version__} (simplejpeg {metadata.version('simplejpeg')})"
 
     def resized(self, data: bytes, image: Image.Image, orientation: int, target: tuple[int, int]) -> Any:
         """Return BGR pixels, uint8, height x width x 3."""

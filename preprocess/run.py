@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,14 +17,15 @@ from ..shards.dataset import SPLITS, PreparedSet
 from ..shards.files import OutputFolder, read_json, write_json
 from ..shards.manifest import pc, read_table
 from ..shards.parallel import OnProgress, Progress, ignore_progress
-from .archive import DAMAGED, ChecksumError, Reject, readable
+from .archive import DAMAGED, Reject, UselessError, readable, to_text
+from .checks import check_parts, names_beginning, say_what_was_listed
 from .engines import RunTasks
 from .image import ImageSettings
 from .layouts import beside, no_classes
 from .resize import RESIZERS
-from .select import SelectSettings, read_names
+from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource, Unit
-from .store import EXCLUDED, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
+from .store import ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
 from .tables import describe, write_tables
 from .taxonomy import Taxonomy
 
@@ -34,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MERGED_ROWS = 1_000_000  # of chunks' rows that are held at a time, some 200 MB
 ROOM_FRACTION = 0.02  # of the source: what was written for it tells what the rest will take
+ROOM_MARGIN = 1.1  # by how much that may be wrong: a run that fits must not be stopped
+NUM_PEEKED = 1000  # class tars whose headers are looked at before the work begins
 
 
 def prepare(
@@ -59,7 +60,7 @@ def prepare(
     _check_subtrees(select, taxonomy)
     resizer_version = RESIZERS[image.resizer]().version()
     made_from = {
-        "source": {"name": source.name, "num_bytes": source.num_bytes},
+        "source": {"name": readable(source.name), "num_bytes": source.num_bytes},
         "settings": {
             **select.described(),
             **vars(image),
@@ -72,24 +73,20 @@ def prepare(
         return PreparedSet(out)
     source.classes()  # what is no archive leaves no folder
     with folder:
-        job = Job(out.resolve(), folder.work.resolve(), select, image, resizer_version)
+        job = Job(out.resolve(), folder.work.resolve(), select.carried(folder.work), image, resizer_version)
         try:
-            run = _Run(job, source, taxonomy, partial(run_tasks, run_task), on_progress)
-            parts, strays = run.parts()
+            parts, strays = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress).parts()
+            if not parts:  # which of a stream is known at its end alone
+                raise no_classes(source.name, strays)
+            check_parts(parts, strays, job, source, select, taxonomy, max_reject_rate)
         except ValueError as error:
             # Only here does a stream turn out to be no archive, or to have held other bytes than were packed.
-            if isinstance(error, ChecksumError) or not any(folder.work.glob("*/*.json")):
+            if isinstance(error, UselessError) or not any(folder.work.glob("*/*.json")):
                 folder.discard()
             raise
-        if not parts:  # which of a stream is known at its end alone
-            folder.discard()
-            raise no_classes(source.name, strays)
-        wanted = [part for part in parts if select.verdict(part.wnid, taxonomy) is not False]
-        _check_damaged(wanted, source, max_reject_rate)
-        _check_parts(parts, job, folder, source, max_reject_rate)
         write_tables(job, parts, strays, taxonomy)
         folder.finish(describe(parts, strays))
-    _say_what_was_listed(select, parts, strays)
+    say_what_was_listed(select, parts, strays)
     return PreparedSet(out)
 
 
@@ -106,18 +103,22 @@ class _Run:
         self,
         job: Job,
         source: RawSource,
+        select: SelectSettings,
         taxonomy: Taxonomy,
         run: Callable[[Iterable[Any]], Iterator[Any]],
         on_progress: OnProgress,
     ) -> None:
-        self._job, self._source, self._taxonomy = job, source, taxonomy
+        self._job, self._source = job, source
+        self._verdict = partial(select.verdict, taxonomy=taxonomy)
+        self._select = select
         self._run, self._on_progress = run, on_progress
         self._names = [each.wnid for each in source.classes() or ()]
         self._whole: dict[str, ClassPart] = {}  # classes done
         self._chunks: dict[int, ChunkPart] = {}
         self._spooled: set[int] = set()  # chunks whose images are still there
-        self._images = self._num_bytes = self._stored_bytes = self._num_rejects = 0
+        self._images = self._num_bytes = self._stored_bytes = self._kept_bytes = self._num_rejects = 0
         self._total_bytes = sum(each.num_bytes for each in source.classes() or ())
+        self._next_look = ROOM_FRACTION  # the part of the source at which room is looked for again
         self._is_read = job.work / "read.json"  # a stream's end was reached, whose strays are in it
 
     def parts(self) -> tuple[list[ClassPart], list[Reject]]:
@@ -127,6 +128,7 @@ class _Run:
             strays = [Reject(*reject) for reject in read_json(self._is_read)["strays"]]
         else:
             log.info("%s: %s", self._source.name, self._source.describe())
+            self._check_smallest()
             for part in self._run(self._tasks()):
                 self._take(part)
             strays = list(self._source.rejects)
@@ -142,7 +144,9 @@ class _Run:
         for path in (self._job.work / "classes", self._job.work / "chunks", *(self._job.out / s for s in SPLITS)):
             path.mkdir(exist_ok=True)
         for path in sorted((self._job.work / "classes").glob("*.json")):
-            self._take(ClassPart.load(path), again=True)
+            part = ClassPart.load(path)
+            if all(reject.reason != DAMAGED for reject in part.rejects):  # the archive may be a better copy now
+                self._take(part, again=True)
         for path in sorted((self._job.work / "chunks").glob("*.json")):
             self._take(ChunkPart.load(path), again=True)
 
@@ -167,24 +171,59 @@ class _Run:
         self._num_rejects += num_rejects
         self._num_bytes += part.num_bytes
         self._stored_bytes += part.stored_bytes
+        self._kept_bytes += part.num_bytes if part.stored_bytes else 0
 
     def _fraction(self) -> float:
         if self._names:
             return self._num_bytes / max(1, self._total_bytes)
         return self._source.position() / self._source.num_bytes if self._source.num_bytes else 0.0
 
+    def _check_smallest(self) -> None:
+        """Raise NoTrainingImageError, before hours are spent, for one of the smallest classes, where that may be.
+
+        By headers alone; the others are looked at as their turn comes.
+        """
+        wanted = [each for each in self._source.classes() or () if self._verdict(each.wnid) is not False]
+        if self._select.classes is None and self._select.rare_threshold >= self._select.val_per_class:
+            return
+        for each in sorted(wanted, key=lambda each: each.num_bytes)[:NUM_PEEKED]:
+            if each.wnid not in self._whole:
+                members = each.listed()[0]
+                if self._select.keeps(self._verdict(each.wnid), members):
+                    others = names_beginning(each.wnid, self._names)
+                    check_training_images(
+                        each.wnid, split_members(each.wnid, members, self._select, others), 0, self._select
+                    )
+
     def _check_room(self) -> None:
         """Raise ValueError when it shows that the disk will not hold the output: early, not when it is full."""
         fraction = self._fraction()
-        if fraction < ROOM_FRACTION:
+        if fraction < self._next_look:
             return
-        needed = self._stored_bytes / fraction - self._stored_bytes
+        self._next_look = fraction + ROOM_FRACTION
+        left = self._bytes_left(fraction)
+        self._demand_room(left * self._stored_bytes / max(1, self._kept_bytes), f"the rest of {self._source.name}")
+
+    def _bytes_left(self, fraction: float) -> float:
+        """Return the bytes of the classes that are to come and may be kept: those of a rare one are few."""
+        classes = self._source.classes()
+        if classes is None:
+            return self._num_bytes / fraction - self._num_bytes
+        least = self._select.rare_threshold * self._num_bytes / max(1, self._images)
+        return sum(
+            each.num_bytes
+            for each in classes
+            if each.wnid not in self._whole
+            and (verdict := self._verdict(each.wnid)) is not False
+            and (verdict or each.num_bytes > least)
+        ) - sum(part.num_bytes for part in self._chunks.values())
+
+    def _demand_room(self, needed: float, what: str) -> None:
         free = shutil.disk_usage(self._job.out).free
-        if needed > free:
+        if needed > ROOM_MARGIN * free:
             raise ValueError(
-                f"{self._job.out.name}: about {needed / 1e9:,.1f} GB more are needed for the rest of "
-                f"{self._source.name}, and {free / 1e9:,.1f} GB are free; make room and start the same command again: "
-                "what was done is kept"
+                f"{self._job.out.name}: about {needed / 1e6:,.0f} MB more are needed for {what}, and "
+                f"{free / 1e6:,.0f} MB are free; make room and start the same command again: what was done is kept"
             )
 
     def _tasks(self) -> Iterator[ClassTask | ChunkTask]:
@@ -223,9 +262,6 @@ class _Run:
         wnids = {wnid for wnid, _ in unit.images}
         return ChunkTask(self._job, unit, frozenset(wnid for wnid in wnids if self._verdict(wnid) is False))
 
-    def _verdict(self, wnid: str) -> bool | None:
-        return self._job.select.verdict(wnid, self._taxonomy)
-
     def _merge(self) -> list[Reject]:
         """Put the classes together whose images lie in chunks; returns the members that turn out to be of no class."""
         strays: list[Reject] = []
@@ -241,10 +277,14 @@ class _Run:
         return strays
 
     def _merge_tasks(self, band: Sequence[str], names: Sequence[str], strays: list[Reject]) -> Iterator[MergeTask]:
+        num_rows = sum(part.num_rows.get(wnid, 0) for part in self._chunks.values() for wnid in band)
+        spooled = sum(part.stored_bytes for part in self._chunks.values())
+        all_rows = sum(sum(part.num_rows.values()) for part in self._chunks.values())
+        self._demand_room(num_rows * spooled / max(1, all_rows), "putting classes together")
         is_class = set(names)
         for wnid, rows in _by_class(self._rows_of(band)):
             if wnid not in is_class:  # a folder without images is no class
-                paths = (os.fsdecode(path) for path in rows["path"].to_pylist())
+                paths = (to_text(path) for path in rows["path"].to_pylist())
                 rejects = map(row_reject, rows.to_pylist())
                 strays += [
                     reject._replace(wnid=None, name=readable(path), reason="no class")
@@ -307,124 +347,10 @@ def _with_beside(part: ClassPart, rows: pa.Table) -> ClassPart:
     if not part.kept:
         return part
     rejects = [
-        beside(os.fsdecode(row["path"]), part.wnid) if row["is_image"] else row_reject(row) for row in rows.to_pylist()
+        beside(to_text(row["path"]), part.wnid) if row["is_image"] else row_reject(row) for row in rows.to_pylist()
     ]
     return replace(part, rejects=[*part.rejects, *rejects], num_members=part.num_members + len(rejects))
 
 
-def names_beginning(wnid: str, names: Sequence[str]) -> list[str]:
-    """Return those of the sorted names that begin with `<wnid>_`: their keys could meet this class's."""
-    prefix = f"{wnid}_"
-    return list(names[bisect_left(names, prefix) : bisect_left(names, prefix + "\x7f")])
-
-
 def _named(name: str | int) -> str:
     return name if isinstance(name, str) else f"chunk {name}"
-
-
-def _check_parts(
-    parts: Sequence[ClassPart], job: Job, folder: OutputFolder, source: RawSource, max_reject_rate: float
-) -> None:
-    """Raise ValueError where the data set would not be what was asked for."""
-    kept, select = [part for part in parts if part.kept], job.select
-    if source.classes() is None:
-        _check_keys(parts, job, source)
-    if not kept:
-        folder.discard()
-        raise ValueError(f"{source.name}: {_why_none(parts, select)}")
-    bare = [part for part in kept if not part.num_stored["train"]]
-    if bare:
-        folder.discard()  # the way out are other settings, which the folder would refuse
-        raise ValueError(
-            f"{bare[0].wnid} would have no training image: of its {bare[0].num_raw} images {bare[0].num_val} are "
-            f"for validation and {len(bare[0].rejects)} were rejected ({len(bare)} such classes); "
-            + _way_out_of_bare(select)
-        )
-    _check_rejects(kept, max_reject_rate)
-
-
-def _way_out_of_bare(select: SelectSettings) -> str:
-    if select.val_list:
-        return "take some off --val-list, or the class off --classes"
-    if select.classes is not None:
-        return "lower --val-per-class, or take the class off --classes"
-    return "lower --val-per-class or raise --rare-threshold"
-
-
-def _check_keys(parts: Sequence[ClassPart], job: Job, source: RawSource) -> None:
-    """Raise ValueError where class tars of a stream got keys that could be those of a class that came later."""
-    names = [part.wnid for part in parts]
-    for part in parts:
-        longer = names_beginning(part.wnid, names)
-        if longer and part.kept and not part.from_chunks:
-            keys = read_table(job.class_part(part.wnid).with_suffix(".parquet"), ["key"])["key"].to_pylist()
-            for other in longer:
-                if any(key.startswith(f"{other}_") for key in keys):
-                    raise ValueError(
-                        f"{source.name}: the classes {part.wnid} and {other} could give images the same key, which "
-                        "a stream tells too late; give the archive as a plain file"
-                    )
-
-
-def _why_none(parts: Sequence[ClassPart], select: SelectSettings) -> str:
-    if select.classes is not None:
-        return f"holds none of the {len(select.classes):,} classes of --classes; it holds {parts[0].wnid} and so on"
-    largest = max(parts, key=lambda part: part.num_raw)
-    if largest.num_raw > select.rare_threshold:
-        why = "below --drop-subtree" if select.drop_subtree else "in the folder of small classes"
-        return f"every class of more than {select.rare_threshold} images is {why}; nothing is left"
-    return (
-        f"no class has more than {select.rare_threshold} images (the largest, {largest.wnid}, has "
-        f"{largest.num_raw}); lower --rare-threshold"
-    )
-
-
-def _check_damaged(parts: Sequence[ClassPart], source: RawSource, max_reject_rate: float) -> None:
-    damaged = [reject for part in parts for reject in part.rejects if reject.reason == DAMAGED]
-    if damaged and max_reject_rate < 1:
-        raise ValueError(
-            f"{source.name}: {len(damaged)} class tars are damaged, and nobody knows how many images are lost with "
-            f"them (the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive again, "
-            "or go on without them with --max-reject-rate 1"
-        )
-
-
-def _check_rejects(kept: Sequence[ClassPart], max_reject_rate: float) -> None:
-    rejects = [reject for part in kept for reject in part.rejects if reject.reason != EXCLUDED]  # those were asked for
-    num_members = sum(part.num_members for part in kept)
-    if len(rejects) <= max_reject_rate * num_members:
-        return
-    (wnid, in_class), (reason, of_reason) = (
-        Counter(column).most_common(1)[0] for column in zip(*((r.wnid, r.reason) for r in rejects), strict=True)
-    )
-    raise ValueError(
-        f"{len(rejects):,} of {num_members:,} members were rejected, more than --max-reject-rate {max_reject_rate} "
-        f"allows; most in {wnid} ({in_class:,}), most as {reason!r} ({of_reason:,}). What was done is kept: "
-        "the same command with a higher rate finishes it"
-    )
-
-
-def _say_what_was_listed(select: SelectSettings, parts: Sequence[ClassPart], strays: Sequence[Reject]) -> None:
-    """Say how much of the lists that were given found nothing, and how many members belong to no class."""
-    kept = [part for part in parts if part.kept]
-    if select.classes is not None and len(kept) < len(select.classes):
-        log.warning(
-            "--classes: %d of %d classes are not in the source; class indices number the %d that are, and are not "
-            "those of weights trained on all",
-            len(select.classes) - len(kept),
-            len(select.classes),
-            len(kept),
-        )
-    # Details tell the lines by which images were excluded; one checksum may be that of many.
-    rejects = (reject for part in kept for reject in part.rejects if reject.reason == EXCLUDED)
-    excluded = {reject.detail.partition(", the checksum")[0] for reject in rejects}
-    for option, path, found in (
-        ("--exclude", select.exclude, len(excluded)),
-        ("--val-list", select.val_list, sum(part.num_val for part in kept)),
-    ):
-        if path and found < len(read_names(path)):
-            log.warning("%s: %d of %d lines name an image of the kept classes", option, found, len(read_names(path)))
-    if strays:
-        log.warning(
-            "%d members belong to no class (rejects.parquet lists them; the first: %s)", len(strays), strays[0].name
-        )

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..shards.sample import checksum, make_keys
-from .archive import Member, is_image, readable
+from .archive import Member, UselessError, is_image, readable
 from .layouts import as_member, place_of
 from .taxonomy import Taxonomy
 
 _CHECKSUM = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
 
 
-class NameList(NamedTuple):
+@dataclass(frozen=True)
+class NameList:
     """The images that a file lists: by key, by checksum (16 hex digits), by path.
 
     paths: `<class>/<name>` and the path as it was given, each with the latter.
@@ -40,7 +43,9 @@ class NameList(NamedTuple):
         by_path = self.paths.get(readable(member.path)) if member.path != member.name else None
         return by_path or self.paths.get(f"{wnid}/{readable(member.name)}")
 
-    def __len__(self) -> int:
+    @property
+    def num_lines(self) -> int:
+        """The images listed, each once."""
         return len(self.keys) + len(self.checksums) + len(set(self.paths.values()))
 
 
@@ -51,6 +56,8 @@ def read_names(path: Path) -> NameList:
     ValueError for a line that is none, and for a list of nothing.
     """
     status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: is no file (a folder, a pipe or a device), and is read more than once; give a file")
     return _read_names(path, status.st_mtime_ns, status.st_size)
 
 
@@ -63,7 +70,7 @@ def _read_names(path: Path, *_version: int) -> NameList:
         for number, raw in enumerate(lines, 1):
             line = readable(raw.strip().replace("\\", "/"))
             folder, _, name = line.rpartition("/")
-            if not line:
+            if not line or line.startswith("#"):
                 continue
             if _CHECKSUM.fullmatch(line.lower()):
                 checksums.add(line.lower()[:16])
@@ -78,7 +85,7 @@ def _read_names(path: Path, *_version: int) -> NameList:
             else:
                 raise ValueError(
                     f"{path}, line {number}: {line[:80]!r}; wanted a key (n01440764_26), a path that ends in "
-                    "<class>/<file name>, or a checksum"
+                    "<class>/<file name>, or a sha256 checksum (64 or 16 hex digits)"
                 )
     if not (keys or checksums or paths):
         raise ValueError(f"{path}: lists nothing; wanted a key, a path or a checksum a line")
@@ -111,6 +118,19 @@ class SelectSettings:
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"{name} is {value}; wanted 0 or more")
+        if self.val_list and read_names(self.val_list).checksums:
+            raise ValueError(
+                f"{self.val_list}: lists checksums, which nothing has before it is stored; wanted keys or paths"
+            )
+
+    def carried(self, folder: Path) -> SelectSettings:
+        """Return these settings as tasks carry them: their files copied to `folder`, the verdicts made already."""
+        copies: dict[str, Path] = {}
+        for name in ("val_list", "exclude"):
+            if source := getattr(self, name):
+                copies[name] = folder / f"{name}.txt"
+                shutil.copyfile(source, copies[name])
+        return replace(self, classes=None if self.classes is None else frozenset(), **copies)
 
     def described(self) -> dict[str, Any]:
         """Return what tells these settings from others, as JSON values: files by what they list."""
@@ -141,6 +161,28 @@ class SelectSettings:
         return read_names(self.exclude) if self.exclude else NameList(frozenset(), frozenset(), {})
 
 
+class SettingsError(UselessError):
+    """Settings under which no data set comes of a source; others begin anew."""
+
+
+class NoTrainingImageError(SettingsError):
+    """A class that would be kept without an image to train on: other settings are wanted."""
+
+    def __init__(self, wnid: str, num_raw: int, num_val: int, num_rejects: int, select: SelectSettings) -> None:
+        if num_raw > num_val:
+            way_out = "leave the class out: name the others in --classes, or raise --rare-threshold"
+        elif select.val_list:
+            way_out = "take some off --val-list, or the class off --classes"
+        elif select.classes is not None:
+            way_out = "lower --val-per-class, or take the class off --classes"
+        else:
+            way_out = "lower --val-per-class or raise --rare-threshold"
+        super().__init__(
+            f"{wnid} would have no training image: of its {num_raw} images {num_val} are for validation and "
+            f"{num_rejects} were rejected; {way_out}"
+        )
+
+
 class Chosen(NamedTuple):
     """An image with its split and key."""
 
@@ -160,6 +202,12 @@ def split_members(
     """Return the class's images by split and key; `members` come in byte order, `others` as in make_keys."""
     keys = make_keys(wnid, [readable(member.name) for member in members], others)
     return sorted(map(Chosen, _splits(wnid, members, keys, select), keys, members))
+
+
+def check_training_images(wnid: str, chosen: Sequence[Chosen], num_rejects: int, select: SelectSettings) -> None:
+    """Raise NoTrainingImageError where every image of a class is for validation."""
+    if chosen and all(each.split == "val" for each in chosen):
+        raise NoTrainingImageError(wnid, len(chosen), len(chosen), num_rejects, select)
 
 
 def _splits(wnid: str, members: Sequence[Member], keys: Sequence[str], select: SelectSettings) -> Iterable[str]:

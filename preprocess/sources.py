@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from tarfile import ReadError
 from typing import Any, Protocol, TypeAlias
@@ -22,12 +21,12 @@ from .archive import (
     ClassTar,
     Member,
     Reject,
-    StrictTarInfo,
     check_rest,
     class_tar_of,
     is_image,
     named_errors,
     not_an_image,
+    open_tar,
     problem_of,
     readable,
     walk,
@@ -48,6 +47,12 @@ from .layouts import (
 
 STDIN = Path("-")
 GZIP = b"\x1f\x8b"
+OTHER_PACKERS = {
+    b"BZh": ("bzip2", "bzcat"),
+    b"\xfd7zXZ": ("xz", "xzcat"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstdcat"),
+    b"PK\x03\x04": ("zip", "bsdtar -cf - @"),
+}
 # What a task holds of images that lie one by one: of a stream, where each is stored twice for it; and of a class that
 # can be had whole, where only one larger than all of fall11's is cut.
 CHUNK_BYTES, CHUNK_IMAGES = 64 << 20, 4096
@@ -138,11 +143,18 @@ def open_raw_tar(source: Path) -> RawSource:
     if not stat.S_ISREG(source.stat().st_mode):
         raise ValueError(f"{source}: is no file (a pipe or a device); give it as standard input: `- < {source}`")
     with source.open("rb") as file:
-        return Stream(source) if file.read(2) == GZIP else Seekable(source, gather_tar)
+        head = file.read(6)
+    for magic, (name, program) in OTHER_PACKERS.items():
+        if head.startswith(magic):
+            raise ValueError(f"{source}: is packed by {name}; unpack it on the way: `{program} {source} | … raw-tar -`")
+    is_gzip = head.startswith(GZIP)
+    source = source.absolute()  # as the nodes of a cluster have to be told
+    return Stream(source) if is_gzip else Seekable(source, gather_tar)
 
 
 def open_folder(source: Path) -> RawSource:
     """Open a folder of class folders and class tars, or an annotation list (`path label` a line)."""
+    source = source.absolute()  # as the nodes of a cluster have to be told
     if source.is_dir():
         return Seekable(source, gather_folder)
     with source.open("rb") as file:
@@ -180,8 +192,8 @@ class Seekable:
     def is_processed(self) -> bool:
         """Tell whether this is the official processed archive, packed (by its first member) or not."""
         if self._gather is gather_tar:
-            with named_errors(self._source), tarfile.open(self._source, "r:", tarinfo=StrictTarInfo) as outer:
-                return any(is_processed(member.name) for member in islice(walk(outer), 1))
+            with named_errors(self._source), self._source.open("rb") as file, open_tar(file) as outer:
+                return is_processed(next(filter(None, map(_telling, walk(outer))), ""))
         return any(isinstance(each, LooseClass) and each.given_split() for each in self.classes())
 
     def classes(self) -> list[RawClass]:
@@ -218,6 +230,12 @@ class Seekable:
         return " and ".join(part for part in parts if part)
 
 
+def _telling(member: tarfile.TarInfo) -> str | None:
+    """Return the name of a member that tells the layout: an image or a class tar."""
+    name = member.name
+    return name if not problem_of(member) and (is_image(name) or class_tar_of(name)) else None
+
+
 def gather_tar(source: Path) -> Gathering:
     """List what a plain tar holds by its headers alone.
 
@@ -225,7 +243,7 @@ def gather_tar(source: Path) -> Gathering:
     """
     size = source.stat().st_size
     found = Gathering(source, source, in_tar=True)
-    with named_errors(source), tarfile.open(source, "r:", tarinfo=StrictTarInfo) as outer:
+    with named_errors(source), source.open("rb") as file, open_tar(file) as outer:
         for member in walk(outer):
             problem = problem_of(member)
             if not problem and member.offset_data + member.size > size:  # the size of a sparse one is that unpacked
@@ -269,6 +287,8 @@ class Stream:
         self._rejects: list[Reject] = []
         self._file: Any = None
         self._stack = ExitStack()
+        self._passed: list[tarfile.TarInfo] = []  # what was looked at of standard input, which cannot go back
+        self._ended = False
 
     @property
     def rejects(self) -> list[Reject]:
@@ -294,19 +314,23 @@ class Stream:
     def _outer(self) -> tarfile.TarFile:
         return self._open(self._stack)
 
-    @cached_property
-    def _first(self) -> tarfile.TarInfo | None:
-        return next(walk(self._outer), None)
-
     def is_processed(self) -> bool:
-        """Tell by the first member that is no folder; that of standard input waits for `units`."""
-        with named_errors(self._label), ExitStack() as stack:
-            first = self._first if self._source == STDIN else next(walk(self._open(stack)), None)
-        return first is not None and is_processed(first.name)
+        """Tell by the first member that is an image or a class tar; those up to it wait for `units`."""
+        if self._source != STDIN:
+            with named_errors(self._label), ExitStack() as stack:
+                return is_processed(next(filter(None, map(_telling, walk(self._open(stack)))), ""))
+        with named_errors(self._label):
+            while not self._passed or _telling(self._passed[-1]) is None:
+                member = next(walk(self._outer), None)
+                if member is None:
+                    self._ended = True
+                    return False
+                self._passed.append(member)
+        return is_processed(self._passed[-1].name)
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
-        if self._first:
-            yield self._first
+        yield from self._passed
+        if not self._ended:
             yield from walk(self._outer)
 
     def units(self) -> Iterator[Unit]:
@@ -343,13 +367,15 @@ class Stream:
 
     def _open(self, stack: ExitStack) -> tarfile.TarFile:
         if self._source == STDIN:
+            if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # it is, where it was closed
+                raise ValueError("standard input: is closed; wanted a tar")
             stream: Any = sys.stdin.buffer
             if stream.peek(2)[:2] == GZIP:  # and cannot seek, as the parallel decompressor wants to
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
         else:
             self._file = stack.enter_context(self._source.open("rb"))
             stream = stack.enter_context(rapidgzip.open(self._file, parallelization=0))  # 0: on every core
-        return stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo))
+        return stack.enter_context(open_tar(stream, "r|"))
 
 
 class _Waiting:

@@ -5,7 +5,6 @@ A task leaves its files and then a mark, `<name>.json`; a task whose mark is the
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,15 +17,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ..shards.dataset import SPLITS
-from ..shards.files import write_json
+from ..shards.files import read_json, write_json
 from ..shards.manifest import STORED, TableWriter, pc
 from ..shards.sample import checksum
 from ..shards.writer import TarWriter
-from .archive import Contents, Member, Reject, one_of_each
+from .archive import Contents, Member, Reject, one_of_each, to_bytes, to_text
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .resize import RESIZERS
-from .select import Chosen, NameList, SelectSettings, split_members
+from .select import Chosen, NameList, SelectSettings, check_training_images, split_members
 from .sources import Chunk
 
 EXCLUDED = "excluded"
@@ -80,9 +79,7 @@ class Job:
         """Turn the bytes of an image into what is stored; raises RejectedImageError."""
         if len(raw) != num_bytes:
             reason = "truncated" if len(raw) < num_bytes else "changed"
-            raise RejectedImageError(
-                reason, f"it had {num_bytes:,} bytes when the run began, and {len(raw):,} when read"
-            )
+            raise RejectedImageError(reason, f"{len(raw):,} bytes are there, where {num_bytes:,} were listed")
         if excluded.checksums and (listed := checksum(raw)) in excluded.checksums:
             raise RejectedImageError(EXCLUDED, f"listed as {listed}, the checksum of the original")
         stored = store_image(raw, self.image)
@@ -109,7 +106,7 @@ class ClassPart:
     @classmethod
     def load(cls, path: Path) -> ClassPart:
         """Read a mark."""
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = read_json(path)
         content["rejects"] = [Reject(*reject) for reject in content["rejects"]]
         return cls(**content)
 
@@ -129,7 +126,7 @@ class ChunkPart:
     @classmethod
     def load(cls, path: Path) -> ChunkPart:
         """Read a mark."""
-        return cls(**json.loads(path.read_text()))
+        return cls(**read_json(path))
 
 
 @dataclass(frozen=True)
@@ -183,6 +180,7 @@ def _store_class(task: ClassTask) -> ClassPart:
         kept = task.job.select.keeps(task.verdict, contents.members)
         rejects = list(contents.rejects)
         chosen = split_members(wnid, contents.members, task.job.select, task.others) if kept else []
+        check_training_images(wnid, chosen, len(rejects), task.job.select)
         images = _store_images(task.job, wnid, chosen, contents, rejects)
         num_raw, num_val = len(contents.members), sum(each.split == "val" for each in chosen)
         seen = _Seen(wnid, num_raw, num_raw + len(rejects), num_val, task.source.num_bytes)
@@ -306,8 +304,8 @@ def _chunk_rows(task: ChunkTask, spool: TarWriter) -> Iterator[dict[str, Any]]:
     for number, (wnid, member) in enumerate(chunk.images):
         row: dict[str, Any] = {
             "wnid": wnid,
-            "name": os.fsencode(member.name),
-            "path": os.fsencode(member.path),
+            "name": to_bytes(member.name),
+            "path": to_bytes(member.path),
             "is_image": True,
             "given_split": member.split,
         }
@@ -323,8 +321,8 @@ def _chunk_rows(task: ChunkTask, spool: TarWriter) -> Iterator[dict[str, Any]]:
     for (wnid, name, reason, detail), path in chunk.rejects:
         yield {
             "wnid": wnid,
-            "name": os.fsencode(name),
-            "path": os.fsencode(path),
+            "name": to_bytes(name),
+            "path": to_bytes(path),
             "is_image": False,
             "reason": reason,
             "detail": detail,
@@ -338,6 +336,7 @@ def _merge_class(task: MergeTask) -> ClassPart:
     members = one_of_each(task.wnid, _members(images), rejects)
     kept = task.job.select.keeps(task.verdict, members)
     chosen = split_members(task.wnid, members, task.job.select, task.others) if kept else []
+    check_training_images(task.wnid, chosen, len(rejects), task.job.select)
     num_raw, num_val = len(members), sum(each.split == "val" for each in chosen)
     seen = _Seen(task.wnid, num_raw, num_raw + len(rejects), num_val, 0, from_chunks=True)
     wanted = _but_excluded(task.wnid, chosen, task.job.select.excluded(), rejects)
@@ -348,14 +347,14 @@ def _merge_class(task: MergeTask) -> ClassPart:
 
 def row_reject(row: Mapping[str, Any]) -> Reject:
     """Return what lies in a chunk and is no image."""
-    return Reject(row["wnid"], os.fsdecode(row["name"]), row["reason"], row["detail"])
+    return Reject(row["wnid"], to_text(row["name"]), row["reason"], row["detail"])
 
 
 def _members(images: pa.Table) -> Iterator[Member]:
     """Yield the images of a class that lie in chunks; the offset is the number of the row."""
     columns = (images[name].to_pylist() for name in ("name", "path", "given_split"))
     for number, (name, path, split) in enumerate(zip(*columns, strict=True)):
-        yield Member(os.fsdecode(name), os.fsdecode(path), number, 0, split)
+        yield Member(to_text(name), to_text(path), number, 0, split)
 
 
 class _Spools(AbstractContextManager["_Spools"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,7 +15,16 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+TEMPORARY = ".tmp"
+_writer = ""  # a part of temporary names, where others could write the same file at the same time
+
 WORK = ".work"
+
+
+def write_as(writer: str) -> None:
+    """Have this process's temporary files named by `writer`: two machines may be at the same work, one unbeknown."""
+    global _writer
+    _writer = f".{writer}"
 
 
 @contextmanager
@@ -27,13 +37,15 @@ def whole_file(path: Path) -> Generator[Path]:
         raise ValueError(f"{path}: is a folder; wanted the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(f"{path.name}{_writer}{TEMPORARY}")
     try:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
     except OSError as error:
+        if error.errno is None and "errno 28" in str(error):  # how Arrow says it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -129,12 +141,18 @@ class OutputFolder:
         if self._start_anew:
             self._clearing.touch()
             self._clear()
+        self._sweep()
         write_json(self.work / "made_from.json", self._made_from)
         self._clearing.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of writers that were killed."""
+        for path in self.path.rglob(f"*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         # dataset.json goes first: what is left of the rest must never look finished.
@@ -146,11 +164,13 @@ class OutputFolder:
 
     def finish(self, content: Mapping[str, Any]) -> None:
         """Write `dataset.json`, which makes the folder finished, and remove the traces of the work."""
+        self._sweep()
         write_json(self.path / "dataset.json", {**content, **self._made_from})
         shutil.rmtree(self.work, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what was written: the folder is as if the command had never run."""
+        self._clearing.touch()  # killed on the way, nothing of what is left counts
         self._clear()
         shutil.rmtree(self.work)
         if not any(self.path.iterdir()):

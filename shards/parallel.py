@@ -63,7 +63,11 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
     running: set[Future[Result]] = set()
     try:
         while True:
-            running |= {pool.submit(function, task) for task in islice(waiting, 2 * workers - len(running))}
+            coming = list(islice(waiting, 2 * workers - len(running)))
+            # Workers that are started meanwhile must not know Ctrl-C before they can leave it to the parent.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            running |= {pool.submit(function, task) for task in coming}
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)

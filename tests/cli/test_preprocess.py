@@ -261,8 +261,10 @@ def test_an_output_inside_the_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_what_would_be_kept_and_writes_nothing(raw: Path, tmp_path: Path) -> None:
-    words = ("preprocess", "raw-tar", raw, tmp_path / "out", "--rare-threshold", 11, "--workers", 1, "--dry-run")
+    words = ("preprocess", "raw-tar", raw, tmp_path / "out", "--rare-threshold", 11, "--val-per-class", 2)
+    words += ("--workers", 1, "--dry-run")
     found = run_json(*words)
     assert (found["num_classes"], found["fits"], found["is_exact"]) == (8, True, True)
     assert "8 of 8 classes would be kept" in run(*words).stdout
+    assert_refused(run(*words, "--val-per-class", 12), "would have no training image", "lower --val-per-class")
     assert list(tmp_path.iterdir()) == []
