@@ -46,6 +46,10 @@ typecheck: setup
 	$(BIN)/pyright
 
 bench: setup
+	$(BIN)/python -m benchmarks.image_rate --psnr
+	$(BIN)/python -m benchmarks.preprocess
+	$(BIN)/python -m benchmarks.preprocess --cores
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.tiny_hierarchy
 
 # pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from . import jpeg
-from .resize import RESIZERS, Resizer, fit, stored_mode
+from .resize import RESIZERS, Resizer, fit, get_resizer, stored_mode
 
 del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it knows by itself
 
@@ -97,7 +97,7 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
         raise RejectedImageError("empty", "0 bytes")
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
-        stored = _store(data, settings, RESIZERS[settings.resizer]())
+        stored = _store(data, settings, get_resizer(settings.resizer))
     return stored._replace(changes=stored.changes + sorted({f"warning: {entry.message}" for entry in raised}))
 
 

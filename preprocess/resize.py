@@ -187,6 +187,12 @@ class OpenCVResizer:
 RESIZERS: dict[str, type[PillowResizer] | type[OpenCVResizer]] = {"pillow": PillowResizer, "opencv": OpenCVResizer}
 
 
+@cache
+def get_resizer(name: str) -> Resizer:
+    """Return the resizer of a name; raises ValueError where its library is missing."""
+    return RESIZERS[name]()
+
+
 def stored_mode(image: Image.Image) -> str:
     """Return the mode, RGB or L, in which an image is stored: greyscale stays greyscale."""
     return "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB"

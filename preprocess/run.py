@@ -22,7 +22,7 @@ from .checks import check_parts, names_beginning, say_what_was_listed
 from .engines import RunTasks
 from .image import ImageSettings
 from .layouts import beside, no_classes
-from .resize import RESIZERS
+from .resize import get_resizer
 from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource, Unit
 from .store import ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
@@ -58,7 +58,7 @@ def prepare(
     """
     taxonomy = taxonomy or Taxonomy.packaged()
     _check_subtrees(select, taxonomy)
-    resizer_version = RESIZERS[image.resizer]().version()
+    resizer_version = get_resizer(image.resizer).version()
     made_from = {
         "source": {"name": readable(source.name), "num_bytes": source.num_bytes},
         "settings": {

@@ -24,7 +24,7 @@ from ..shards.writer import TarWriter
 from .archive import Contents, Member, Reject, one_of_each, to_bytes, to_text
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
-from .resize import RESIZERS
+from .resize import get_resizer
 from .select import Chosen, NameList, SelectSettings, check_training_images, split_members
 from .sources import Chunk
 
@@ -60,7 +60,7 @@ class Job:
 
     def check_resizer(self) -> None:
         """Raise ValueError where this machine would give other pixels."""
-        here = RESIZERS[self.image.resizer]().version()
+        here = get_resizer(self.image.resizer).version()
         if here != self.resizer_version:
             raise ValueError(
                 f"{os.uname().nodename} has {here}, where this run began with {self.resizer_version}: other versions "

@@ -23,7 +23,7 @@ from .markup import (
     text,
 )
 from .numbers import Histogram, ImageNumbers, RejectReason, reject_reasons
-from .sheet import SheetImage, SheetRow, branch_images
+from .sheet import SheetImage, SheetRow
 
 MAX_LISTED = 20  # kinds of changes and reasons; what comes after is summed up
 NUM_BRANCHES = 12
@@ -75,7 +75,7 @@ class Facts:
     @cached_property
     def num_below(self) -> list[int]:
         """Per class index the stored images of it and of the classes below it."""
-        return branch_images(self.prepared.tree, self.num_stored)
+        return self.prepared.tree.branch_sums(self.num_stored)
 
     def made_from(self, part: str) -> dict[str, Any]:
         """Return `source` or `settings` of dataset.json."""

@@ -45,15 +45,6 @@ class SheetImage:
     uri: str
 
 
-def branch_images(tree: SemanticTree, num_images: Sequence[int]) -> list[int]:
-    """Return per class how many images it and the classes below it have."""
-    below = [0] * len(tree)
-    for path, count in zip(tree.paths, num_images, strict=True):
-        for node in path:
-            below[node] += count
-    return below
-
-
 def branches(tree: SemanticTree, below: Sequence[int]) -> list[int]:
     """Return the largest branches, those above SMALL_BRANCH opened into the branches below them."""
     frontier = list(tree.classes_by_level[0])
@@ -72,7 +63,7 @@ def contact_sheet(prepared: PreparedSet, num_images: int, seed: int) -> list[She
     """Draw about `num_images` training images, as many from each branch; raises ValueError for a damaged data set."""
     tree = prepared.tree
     num_train = [row.num_train for row in prepared.classes if row.kept]
-    below = branch_images(tree, num_train)
+    below = tree.branch_sums(num_train)
     rows = branches(tree, below)[: max(1, num_images)]
     drawn = {
         node: _draw(tree, node, num_train, num_images // len(rows) + (place < num_images % len(rows)), seed)
