@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from in21k.preprocess import image as image_module
 from in21k.preprocess.image import ImageSettings, RejectedImageError, StoredImage, store_image
-from in21k.preprocess.resize import PillowResizer, fit
+from in21k.preprocess.resize import PillowResizer, fit, get_resizer
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -552,6 +552,7 @@ def test_opencv_that_is_not_installed_is_told_with_the_way_out(
     draw: Draw, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
+    get_resizer.cache_clear()
     with pytest.raises(ValueError, match=r"OpenCV is not installed; `pip install 'in21k\[opencv\]'`"):
         store_image(encode(draw()), ImageSettings(resizer="opencv"))
 
