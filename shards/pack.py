@@ -7,22 +7,24 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from .card import render_card
-from .dataset import SPLITS, VERSION, PreparedSet, ShardSet, read_manifest
+from .dataset import SPLITS, VERSION, PreparedSet, ShardSet
 from .files import OutputFolder, write_json, write_text
 from .index import index_path
-from .manifest import SHARDED, TableWriter
+from .manifest import SHARDED, STORED, TableWriter, checksum_numbers, num_rows, read_row_groups
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks
 from .reader import FileCache
 from .sample import Sample, checksum
 from .shuffle import permutation
-from .writer import BLOCK_BYTES, ShardWriter
+from .writer import BLOCK_BYTES, ShardWriter, tar_header
+
+MAX_SHARDS = 1_000_000  # of a split: their numbers have six digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class ShardSettings:
             raise ValueError(f"seed is {self.seed}; wanted 0 or more")
 
     def num_shards(self, num_samples: int, num_bytes: int) -> int:
-        """Return how many shards a split of that many samples and image bytes is cut into."""
+        """Return into how many shards a split of that many samples and image bytes is cut, at most."""
         if self.shard_samples is not None:
             wanted = -(-num_samples // self.shard_samples)
         else:
@@ -57,59 +59,167 @@ class ShardSettings:
             wanted = -(-num_bytes // self.shard_bytes)
         return max(1, min(wanted, num_samples))
 
+    def cut(self, num_bytes: NDArray[np.int32]) -> list[int]:
+        """Return where each shard ends in a split of images of so many bytes, in their order. Raises ValueError."""
+        total = int(num_bytes.sum(dtype=np.int64))
+        count = self.num_shards(len(num_bytes), total)
+        if count > MAX_SHARDS:
+            asked = "shard_bytes" if self.shard_samples is None else "shard_samples"
+            raise ValueError(
+                f"{asked} {getattr(self, asked)} would make {count:,} shards; wanted {MAX_SHARDS:,} at most"
+            )
+        if self.shard_samples is not None:
+            each, more = divmod(len(num_bytes), count)
+            return [share * each + min(share, more) for share in range(1, count + 1)]
+        # A shard ends with the image that fills its share of the bytes; one that fills several ends but one.
+        filled = np.cumsum(num_bytes, dtype=np.int64)
+        return np.unique(
+            np.searchsorted(filled, [total * share // count for share in range(1, count + 1)]) + 1
+        ).tolist()
+
+
+class PlannedShard(NamedTuple):
+    """A shard to be: its name relative to the shard set, and which part of the plan's order it holds."""
+
+    split: str
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardPlan:
+    """Which manifest rows go to which shard, in which order: 8 bytes an image.
+
+    order:      manifest rows, int32, one shard after the other.
+    num_bytes:  of the image of each manifest row, int32.
+    """
+
+    shards: list[PlannedShard]
+    order: NDArray[np.int32]
+    num_bytes: NDArray[np.int32]
+
+    def rows(self, shard: PlannedShard) -> NDArray[np.int32]:
+        """Return the manifest rows of a shard in its order."""
+        return self.order[shard.start : shard.stop]
+
+    def offsets(self, shard: PlannedShard) -> NDArray[np.int64]:
+        """Return where the data of each image begins in a shard."""
+        # A sample is a header and a block for `.cls`, a header and the padded image for `.jpg`.
+        sizes = 3 * BLOCK_BYTES + -(-self.num_bytes[self.rows(shard)].astype(np.int64) // BLOCK_BYTES) * BLOCK_BYTES
+        return np.cumsum(sizes) - sizes + 3 * BLOCK_BYTES
+
+
+def plan_shards(prepared: PreparedSet, settings: ShardSettings) -> ShardPlan:
+    """Shuffle a prepared data set's images into shards; raises ValueError."""
+    counts = {split: prepared.num_samples[split] for split in SPLITS if split in prepared.num_samples}
+    total = num_rows(prepared.manifest_path)
+    if total != sum(counts.values()):
+        raise ValueError(
+            f"{prepared.manifest_path}: has {total:,} rows where dataset.json says {sum(counts.values()):,}; "
+            "run `in21k verify`"
+        )
+    shards: list[PlannedShard] = []
+    order = np.empty(total, np.int32)
+    start = 0
+    for split, count in counts.items():  # the manifest's rows are sorted by split
+        order[start : start + count] = permutation(count, settings.seed, SPLITS.index(split))
+        order[start : start + count] += start
+        start += count
+    num_bytes = np.concatenate(
+        [rows["num_bytes"].to_numpy() for rows in read_row_groups(prepared.manifest_path, ["num_bytes"])]
+    )
+    start = 0
+    for split, count in counts.items():
+        ends = [start + end for end in settings.cut(num_bytes[order[start : start + count]])]
+        for number, (first, stop) in enumerate(zip([start, *ends], ends, strict=False)):
+            shards.append(PlannedShard(split, f"{split}/in21k-{split}-{number:06d}.tar", first, stop))
+        start += count
+    return ShardPlan(shards, order, num_bytes)
+
+
+class _Whereabouts:
+    """Where the prepared images lie: 16 bytes an image.
+
+    The rows of an archive follow one another in the manifest, so that of archive and class their runs are enough.
+    """
+
+    def __init__(self, prepared: PreparedSet) -> None:
+        total = num_rows(prepared.manifest_path)
+        self.offsets = np.empty(total, np.int64)
+        self.checksums = np.empty(total, np.uint64)
+        self._starts: list[int] = []
+        self._archives: list[str] = []
+        self._labels: list[int] = []
+        start = 0
+        columns = ["archive", "class_index", "offset", "checksum"]
+        for rows in read_row_groups(prepared.manifest_path, columns, as_dictionary=["archive"]):
+            stop = start + rows.num_rows
+            self.offsets[start:stop] = rows["offset"].to_numpy()
+            self.checksums[start:stop] = checksum_numbers(rows["checksum"])
+            self._add_runs(start, rows["archive"].combine_chunks(), rows["class_index"].to_numpy())
+            start = stop
+
+    def _add_runs(self, start: int, archives: pa.DictionaryArray, labels: NDArray[np.int32]) -> None:
+        numbers, names = archives.indices.to_numpy(), archives.dictionary.to_pylist()
+        changes = (np.diff(numbers) != 0) | (np.diff(labels) != 0)
+        begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
+        self._starts += (start + begins).tolist()
+        self._archives += [names[number] for number in numbers[begins].tolist()]
+        self._labels += labels[begins].tolist()
+
+    def runs(self, rows: NDArray[np.int32]) -> tuple[list[str], list[int]]:
+        """Return archive and class index of each row."""
+        found = (np.searchsorted(self._starts, rows, side="right") - 1).tolist()
+        return [self._archives[run] for run in found], [self._labels[run] for run in found]
+
+
+class _StoredImage(NamedTuple):
+    """Where a prepared image lies, and what it is."""
+
+    archive: str
+    offset: int
+    num_bytes: int
+    checksum: int
+    class_index: int
+
 
 @dataclass(frozen=True)
 class _ShardTask:
     prepared: Path
     shard: Path
-    samples: pa.Table  # key, archive, offset, num_bytes, class_index, checksum in the shard's order
+    images: list[_StoredImage]  # in the shard's order
 
 
 def _write_shard(task: _ShardTask) -> tuple[int, int]:
     """Write one shard and its index; memory: the shard's images. Returns (samples, image bytes)."""
-    columns = {name: task.samples[name].to_pylist() for name in task.samples.column_names}
     files = FileCache()
-    images: list[bytes] = [b""] * task.samples.num_rows
-    # Read in the order of the archives, write in the order of the shard.
-    reading_order = sorted(range(len(images)), key=lambda row: (columns["archive"][row], columns["offset"][row]))
+    samples: dict[_StoredImage, Sample] = {}
     try:
-        for row in reading_order:
-            path = task.prepared / columns["archive"][row]
-            images[row] = files.read(path, columns["offset"][row], columns["num_bytes"][row])
-            if checksum(images[row]) != columns["checksum"][row]:
-                raise ValueError(
-                    f"{path}: image {columns['key'][row]} has other bytes than were written; "
-                    f"`in21k verify --deep {task.prepared}` lists all such"
-                )
+        for stored in sorted(task.images):  # read in the order of the archives, write in the order of the shard
+            samples[stored] = _read_sample(files, task.prepared, stored)
     finally:
         files.close()
     with ShardWriter(task.shard) as writer:
-        for key, image, class_index in zip(columns["key"], images, columns["class_index"], strict=True):
-            writer.add_sample(Sample(key, image, class_index))
-    return len(images), sum(map(len, images))
+        for stored in task.images:
+            writer.add_sample(samples[stored])
+    return len(samples), sum(stored.num_bytes for stored in task.images)
 
 
-@dataclass(frozen=True)
-class _SplitPlan:
-    """Which manifest rows of a split go to which shard, in which order, and where each image's data will begin."""
-
-    shard_names: list[str]
-    shard_rows: list[NDArray[np.int64]]
-    shard_offsets: list[NDArray[np.int64]]
-
-
-def _plan_split(
-    split: str, rows: NDArray[np.int64], num_bytes: NDArray[np.int64], settings: ShardSettings
-) -> _SplitPlan:
-    order = permutation(len(rows), settings.seed, SPLITS.index(split))
-    count = settings.num_shards(len(rows), int(num_bytes[rows].sum()))
-    shard_rows = [rows[part] for part in np.array_split(order, count)]
-    offsets: list[NDArray[np.int64]] = []
-    for part in shard_rows:
-        # A sample is a header and a block for `.cls`, a header and the padded image for `.jpg`.
-        sizes = 3 * BLOCK_BYTES + -(-num_bytes[part] // BLOCK_BYTES) * BLOCK_BYTES
-        offsets.append(np.cumsum(sizes) - sizes + 3 * BLOCK_BYTES)
-    return _SplitPlan([f"{split}/in21k-{split}-{number:06d}.tar" for number in range(count)], shard_rows, offsets)
+def _read_sample(files: FileCache, folder: Path, stored: _StoredImage) -> Sample:
+    """Read an image with its header, which holds its key. Raises ValueError where either is not as it was written."""
+    path = folder / stored.archive
+    data = files.read(path, stored.offset - BLOCK_BYTES, BLOCK_BYTES + stored.num_bytes)
+    header, image = data[:BLOCK_BYTES], data[BLOCK_BYTES:]
+    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+    key = name.removesuffix(".jpg")
+    has_header = header == tar_header(name, stored.num_bytes)
+    if not has_header or int(checksum(image), 16) != stored.checksum:
+        which = f"image {key}" if has_header else f"the header before byte {stored.offset}"
+        raise ValueError(
+            f"{path}: {which} has other bytes than were written; `in21k verify --deep {folder}` lists all such"
+        )
+    return Sample(key, image, stored.class_index)
 
 
 def pack(
@@ -123,38 +233,33 @@ def pack(
 ) -> ShardSet:
     """Shuffle a prepared data set globally into shards at `out`.
 
-    Each worker holds the images of one shard in memory. Shards that an earlier, killed run of the same settings
-    finished are kept. Raises ValueError for an output of other settings and for prepared images that changed.
+    Memory: this process takes under 40 bytes an image of the data set, each worker the images of one shard. Shards
+    that an earlier, killed run of the same settings finished are kept. Raises ValueError for an output of other
+    settings and for prepared images that changed.
     """
-    manifest = read_manifest(prepared)
     folder = OutputFolder(
         out, made_from=_made_from(prepared, settings), contents=ShardSet.contents, overwrite=overwrite
     )
     if folder.finished:
         return ShardSet(out)
-    plans = _plan_splits(manifest, settings)
+    plan = plan_shards(prepared, settings)
     with folder:
-        total, done, num_bytes = manifest.num_rows, 0, 0
-        for plan in plans.values():
-            (out / plan.shard_names[0]).parent.mkdir(exist_ok=True)
-        for num_samples, shard_bytes in run_tasks(
-            _write_shard, _missing_shards(prepared, out, manifest, plans), workers
-        ):
+        for split in {shard.split for shard in plan.shards}:
+            (out / split).mkdir(exist_ok=True)
+        missing = [shard for shard in plan.shards if not _is_done(out / shard.name)]
+        total, done, num_bytes = sum(shard.stop - shard.start for shard in missing), 0, 0
+        for num_samples, shard_bytes in run_tasks(_write_shard, _tasks(prepared, out, plan, missing), workers):
             done, num_bytes = done + num_samples, num_bytes + shard_bytes
             on_progress(Progress(done / total, done, num_bytes))
-        _write_manifest(out, manifest, plans)
-        for name in ("classes.parquet", "tree.json"):
-            shutil.copyfile(prepared.path / name, out / name)
-        info = _describe(prepared, manifest, plans)
-        write_json(out / "_info.json", timm_info(info))
-        write_text(out / "README.md", render_card(info, prepared.tree))
-        folder.finish(info)
+        folder.finish(write_tables(prepared, out, plan))
     return ShardSet(out)
 
 
 def _made_from(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]:
+    with prepared.manifest_path.open("rb") as manifest:
+        digest = hashlib.file_digest(manifest, "sha256").hexdigest()
     return {
-        "source": {"manifest": hashlib.sha256(prepared.manifest_path.read_bytes()).hexdigest()[:16]},
+        "source": {"manifest": digest[:16]},
         "settings": {
             "shard_samples": settings.shard_samples,
             "shard_bytes": settings.shard_bytes,
@@ -163,47 +268,56 @@ def _made_from(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]
     }
 
 
-def _plan_splits(manifest: pa.Table, settings: ShardSettings) -> dict[str, _SplitPlan]:
-    num_bytes = manifest["num_bytes"].to_numpy().astype(np.int64)
-    splits = manifest["split"].to_numpy()
-    rows = {split: np.flatnonzero(splits == split) for split in SPLITS}
-    return {split: _plan_split(split, rows[split], num_bytes, settings) for split in SPLITS if len(rows[split])}
+def _is_done(shard: Path) -> bool:
+    return shard.exists() and index_path(shard).exists()
 
 
-def _missing_shards(
-    prepared: PreparedSet, out: Path, manifest: pa.Table, plans: dict[str, _SplitPlan]
-) -> Iterator[_ShardTask]:
-    columns = manifest.select(["key", "archive", "offset", "num_bytes", "class_index", "checksum"])
-    for plan in plans.values():
-        for name, rows in zip(plan.shard_names, plan.shard_rows, strict=True):
-            shard = out / name
-            if not (shard.exists() and index_path(shard).exists()):
-                yield _ShardTask(prepared.path, shard, columns.take(pa.array(rows)))
+def _tasks(prepared: PreparedSet, out: Path, plan: ShardPlan, shards: list[PlannedShard]) -> Iterator[_ShardTask]:
+    if not shards:
+        return
+    lie = _Whereabouts(prepared)
+    for shard in shards:
+        rows = plan.rows(shard)
+        archives, labels = lie.runs(rows)
+        numbers = (column[rows].tolist() for column in (lie.offsets, plan.num_bytes, lie.checksums))
+        images = [_StoredImage(*image) for image in zip(archives, *numbers, labels, strict=True)]
+        yield _ShardTask(prepared.path, out / shard.name, images)
 
 
-def _write_manifest(out: Path, manifest: pa.Table, plans: dict[str, _SplitPlan]) -> None:
-    names = [name for plan in plans.values() for name in plan.shard_names]
-    shard = np.empty(manifest.num_rows, np.int32)
-    offset = np.empty(manifest.num_rows, np.int64)
-    number = 0
-    for plan in plans.values():
-        for rows, offsets in zip(plan.shard_rows, plan.shard_offsets, strict=True):
-            shard[rows], offset[rows] = number, offsets
-            number += 1
-    column = pa.DictionaryArray.from_arrays(pa.array(shard), pa.array(names)).cast(pa.string())
+def write_tables(prepared: PreparedSet, out: Path, plan: ShardPlan) -> dict[str, Any]:
+    """Write all that lies beside the shards; returns the content of `dataset.json`."""
+    _write_manifest(prepared, out, plan)
+    for name in ("classes.parquet", "tree.json"):
+        shutil.copyfile(prepared.path / name, out / name)
+    info = _describe(prepared, plan)
+    write_json(out / "_info.json", timm_info(info))
+    write_text(out / "README.md", render_card(info, prepared.tree))
+    return info
+
+
+def _write_manifest(prepared: PreparedSet, out: Path, plan: ShardPlan) -> None:
+    shard_numbers = np.empty(len(plan.order), np.int32)
+    offsets = np.empty(len(plan.order), np.int64)
+    for number, shard in enumerate(plan.shards):
+        shard_numbers[plan.rows(shard)] = number
+        offsets[plan.rows(shard)] = plan.offsets(shard)
+    names = pa.array([shard.name for shard in plan.shards])
+    start = 0
     with TableWriter(out / "manifest.parquet", SHARDED) as writer:
-        writer.write(manifest.append_column("shard", column).append_column("shard_offset", pa.array(offset)))
+        for rows in read_row_groups(prepared.manifest_path, STORED.names):
+            stop = start + rows.num_rows
+            shard = pa.DictionaryArray.from_arrays(shard_numbers[start:stop], names).cast(pa.string())
+            rows = rows.append_column("shard", shard)
+            writer.write(rows.append_column("shard_offset", pa.array(offsets[start:stop])))
+            start = stop
 
 
-def _describe(prepared: PreparedSet, manifest: pa.Table, plans: dict[str, _SplitPlan]) -> dict[str, Any]:
-    num_bytes = manifest["num_bytes"].to_numpy().astype(np.int64)
-    shards: dict[str, list[dict[str, Any]]] = {
-        split: [
-            {"name": name, "num_samples": len(rows), "num_bytes": int(num_bytes[rows].sum())}
-            for name, rows in zip(plan.shard_names, plan.shard_rows, strict=True)
-        ]
-        for split, plan in plans.items()
-    }
+def _describe(prepared: PreparedSet, plan: ShardPlan) -> dict[str, Any]:
+    shards: dict[str, list[dict[str, Any]]] = {}
+    for shard in plan.shards:
+        num_bytes = int(plan.num_bytes[plan.rows(shard)].sum(dtype=np.int64))
+        listed = {"name": shard.name, "num_samples": shard.stop - shard.start, "num_bytes": num_bytes}
+        shards.setdefault(shard.split, []).append(listed)
     splits = {
         split: {key: sum(shard[key] for shard in listed) for key in ("num_samples", "num_bytes")}
         for split, listed in shards.items()

@@ -15,4 +15,6 @@ def permutation(count: int, *entropy: int) -> NDArray[np.int64]:
     """
     philox: Any = np.random.Philox(np.random.SeedSequence(entropy))
     draws: NDArray[np.uint64] = philox.random_raw(count)
-    return np.argsort(draws, kind="stable")
+    order = np.argsort(draws)  # several times as fast as a stable sort, and the same where no two draws are equal
+    drawn = draws[order]
+    return np.argsort(draws, kind="stable") if (drawn[1:] == drawn[:-1]).any() else order

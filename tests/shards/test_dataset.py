@@ -5,10 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from in21k.shards import PreparedSet, ShardSet, open_dataset
 from in21k.shards.dataset import read_manifest
+from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.reader import MAX_OPEN_FILES, CorruptSampleError, FileCache, SampleReader
 
 
@@ -72,6 +74,33 @@ def test_shard_sizes_that_changed_are_refused(shards_copy: Path) -> None:
     info["shards"]["train"][0]["num_samples"] += 1
     (shards_copy / "dataset.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"counts per shard of train differ.*in21k verify"):
+        open_dataset(shards_copy).split("train")
+
+
+def test_a_manifest_that_lost_rows_is_refused(shards_copy: Path) -> None:
+    rows = read_manifest(open_dataset(shards_copy))
+    with TableWriter(shards_copy / "manifest.parquet", SHARDED) as writer:
+        writer.write(rows.slice(0, 60))
+    with pytest.raises(ValueError, match=r"has 60 rows; wanted 67 by dataset\.json"):
+        open_dataset(shards_copy).split("val")
+
+
+def test_a_manifest_whose_splits_are_mixed_is_refused(shards_copy: Path) -> None:
+    rows = read_manifest(open_dataset(shards_copy))
+    with TableWriter(shards_copy / "manifest.parquet", SHARDED) as writer:
+        writer.write(rows.slice(1))
+        writer.write(rows.slice(0, 1))
+    with pytest.raises(ValueError, match=r"counts per shard of train differ.*in21k verify"):
+        open_dataset(shards_copy).split("train")
+
+
+@pytest.mark.parametrize("damage", ["offset", "checksum"])
+def test_values_that_no_shard_has_are_refused_by_the_manifests_name(shards_copy: Path, damage: str) -> None:
+    rows = read_manifest(open_dataset(shards_copy)).to_pylist()
+    rows[3] |= {"shard_offset": -512} if damage == "offset" else {"checksum": "no number"}
+    with TableWriter(shards_copy / "manifest.parquet", SHARDED) as writer:
+        writer.write(pa.Table.from_pylist(rows, schema=SHARDED))
+    with pytest.raises(ValueError, match=r"manifest\.parquet: .*in21k verify"):
         open_dataset(shards_copy).split("train")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from in21k.shards import manifest
-from in21k.shards.manifest import REJECTS, STORED, TableWriter, read_table
+from in21k.shards.manifest import REJECTS, STORED, TableWriter, checksum_numbers, num_rows, read_row_groups, read_table
 
 SCHEMA = pa.schema(
     [
@@ -93,3 +93,45 @@ def test_a_column_that_is_missing_is_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "some.parquet", [], [])
     with pytest.raises(ValueError, match=r"some\.parquet.*checksum"):
         read_table(tmp_path / "some.parquet", ["name", "checksum"])
+
+
+@given(count=st.integers(0, 23), ends=st.tuples(st.integers(0, 23), st.integers(0, 23)))
+def test_row_groups_are_the_rows_that_were_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, count: int, ends: tuple[int, int]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "groups.parquet"
+    rows = [{"name": "ab"[number % 2], "number": number, "words": []} for number in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "ROW_GROUP_ROWS", 5)
+        write(path, rows, [])
+    assert num_rows(path) == count
+    start, stop = (min(end, count) for end in sorted(ends))
+    for wanted, asked in ((rows, None), (rows[start:stop], range(start, stop))):
+        groups = list(read_row_groups(path, ["number", "name"], rows=asked, as_dictionary=["name"]))
+        assert all(0 < group.num_rows <= 5 for group in groups)
+        found = [row for group in groups for row in group.to_pylist()]
+        assert found == [{"number": row["number"], "name": row["name"]} for row in wanted]
+
+
+def test_row_groups_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "some.parquet"
+    with pytest.raises(ValueError, match=r"some\.parquet: missing"):
+        next(read_row_groups(path, ["name"]))
+    write(path, [{"name": "a", "number": 1, "words": []}], [])
+    with pytest.raises(ValueError, match=r"some\.parquet: lacks the column checksum"):
+        next(read_row_groups(path, ["name", "checksum"]))
+    with pytest.raises(ValueError, match=r"some\.parquet: has 1 rows; wanted 2 by dataset\.json"):
+        next(read_row_groups(path, ["name"], rows=range(1, 2)))
+    path.write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"some\.parquet: not readable"):
+        num_rows(path)
+
+
+def test_checksums_are_text_in_the_table_and_numbers_in_memory(tmp_path: Path) -> None:
+    texts = ["00000000000000ff", "ffffffffffffffff", "0123456789abcdef"]
+    column = pa.chunked_array([texts[:2], texts[2:]])
+    assert checksum_numbers(column).tolist() == [int(text, 16) for text in texts]
+    assert checksum_numbers(column.slice(1)).tolist() == [int(text, 16) for text in texts[1:]]
+    for bad in ("abc", "x" * 16):
+        with pytest.raises(ValueError, match=r"widths|hex"):
+            checksum_numbers(pa.chunked_array([[texts[0], bad]]))

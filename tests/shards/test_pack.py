@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +23,16 @@ from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import open_raw_tar
 from in21k.shards import PreparedSet, ShardSet
+from in21k.shards import manifest as manifest_module
 from in21k.shards import pack as pack_module
 from in21k.shards.dataset import read_manifest
 from in21k.shards.index import index_path
+from in21k.shards.manifest import STORED, TableWriter
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.parallel import Progress
+from in21k.shards.sample import checksum
+from in21k.shards.verify import verify
+from in21k.shards.writer import TarWriter
 
 FilesOf = Callable[[Path], dict[str, bytes]]
 SETTINGS = ShardSettings(shard_samples=9)  # as `shard_set` was made
@@ -126,9 +134,37 @@ def test_there_are_as_many_shards_as_the_limit_asks_for(
 
 def test_shards_can_be_cut_by_bytes(tmp_path: Path, prepared: PreparedSet) -> None:
     shards = pack(prepared, tmp_path / "out", ShardSettings(shard_samples=None, shard_bytes=8_000))
-    sizes = [shard["num_bytes"] for shard in shards.info["shards"]["train"]]
-    assert len(sizes) > 2
-    assert max(sizes) < 2 * 8_000
+    listed = shards.info["shards"]["train"]
+    sizes = [shard["num_bytes"] for shard in listed]
+    largest = max(row["num_bytes"] for row in read_manifest(prepared).to_pylist())
+    assert len(sizes) == -(-sum(sizes) // 8_000) > 2
+    assert max(sizes) - min(sizes) < 2 * largest
+    for shard in listed:
+        samples = samples_of(shards.path / shard["name"])
+        assert (len(samples), sum(len(image) for *_, image in samples)) == (shard["num_samples"], shard["num_bytes"])
+
+
+@given(st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=60), st.integers(1, 2**33))
+def test_shards_cut_by_bytes_differ_by_one_image_at_most(num_bytes: list[int], shard_bytes: int) -> None:
+    ends = ShardSettings(shard_samples=None, shard_bytes=shard_bytes).cut(np.array(num_bytes, np.int32))
+    assert ends == sorted(set(ends))
+    assert ends[-1] == len(num_bytes)
+    share = sum(num_bytes) / min(len(num_bytes), -(-sum(num_bytes) // shard_bytes))
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert start < end
+        assert sum(num_bytes[start : end - 1]) < share + 1  # without its last image none exceeds its share
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_shards_cut_by_samples_are_those_of_array_split(num_samples: int, shard_samples: int) -> None:
+    ends = ShardSettings(shard_samples=shard_samples).cut(np.ones(num_samples, np.int32))
+    parts = np.array_split(np.arange(num_samples), -(-num_samples // shard_samples))
+    assert ends == np.cumsum([len(part) for part in parts]).tolist()
+
+
+def test_more_shards_than_their_numbers_have_digits_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="shard_bytes 3 would make 1,000,001 shards; wanted 1,000,000 at most"):
+        ShardSettings(shard_samples=None, shard_bytes=3).cut(np.full(1_000_001, 3, np.int32))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +258,125 @@ def test_prepared_images_that_changed_are_refused_by_name(tmp_path: Path, prepar
         pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
 
 
+def test_a_prepared_header_that_changed_is_refused_by_name(tmp_path: Path, prepared_copy: Path) -> None:
+    """Keys are read from the headers."""
+    row = read_manifest(PreparedSet(prepared_copy)).to_pylist()[4]
+    archive = prepared_copy / row["archive"]
+    data = bytearray(archive.read_bytes())
+    data[row["offset"] - 512 + len(row["key"]) - 1] ^= 1
+    archive.write_bytes(data)
+    wanted = f"{re.escape(str(archive))}: the header before byte {row['offset']} has other bytes than were written"
+    with pytest.raises(ValueError, match=wanted):
+        pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
+
+
+def test_a_manifest_of_another_length_than_dataset_json_says_is_refused(tmp_path: Path, prepared_copy: Path) -> None:
+    rows = read_manifest(PreparedSet(prepared_copy))
+    with TableWriter(prepared_copy / "manifest.parquet", STORED) as writer:
+        writer.write(rows.slice(1))
+    with pytest.raises(ValueError, match=r"has 66 rows where dataset\.json says 67; run `in21k verify`"):
+        pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_several_row_groups_gives_the_same_shards(
+    tmp_path: Path, prepared_copy: Path, shard_set: ShardSet, files_of: FilesOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row groups of 7 cut through classes and splits."""
+    monkeypatch.setattr(manifest_module, "ROW_GROUP_ROWS", 7)
+    rows = read_manifest(PreparedSet(prepared_copy))
+    with TableWriter(prepared_copy / "manifest.parquet", STORED) as writer:
+        writer.write(rows)
+    shards = pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
+    made, wanted = files_of(shards.path), files_of(shard_set.path)
+    assert {name: made[name] for name in made if ".tar" in name or ".idx" in name} == {
+        name: wanted[name] for name in wanted if ".tar" in name or ".idx" in name
+    }
+    assert read_manifest(shards).equals(read_manifest(shard_set))
+    assert verify(shards, deep=True).problems == []
+    for split in ("train", "val"):
+        one, many = shard_set.split(split), shards.split(split)
+        for name in ("offsets", "num_bytes", "labels", "checksums", "manifest_rows", "shard_sizes"):
+            assert getattr(one, name).tolist() == getattr(many, name).tolist()
+
+
+def of_one_class(prepared: PreparedSet, path: Path, count: int, image: bytes) -> Path:
+    """Write a prepared data set of so many images, all alike, in one class; they need not be JPEGs."""
+    shutil.copytree(prepared.path, path)
+    first = read_manifest(prepared).slice(0, 1)
+    keys = [f"{first['wnid'][0]}_{number}" for number in range(count)]
+    with TarWriter(path / first["archive"][0].as_py()) as tar:
+        offsets = [tar.add(f"{key}.jpg", image) for key in keys]
+    rows = first.take(pa.array(np.zeros(count, np.int64)))
+    new = {"key": keys, "offset": offsets, "num_bytes": [len(image)] * count, "checksum": [checksum(image)] * count}
+    for name, values in new.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    with TableWriter(path / "manifest.parquet", STORED) as writer:
+        writer.write(rows)
+    info = json.loads((path / "dataset.json").read_text())
+    info["counts"]["splits"] = {"train": {"num_samples": count}}
+    (path / "dataset.json").write_text(json.dumps(info))
+    return path
+
+
+def peak_mb_of_packing(prepared: Path, shard_samples: int) -> float:
+    """Pack and open the shards in a fresh process, with one worker; returns the most memory it had."""
+    script = f"""
+from pathlib import Path
+from in21k.shards.dataset import PreparedSet
+from in21k.shards.pack import ShardSettings, pack
+settings = ShardSettings(shard_samples={shard_samples})
+shards = pack(PreparedSet({str(prepared)!r}), Path({f"{prepared}-shards"!r}), settings)
+assert len(shards.split("train")) == shards.num_samples["train"]
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout) * 1024 / 1e6
+
+
+def test_memory_holds_the_images_of_a_shard_not_of_the_data_set(tmp_path: Path, prepared: PreparedSet) -> None:
+    """160 MB of images in shards of 2 MB."""
+    few = of_one_class(prepared, tmp_path / "few", 10, bytes(200_000))
+    many = of_one_class(prepared, tmp_path / "many", 800, bytes(200_000))
+    assert peak_mb_of_packing(many, 10) - peak_mb_of_packing(few, 10) < 60
+
+
+@pytest.mark.slow
+def test_a_million_images_are_packed_in_350_mb(tmp_path: Path, prepared: PreparedSet) -> None:
+    """The class tar alone has 1 GB; 80 MB are the program itself, and 30 those of 30 bytes an image."""
+    assert peak_mb_of_packing(of_one_class(prepared, tmp_path / "many", 1_000_000, b"tiny"), 1000) < 350
+
+
+def can_mount() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["20k", "90k", "140k"])
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    tmp_path: Path, prepared: PreparedSet, shard_set: ShardSet, files_of: FilesOf, room: str
+) -> None:
+    if not can_mount():
+        pytest.skip("a small file system cannot be mounted here")
+    small = tmp_path / "small"
+    small.mkdir()
+    in21k = f"{sys.executable} -c 'from in21k.cli.main import main; main()'"
+    shard = f"{in21k} shard {prepared.path} {small}/out --shard-samples 9 --workers 2"
+    script = f"""
+        mount -t tmpfs -o size={room} tmpfs {small}
+        {shard} 2> {tmp_path}/said; echo $? > {tmp_path}/code; ls {small}/out/train > {tmp_path}/left
+        mount -o remount,size=1g {small}
+        {shard} && cp -r {small}/out {tmp_path}/resumed
+    """
+    subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert (tmp_path / "code").read_text().strip() == "2", lines
+    assert re.search("in21k: .*No space left on device", lines[-1]), lines
+    assert ".tmp" not in (tmp_path / "left").read_text()
+    assert files_of(tmp_path / "resumed") == files_of(shard_set.path)
+
+
 def test_without_validation_there_is_only_a_training_split(
     tmp_path: Path, raw_archive: Path, image_settings: ImageSettings
 ) -> None:
@@ -305,6 +460,22 @@ def test_timms_reader_takes_the_shards(shard_set: ShardSet, split: str) -> None:
     labels = [label for _, label in found]
     assert all(isinstance(image, Image.Image) and image.size == (32, 32) for image, _ in found)
     assert sorted(labels) == sorted(index for _, index, _ in all_samples(shard_set, split))
+
+
+def test_hugging_face_datasets_takes_the_shards(tmp_path: Path, shard_set: ShardSet, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library's own
+        datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+        files = {
+            split: [str(shard_set.path / name) for name in shard_set.shard_names(split)] for split in ("train", "val")
+        }
+        loaded = datasets.load_dataset("webdataset", data_files=files, cache_dir=str(tmp_path))
+        raw = loaded.cast_column("jpg", datasets.Image(decode=False))
+        for split in files:
+            wanted = all_samples(shard_set, split)
+            assert [(row["__key__"], row["cls"], row["jpg"]["bytes"]) for row in raw[split]] == wanted
+            assert all(row["jpg"].size == (32, 32) for row in loaded[split])
 
 
 def test_a_copy_of_the_folder_is_a_shard_set_too(tmp_path: Path, shard_set: ShardSet) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.parallel import Progress
 from in21k.shards.verify import MAX_NAMED, open_any, verify
-from in21k.shards.writer import tar_header
+from in21k.shards.writer import BLOCK_BYTES, padded, tar_header
 
 SHARD = "train/in21k-train-000002.tar"
 
@@ -70,6 +72,52 @@ def swap_shards(path: Path) -> None:
     first, second = (path / SHARD).read_bytes(), other.read_bytes()
     (path / SHARD).write_bytes(second)
     other.write_bytes(first)
+
+
+def swap_samples(path: Path) -> None:
+    """Let two samples, of any sizes, change places."""
+    rows = sorted((row["shard_offset"], row["num_bytes"]) for row in in_shard(path))
+    data = (path / SHARD).read_bytes()
+    begins = [0, *(at + padded(num_bytes) for at, num_bytes in rows)]
+    samples = [data[begin:end] for begin, end in itertools.pairwise(begins)]
+    samples[2], samples[5] = samples[5], samples[2]
+    (path / SHARD).write_bytes(b"".join(samples) + data[begins[-1] :])
+
+
+def swap_indexes(path: Path) -> None:
+    index, other = index_path(path / SHARD), path / "train" / "in21k-train-000003.idx"
+    first, second = index.read_text(), other.read_text()
+    index.write_text(second)
+    other.write_text(first)
+
+
+def swap_labels(path: Path) -> None:
+    """Let two samples of different classes change labels: their keys and images stay."""
+    rows = in_shard(path)
+    first = rows[0]
+    second = next(row for row in rows if row["class_index"] != first["class_index"])
+    data = bytearray((path / SHARD).read_bytes())
+    for one, other in ((first, second), (second, first)):
+        at = one["shard_offset"] - 2 * BLOCK_BYTES
+        data[at : at + 1] = b"%d" % other["class_index"]
+    (path / SHARD).write_bytes(data)
+
+
+def in_shard(path: Path) -> list[dict]:
+    return [row for row in read_manifest(ShardSet(path)).to_pylist() if row["shard"] == SHARD]
+
+
+def resize(path: Path, by: int) -> None:
+    """Cut so many bytes off the shard's end, or put zeros there."""
+    data = (path / SHARD).read_bytes()
+    (path / SHARD).write_bytes(data[:by] if by < 0 else data + bytes(by))
+
+
+def mix_splits(path: Path) -> None:
+    rows = read_manifest(ShardSet(path))
+    with TableWriter(path / "manifest.parquet", SHARDED) as writer:
+        writer.write(rows.slice(1))
+        writer.write(rows.slice(0, 1))
 
 
 def append_member(path: Path) -> None:
@@ -126,6 +174,13 @@ DAMAGES = {
     "cut shard": (cut_shard, r"not there, at byte \d+ \(is the archive cut off"),
     "empty shard": (lambda path: (path / SHARD).write_bytes(b""), "not readable as a tar|not there"),
     "damaged header": (damage_header, f"{SHARD}: n.*: not there, at byte"),
+    "cut tail": (lambda path: resize(path, -1), rf"{SHARD}: has \d+ bytes; wanted \d+ \(is its end cut off\?\)"),
+    "no end": (lambda path: resize(path, -1024), rf"{SHARD}: has \d+ bytes; wanted \d+ \(is its end cut off\?\)"),
+    "more after the end": (lambda path: resize(path, 512), r"has \d+ bytes; wanted \d+ \(it goes on too far\)"),
+    "swapped samples": (swap_samples, rf"{SHARD}: n\d+_\d+\.jpg at byte \d+: the manifest has n\d+_\d+ there"),
+    "swapped labels": (swap_labels, rf"{SHARD}: n\d+_\d+\.cls: does not hold the manifest's class index"),
+    "swapped indexes": (swap_indexes, "names other samples"),
+    "splits mixed": (mix_splits, r"manifest\.parquet: its rows are not sorted by split"),
     "changed label": (change_label, r"\.cls: does not hold the manifest's class index"),
     "swapped shards": (swap_shards, "the manifest has"),
     "appended member": (append_member, r"x\.jpg at byte \d+: the manifest has nothing there"),
@@ -160,6 +215,54 @@ def test_a_flipped_bit_is_found_by_a_deep_look_alone(shards_copy: Path) -> None:
     assert re.match(rf"{SHARD}: n\d+_\d+: its bytes have changed", problem)
 
 
+def test_two_images_of_one_size_that_changed_places_are_found_by_a_deep_look(
+    tmp_path: Path, prepared: PreparedSet
+) -> None:
+    shards = pack(prepared, tmp_path / "out", ShardSettings(shard_samples=9))
+    sizes: dict[tuple[str, int], list[dict]] = {}
+    for row in read_manifest(shards).to_pylist():
+        sizes.setdefault((row["shard"], row["num_bytes"]), []).append(row)
+    pair = next((rows[:2] for rows in sizes.values() if len(rows) > 1), None)
+    if pair is None:
+        pytest.skip("no two images of a shard have one size")
+    shard = shards.path / pair[0]["shard"]
+    data = bytearray(shard.read_bytes())
+    images = [bytes(data[row["shard_offset"] :][: row["num_bytes"]]) for row in pair]
+    for row, image in zip(pair, reversed(images), strict=True):
+        data[row["shard_offset"] : row["shard_offset"] + len(image)] = image
+    shard.write_bytes(data)
+    assert verify(shards).problems == []
+    problems = verify(shards, deep=True).problems
+    assert all(any(f"{row['key']}: its bytes have changed" in problem for problem in problems) for row in pair)
+
+
+@pytest.mark.parametrize("kind", [".tar", ".idx"])
+def test_a_bit_flipped_anywhere_is_found_by_a_deep_look(shards_copy: Path, kind: str) -> None:
+    """In an image, a label, a header, padding, the end, or the index."""
+    path = (shards_copy / SHARD).with_suffix(kind)
+    whole = path.read_bytes()
+    draws = random.Random(0)
+    shards = ShardSet(shards_copy)
+    for place in [0, 130, 151, 155, 300, 513, len(whole) - 1, *(draws.randrange(len(whole)) for _ in range(40))]:
+        if place < len(whole):
+            data = bytearray(whole)
+            data[place] ^= 1 << draws.randrange(8)
+            path.write_bytes(data)
+            problems = verify(shards, deep=True).problems
+            assert problems, place
+            assert all(Path(SHARD).stem in problem for problem in problems)
+
+
+def test_archives_are_looked_up_in_the_manifest_a_few_at_a_time(
+    shards_copy: Path, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_shard(shards_copy)
+    at_once = verify(ShardSet(shards_copy))
+    monkeypatch.setattr("in21k.shards.verify.ROWS_AT_ONCE", 20)
+    assert verify(ShardSet(shards_copy)) == at_once
+    assert verify(prepared, deep=True).problems == []
+
+
 def test_of_a_great_many_problems_the_first_are_named_and_the_rest_counted(
     tmp_path: Path, prepared: PreparedSet
 ) -> None:
@@ -167,7 +270,7 @@ def test_of_a_great_many_problems_the_first_are_named_and_the_rest_counted(
     (shards.path / shards.shard_names("train")[0]).write_bytes(bytes(1024))
     problems = verify(shards).problems
     assert len(problems) == MAX_NAMED + 1
-    assert any("and 32 more problems like these" in problem for problem in problems)
+    assert any("and 33 more problems like these" in problem for problem in problems)
 
 
 def test_damage_to_a_prepared_set_is_found(prepared_copy: Path) -> None:
