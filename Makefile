@@ -43,7 +43,7 @@ lint: setup
 typecheck: setup
 	mkdir -p .typecheck/in21k
 	for folder in cli datapipe models preprocess shards training; do ln -sfn ../../$$folder .typecheck/in21k/$$folder; done
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: setup
 	$(BIN)/python -m benchmarks.image_rate --psnr
