@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import torch
 from ..shards.dataset import ShardSet, open_dataset
 from .loader import Loader, LoaderSettings
 
-BACKENDS = ("dali_gpu", "dali_cpu", "torch")
+log = logging.getLogger(__name__)
+
+BACKENDS = ("dali_gpu", "dali_cpu", "opencv", "torch")
 
 
 def unavailable(backend: str) -> str | None:
     """Return why a backend cannot be used here and the way out; None where it can."""
     if backend.startswith("dali") and find_spec("nvidia.dali" if find_spec("nvidia") else "nvidia") is None:
         return "DALI is not installed; pip install the extra of your CUDA: dali-cuda130, dali-cuda120 or dali-cuda110"
+    if backend == "opencv" and find_spec("cv2") is None:
+        return "OpenCV is not installed; `pip install 'in21k[opencv]'`"
     if backend == "dali_gpu" and not torch.cuda.is_available():
         return "no GPU is seen here; take dali_cpu, or look into the driver with nvidia-smi"
     return None
@@ -34,7 +39,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     Raises ValueError for a name that is none and for a backend that cannot be used here.
     """
     if backend == "auto":
-        wanted = ("dali_gpu", "torch") if device.type == "cuda" else ("dali_cpu", "torch")
+        wanted = ("dali_gpu", "opencv", "torch") if device.type == "cuda" else ("opencv", "dali_cpu", "torch")
         return next(name for name in wanted if unavailable(name) is None)
     if backend not in BACKENDS:
         near = difflib.get_close_matches(backend, BACKENDS, 1)
@@ -62,11 +67,13 @@ def create_loader(
     dtype: torch.dtype = torch.float32,
     normalize: str | None = "unit",
     channels_last: bool = False,
+    crop_pct: float | None = None,
+    max_bad_rate: float = 0.001,
 ) -> Loader:
     """Make a loader over a split of a shard set: `train` is shuffled, any other split comes whole and in order.
 
-    The arguments are those of `LoaderSettings`; device None: the current GPU for dali_gpu, else the CPU. Raises
-    ValueError for what does not fit together.
+    The arguments are those of `LoaderSettings`; device None: the current GPU for dali_gpu, else the CPU. Augmentations
+    that crop, on images that were squished, earn a warning. Raises ValueError for what does not fit together.
     """
     if device is None:
         wants_gpu = backend == "dali_gpu" or (backend == "auto" and torch.cuda.is_available())
@@ -88,9 +95,18 @@ def create_loader(
         dtype=dtype,
         normalize=normalize,
         channels_last=channels_last,
+        crop_pct=crop_pct,
+        max_bad_rate=max_bad_rate,
     )
-    opened = (shards if isinstance(shards, ShardSet) else open_dataset(shards)).split(split)
-    return _loader_class(chosen)(opened, settings)
+    shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
+    if settings.recipe.crops and shards.info["images"]["resize"] == "squish":
+        log.warning(
+            "augment %s crops what was squished to %s pixels already; for crops prepare the images with "
+            "--resize short-edge --size 256",
+            augment,
+            shards.image_size,
+        )
+    return _loader_class(chosen)(shards.split(split), settings)
 
 
 def _loader_class(backend: str) -> type[Loader]:
@@ -98,6 +114,10 @@ def _loader_class(backend: str) -> type[Loader]:
         from .torch_workers import TorchLoader
 
         return TorchLoader
+    if backend == "opencv":
+        from .opencv_threads import OpenCVLoader
+
+        return OpenCVLoader
     from .dali import DaliCpuLoader, DaliGpuLoader
 
     return DaliGpuLoader if backend == "dali_gpu" else DaliCpuLoader

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,18 @@ from torch import Tensor
 from ..shards.dataset import ShardSplit
 from ..shards.parallel import default_workers
 from ..shards.reader import CorruptSampleError
+from .augment import AUGMENTATIONS, Recipe
+from .feed import Bad, Feed
 from .pixels import NORMALIZATIONS
-from .plan import EpochPlan
+from .plan import EpochPlan, PlannedBatch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
-AUGMENTATIONS = ("none",)
+
+# The rate of corrupt samples is taken of this many at least, or the epoch would stop at the first one (guessed).
+MIN_RATED = 10_000
+MIN_BAD = 3  # as many are let pass in a split of any size (guessed)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,11 @@ class LoaderSettings:
 
     batch_size:     samples per rank.
     image_size:     pixels; images are stretched to image_size x image_size.
-    augment:        `none`.
+    augment:        `none`: the whole image, stretched. `miil`: that, a box of half the side filled with one colour, two
+                    of RandAugment's operations. `inception`: random resized crop, flip. `inception-ra`: that, and
+                    RandAugment's operations.
+    crop_pct:       with augment `none`: the shorter side is resized to image_size / crop_pct (0..1), and the middle
+                    taken; None: the whole image, stretched.
     training:       shuffle, and leave out what fills no global batch; otherwise every sample once, in shard order.
     seed, rank, world_size: see `EpochPlan`.
     workers:        decode threads or processes; None: one for each core, shared between the ranks of a node.
@@ -37,6 +49,9 @@ class LoaderSettings:
     dtype:          float32, float16, bfloat16; or uint8, which goes with normalize None.
     normalize:      `unit` (0..1), `imagenet` (mean and deviation), None (0..255).
     channels_last:  memory format of the images.
+    max_bad_rate:   corrupt samples stop the epoch once they are more than this part of the samples that this rank was
+                    handed, counted as 10,000 (or all of a smaller split) until they are more; three are always let
+                    pass, unless it is 0.
     """
 
     batch_size: int
@@ -51,6 +66,8 @@ class LoaderSettings:
     dtype: torch.dtype = torch.float32
     normalize: str | None = "unit"
     channels_last: bool = False
+    crop_pct: float | None = None
+    max_bad_rate: float = 0.001
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "image_size"):
@@ -62,6 +79,12 @@ class LoaderSettings:
             raise ValueError(f"workers is {self.workers}; wanted 1 or more")
         if self.augment not in AUGMENTATIONS:
             raise ValueError(f"augment is {self.augment!r}; known: {', '.join(AUGMENTATIONS)}")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; wanted more than 0, and 1 at most")
+        if self.crop_pct is not None and self.augment != "none":
+            raise ValueError(f"crop_pct goes with augment none; augment is {self.augment!r}")
+        if not 0 <= self.max_bad_rate <= 1:
+            raise ValueError(f"max_bad_rate is {self.max_bad_rate}; wanted 0 to 1")
         if self.normalize is not None and self.normalize not in NORMALIZATIONS:
             raise ValueError(f"normalize is {self.normalize!r}; known: {', '.join(NORMALIZATIONS)} and None")
         if self.dtype not in DTYPES:
@@ -69,9 +92,22 @@ class LoaderSettings:
         if self.dtype == torch.uint8 and self.normalize is not None:
             raise ValueError(f"dtype uint8 holds pixels as they are; normalize is {self.normalize!r}, wanted None")
 
+    @property
+    def recipe(self) -> Recipe:
+        """How images are augmented."""
+        return Recipe(image_size=self.image_size, augment=self.augment, crop_pct=self.crop_pct, seed=self.seed)
+
     def num_workers(self, ranks_per_node: int) -> int:
         """Return how many decode threads or processes this rank gets."""
         return self.workers or max(1, default_workers() // ranks_per_node)
+
+
+class Loaded(NamedTuple):
+    """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met on the way."""
+
+    images: Tensor
+    labels: Tensor
+    bad: list[Bad]
 
 
 class Loader(ABC):
@@ -88,7 +124,9 @@ class Loader(ABC):
         self.settings = settings
         self._epoch = 0
         self._consumed = 0
-        self._active: Generator[tuple[Tensor, Tensor]] | None = None
+        self._active: Generator[Loaded] | None = None
+        self._bad: set[int] = set()
+        self._feed = Feed(split, stand_in=settings.training)
         plan = self._plan()  # which checks the numbers
         if settings.training and len(split) < plan.global_batch:
             raise ValueError(
@@ -110,20 +148,25 @@ class Loader(ABC):
         )
 
     @abstractmethod
-    def _stream(self, batches: Iterable[NDArray[np.int64]]) -> Generator[tuple[Tensor, Tensor]]:
-        """Yield (images, labels) for each array of positions, in order; none of them is empty."""
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+        """Yield each batch that was planned, in order; none of the planned ones is empty."""
 
-    def _empty(self) -> tuple[Tensor, Tensor]:
+    def _empty(self) -> Loaded:
         settings = self.settings
         shape = (0, 3, settings.image_size, settings.image_size)
         images = torch.empty(shape, dtype=settings.dtype, device=settings.device)
-        return images, torch.empty(0, dtype=torch.int64, device=settings.device)
+        return Loaded(images, torch.empty(0, dtype=torch.int64, device=settings.device), [])
+
+    def _labels(self, positions: NDArray[np.int64]) -> Tensor:
+        labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
+        return labels.to(self.settings.device, non_blocking=True)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches that are left of the epoch; an earlier iteration that is still held ends."""
         if self._active is not None:
             self._active.close()
         plan = self._plan()
+        self._bad, handed = set(), 0
         left = plan.num_batches(self._consumed)
         stream = self._stream(takewhile(len, plan.batches(self.settings.rank, self._consumed)))
         self._active = stream
@@ -131,21 +174,45 @@ class Loader(ABC):
             for _ in range(left):
                 if self._active is not stream:
                     return  # a newer iteration goes on from here
-                batch = self._next(stream) or self._empty()
+                images, labels, bad = self._next(stream) or self._empty()
+                handed += self.settings.batch_size
+                self._account(bad, handed)
                 self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
-                yield batch
+                yield images, labels
             self._consumed = 0
         finally:
             stream.close()
 
-    def _next(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    def _next(self, stream: Iterator[Loaded]) -> Loaded | None:
         try:
             return next(stream, None)
         except CorruptSampleError as error:
-            raise ValueError(
-                f"{self.split.describe(error.position)} {error.reason}; "
-                f"`in21k verify --deep {self.split.folder}` lists all such"
-            ) from error
+            raise self._stopped(Bad(error.position, error.reason), "no sample near it can stand in") from error
+
+    def _account(self, bad: list[Bad], handed: int) -> None:
+        """Name the corrupt samples in the log, each once an epoch; raise ValueError once they are too many."""
+        rate, instead = self.settings.max_bad_rate, "the next good one of its shard stands in"
+        allowed = rate and max(MIN_BAD, rate * max(handed, min(MIN_RATED, len(self.split))))
+        for each in bad:
+            if each.position in self._bad:
+                continue
+            self._bad.add(each.position)
+            if len(self._bad) > allowed:
+                found = f"{len(self._bad)} of {handed:,} samples are corrupt"
+                raise self._stopped(each, f"{found}, past max_bad_rate {rate}")
+            done = instead if self.settings.training else "it is left out"
+            log.warning("%s %s; %s", self.split.describe(each.position), each.reason, done)
+
+    def _stopped(self, bad: Bad, why: str) -> ValueError:
+        return ValueError(
+            f"{self.split.describe(bad.position)} {bad.reason}; {why}; "
+            f"`in21k verify --deep {self.split.folder}` lists all such"
+        )
+
+    @property
+    def num_bad(self) -> int:
+        """Corrupt samples that this rank has met in this epoch, or since it went on in it."""
+        return len(self._bad)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""
@@ -166,6 +233,9 @@ class Loader(ABC):
             raise ValueError(f"state has {state['samples']} samples consumed of {len(self.split)}")
         self._epoch, self._consumed = state["epoch"], state["samples"]
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of threads, processes and files."""
+        """Let go of threads, processes, files and buffers; iterating again takes them up again."""
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+        self._feed.close()

@@ -1,11 +1,13 @@
-"""From stored JPEG to normalised pixels, in torch: the plain reference that the other backends agree with."""
+"""From stored JPEG to normalised pixels: what the backends share."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
@@ -17,16 +19,41 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 }
 
 
+def jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """Return height and width in pixels by the header alone (1 us); raises ValueError where it has none."""
+    try:
+        height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+        return int(height), int(width)
+    except (ValueError, KeyError):  # it has no name for some chroma samplings
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as opened:
+                return opened.height, opened.width
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"does not decode ({error})") from error
+
+
+def decode(jpeg: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG to height x width x 3, uint8 RGB; raises ValueError where it does not decode.
+
+    What libjpeg-turbo has a word to say about is decoded by Pillow, whose pixels are the same: it takes what libjpeg
+    only warns of, and refuses what lacks pixels.
+    """
+    try:
+        return simplejpeg.decode_jpeg(jpeg, "RGB")
+    except (ValueError, KeyError):
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as opened:
+                return np.array(opened.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"does not decode ({error})") from error
+
+
 def decode_squished(jpeg: bytes, image_size: int) -> Tensor:
     """Decode a JPEG and stretch it to 3 x image_size x image_size, uint8 RGB (bilinear, antialiased).
 
-    Pillow decodes: torchvision gave its decoders up with 0.29. Raises ValueError where it does not decode.
+    Raises ValueError where it does not decode.
     """
-    try:
-        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as opened:
-            pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"does not decode ({error})") from error
+    pixels = torch.from_numpy(decode(jpeg)).permute(2, 0, 1)
     if pixels.shape[1:] == (image_size, image_size):
         return pixels
     return functional.resize(pixels, [image_size, image_size], antialias=True)
@@ -40,3 +67,9 @@ def normalize_pixels(images: Tensor, normalize: str | None, dtype: torch.dtype) 
     mean = torch.tensor(means, device=images.device).view(1, 3, 1, 1)
     deviation = torch.tensor(deviations, device=images.device).view(1, 3, 1, 1)
     return images.to(torch.float32).div_(255).sub_(mean).div_(deviation).to(dtype)
+
+
+def normalization_table(normalize: str | None, dtype: torch.dtype) -> Tensor:
+    """Return what `normalize_pixels` makes of each of the 256 values of each channel: 3 x 256."""
+    values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    return normalize_pixels(values, normalize, dtype)[0, :, 0]

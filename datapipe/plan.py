@@ -18,6 +18,23 @@ from ..shards.shuffle import permutation
 WINDOW_SHARDS = 16  # guessed: 160,000 samples of 21K-P's size mix, 1.8 GB of them stay in the page cache
 
 
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """One rank's part of a global batch.
+
+    positions:  which samples of the split, int64 (B,).
+    first:      the number of its first sample in the epoch's order; the others follow it. Random draws come from it.
+    epoch:      the epoch that the order is of.
+    """
+
+    positions: NDArray[np.int64]
+    first: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
     """Which samples each rank's batches of one epoch hold.
@@ -82,8 +99,8 @@ class EpochPlan:
             yield positions[start:]
             start = 0
 
-    def batches(self, rank: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
-        """Yield the positions of each batch of a rank, int64, when `start` samples were consumed already."""
+    def batches(self, rank: int, start: int = 0) -> Iterator[PlannedBatch]:
+        """Yield each batch of a rank when `start` samples were consumed already; the last may be short, or empty."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank is {rank}; wanted 0 to {self.world_size - 1}")
         left, size = self.num_batches(start), self.global_batch
@@ -92,7 +109,7 @@ class EpochPlan:
         for positions in self.order(start):
             waiting = np.concatenate([waiting, positions])
             while left and len(waiting) >= size:
-                yield waiting[:size][mine]
-                waiting, left = waiting[size:], left - 1
+                yield PlannedBatch(waiting[:size][mine], start + mine.start, self.epoch)
+                waiting, left, start = waiting[size:], left - 1, start + size
         if left:
-            yield waiting[mine]
+            yield PlannedBatch(waiting[mine], start + mine.start, self.epoch)

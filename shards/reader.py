@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 
 from .dataset import ShardSplit
 
@@ -24,41 +25,64 @@ class CorruptSampleError(ValueError):
         return f"sample {self.position} {self.reason}"
 
 
+class _OpenFile:
+    """A file that closes when the last who uses it lets go."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class FileCache:
-    """The few files read from last, kept open."""
+    """The few files read from last, kept open; threads may share it."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._lock = Lock()
 
     def read(self, path: Path, offset: int, num_bytes: int) -> bytes:
         """Read `num_bytes` at `offset`; fewer come back at the end of the file. Raises OSError."""
-        descriptor = self._open.get(path)
-        if descriptor is None:
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY)
-            if len(self._open) > MAX_OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(path)
-        return os.pread(descriptor, num_bytes, offset)
+        file = self._file(path)  # held while it is read from: another thread may drop it from the cache meanwhile
+        return os.pread(file.descriptor, num_bytes, offset)
+
+    def _file(self, path: Path) -> _OpenFile:
+        with self._lock:
+            file = self._open.get(path)
+            if file is None:
+                file = self._open[path] = _OpenFile(os.open(path, os.O_RDONLY))
+                if len(self._open) > MAX_OPEN_FILES:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(path)
+            return file
 
     def close(self) -> None:
         """Close every file; the cache can be used on."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        with self._lock:
+            self._open.clear()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # another process opens files of its own
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__()
 
 
 class SampleReader:
-    """Read the images of a split; each is compared with its checksum."""
+    """Read the images of a split; each is compared with its checksum. Threads may share it."""
 
     def __init__(self, split: ShardSplit) -> None:
         self._split = split
+        self._paths = [split.folder / shard for shard in split.shard_names]
         self._files = FileCache()
 
     def image(self, position: int) -> bytes:
         """Return a sample's JPEG bytes; raises CorruptSampleError where they are not those written, or OSError."""
         split = self._split
-        shard = split.shard_names[split.shard_of(position)]
-        data = self._files.read(split.folder / shard, int(split.offsets[position]), int(split.num_bytes[position]))
+        path = self._paths[split.shard_of(position)]
+        data = self._files.read(path, int(split.offsets[position]), int(split.num_bytes[position]))
         if int.from_bytes(hashlib.sha256(data).digest()[:8]) != int(split.checksums[position]):
             raise CorruptSampleError(position, "has other bytes than were written")
         return data

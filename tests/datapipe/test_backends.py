@@ -15,11 +15,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where no DALI build is installed; other packages of NVIDIA may be."""
-    monkeypatch.setattr(
-        backends, "find_spec", lambda name: None if name == "nvidia.dali" else ModuleSpec(name, loader=None)
-    )
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where neither a DALI build nor OpenCV is installed; other packages of NVIDIA may be."""
+    absent = ("nvidia.dali", "cv2")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def with_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: ModuleSpec(name, loader=None))
 
 
@@ -39,7 +38,7 @@ def make(shards: ShardSet | Path, **arguments: Any) -> Any:
 def test_an_unknown_backend_is_refused_with_the_known_ones_and_the_nearest(shard_set: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"'dali-cpu' is unknown; known: auto, .*torch.*did you mean dali_cpu\?"):
         make(shard_set, backend="dali-cpu")
-    with pytest.raises(ValueError, match=r"'xyz' is unknown; known: auto, dali_gpu, dali_cpu, torch$"):
+    with pytest.raises(ValueError, match=r"'xyz' is unknown; known: auto, dali_gpu, dali_cpu, opencv, torch$"):
         make(shard_set, backend="xyz")
 
 
@@ -55,7 +54,9 @@ def test_asking_for_dali_where_there_is_none_names_the_extras(
     assert available_backends()["torch"] is None
 
 
-def test_without_dali_the_torch_backend_is_taken(shard_set: ShardSet, without_dali: None, without_gpu: None) -> None:
+def test_without_dali_and_opencv_the_torch_backend_is_taken(
+    shard_set: ShardSet, without_extras: None, without_gpu: None
+) -> None:
     assert choose_backend("auto", CPU) == "torch"
     loader = make(shard_set, workers=1)
     assert loader.backend == "torch"
@@ -63,14 +64,14 @@ def test_without_dali_the_torch_backend_is_taken(shard_set: ShardSet, without_da
 
 
 def test_asking_for_a_gpu_where_there_is_none_is_refused_with_the_way_out(
-    shard_set: ShardSet, with_dali: None, without_gpu: None
+    shard_set: ShardSet, with_extras: None, without_gpu: None
 ) -> None:
     with pytest.raises(ValueError, match="backend dali_gpu: no GPU is seen here; take dali_cpu"):
         make(shard_set, backend="dali_gpu")
 
 
 def test_dali_gpu_hands_out_nothing_on_a_cpu(
-    shard_set: ShardSet, with_dali: None, monkeypatch: pytest.MonkeyPatch
+    shard_set: ShardSet, with_extras: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="dali_gpu hands out batches on a GPU; device is cpu"):
@@ -78,14 +79,18 @@ def test_dali_gpu_hands_out_nothing_on_a_cpu(
 
 
 def test_auto_takes_dali_on_a_gpu_and_else_the_fastest_on_the_cpu(
-    with_dali: None, monkeypatch: pytest.MonkeyPatch
+    with_extras: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_backend("auto", torch.device("cuda", 0)) == "dali_gpu"
+    assert choose_backend("auto", CPU) == "opencv"
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "cv2" else ModuleSpec(name, loader=None))
     assert choose_backend("auto", CPU) == "dali_cpu"
+    with pytest.raises(ValueError, match=r"OpenCV is not installed; .*in21k\[opencv\]"):
+        choose_backend("opencv", CPU)
 
 
-def test_every_backend_says_whether_it_can_be_used(without_dali: None, without_gpu: None) -> None:
+def test_every_backend_says_whether_it_can_be_used(without_extras: None, without_gpu: None) -> None:
     found = available_backends()
     assert tuple(found) == BACKENDS
     assert found["torch"] is None
@@ -101,7 +106,10 @@ def test_every_backend_says_whether_it_can_be_used(without_dali: None, without_g
         ({"batch_size": 27, "world_size": 2}, r"one global batch of 54 \(2 ranks x 27\)"),
         ({"image_size": 0}, "image_size is 0; wanted 1 or more"),
         ({"workers": 0}, "workers is 0; wanted 1 or more"),
-        ({"augment": "mirror"}, "augment is 'mirror'; known: none"),
+        ({"augment": "mirror"}, "augment is 'mirror'; known: none, miil, inception, inception-ra"),
+        ({"crop_pct": 1.2}, "crop_pct is 1.2; wanted more than 0, and 1 at most"),
+        ({"crop_pct": 0.9, "augment": "miil"}, "crop_pct goes with augment none; augment is 'miil'"),
+        ({"max_bad_rate": -0.1}, "max_bad_rate is -0.1; wanted 0 to 1"),
         ({"normalize": "zscore"}, "normalize is 'zscore'; known: unit, imagenet and None"),
         ({"dtype": torch.float64}, r"dtype is torch\.float64; known: torch\.float32"),
         ({"dtype": torch.uint8}, "dtype uint8 holds pixels as they are; normalize is 'unit', wanted None"),

@@ -24,7 +24,7 @@ def order_of(plan: EpochPlan, start: int = 0) -> list[int]:
 
 def rank_batches(plan: EpochPlan, start: int = 0) -> list[list[list[int]]]:
     """Return per rank its batches."""
-    return [[batch.tolist() for batch in plan.batches(rank, start)] for rank in range(plan.world_size)]
+    return [[batch.positions.tolist() for batch in plan.batches(rank, start)] for rank in range(plan.world_size)]
 
 
 def consumed(plan: EpochPlan, start: int = 0) -> list[int]:
@@ -148,7 +148,7 @@ def test_a_large_plan_makes_its_first_batch_without_its_last() -> None:
     assert plan.num_batches() == 12_400_000 // 2048
     window = next(plan.order())
     assert len(window) == 160_000
-    assert next(plan.batches(3)).tolist() == window[3 * 256 : 4 * 256].tolist()
+    assert next(plan.batches(3)).positions.tolist() == window[3 * 256 : 4 * 256].tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""The guarded feed: a batch's JPEGs in the plan's order, with something else in the place of what is corrupt.
+
+A sample is corrupt when its bytes are not those that were written, or when it does not decode. In training the next
+good sample of its shard stands in for it; in validation it is left out. Either way it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..shards.dataset import ShardSplit
+from ..shards.reader import CorruptSampleError, SampleReader
+from .augment import Recipe, SamplePlan
+from .draws import Floats
+from .pixels import jpeg_size
+from .plan import PlannedBatch
+
+MAX_TRIES = 100  # guessed: a shard with so many corrupt samples in a row is lost, and searching on would take hours
+
+
+class Sample(NamedTuple):
+    """A JPEG as it was written, its size in pixels, and whose it is: the one asked for, or its stand-in."""
+
+    position: int
+    jpeg: bytes
+    height: int
+    width: int
+
+
+class Bad(NamedTuple):
+    """A corrupt sample."""
+
+    position: int
+    reason: str
+
+
+class Feed:
+    """Reads samples of a split; threads may share it.
+
+    stand_in: another sample takes the place of a corrupt one (training); otherwise it is left out (validation).
+    """
+
+    def __init__(self, split: ShardSplit, *, stand_in: bool) -> None:
+        self._split = split
+        self._stand_in = stand_in
+        self._reader = SampleReader(split)
+        self._excluded: dict[int, str] = {}
+
+    def exclude(self, position: int, reason: str) -> None:
+        """Take a sample for corrupt from now on: it did not decode."""
+        self._excluded[position] = reason
+
+    def read(self, position: int, bad: list[Bad]) -> Sample | None:
+        """Return the sample at `position`, or its stand-in, or None; those passed over are added to `bad`.
+
+        Raises OSError where a shard cannot be read, CorruptSampleError where no stand-in is found.
+        """
+        for candidate in self._candidates(position):
+            try:
+                return self._read(candidate)
+            except CorruptSampleError as error:
+                bad.append(Bad(error.position, error.reason))
+        if self._stand_in:
+            raise CorruptSampleError(*bad[-1])
+        return None
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """Yield the sample itself, then those after it in its shard, then those before it."""
+        yield position
+        if self._stand_in:
+            shard = self._split.shard_of(position)
+            end, size = int(self._split.shard_ends[shard]), int(self._split.shard_sizes[shard])
+            for step in range(1, min(size, MAX_TRIES)):
+                yield position + step if position + step < end else position + step - size
+
+    def _read(self, position: int) -> Sample:
+        if position in self._excluded:
+            raise CorruptSampleError(position, self._excluded[position])
+        jpeg = self._reader.image(position)
+        try:
+            return Sample(position, jpeg, *jpeg_size(jpeg))
+        except ValueError as error:
+            raise CorruptSampleError(position, str(error)) from error
+
+    def close(self) -> None:
+        """Close the shards; the feed can be used on."""
+        self._reader.close()
+
+
+Paint = Callable[[Sample, SamplePlan, int], None]
+
+
+def fill(
+    feed: Feed, recipe: Recipe, batch: PlannedBatch, numbers: Floats, rows: range, paint: Paint
+) -> tuple[NDArray[np.int64], list[Bad]]:
+    """Let `paint(sample, plan, row)` make some rows of a batch; it raises ValueError for what does not decode.
+
+    numbers: `recipe.numbers(batch)`. Return whose pixels each row has, -1 for one that is left out, and the corrupt
+    samples.
+    """
+    bad: list[Bad] = []
+    samples = [feed.read(int(batch.positions[row]), bad) for row in rows]
+    plans = _plans(recipe, numbers[rows.start : rows.stop], samples)
+    used = np.full(len(rows), -1)
+    for number, row in enumerate(rows):
+        sample, plan = samples[number], plans[number]
+        while sample is not None:
+            try:
+                paint(sample, plan, row)
+                used[number] = sample.position
+                break
+            except ValueError as error:
+                feed.exclude(sample.position, str(error))
+                sample = feed.read(int(batch.positions[row]), bad)
+                (plan,) = _plans(recipe, numbers[row : row + 1], [sample])
+    return used, bad
+
+
+def _plans(recipe: Recipe, numbers: Floats, samples: list[Sample | None]) -> list[SamplePlan]:
+    heights = np.array([sample.height if sample else 1 for sample in samples])
+    widths = np.array([sample.width if sample else 1 for sample in samples])
+    return recipe.plan(numbers, heights, widths).rows()

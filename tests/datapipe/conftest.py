@@ -1,0 +1,77 @@
+"""Loaders of every backend that runs here, and shards that are broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from in21k.datapipe import Loader, create_loader
+from in21k.shards import ShardSet, open_dataset
+from in21k.shards.sample import checksum
+
+SIZE = 32  # as the images are stored
+BACKENDS = [name for name, module in (("torch", "torch"), ("opencv", "cv2")) if find_spec(module)]
+BACKENDS += ["dali_cpu"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(shard_set: ShardSet) -> Iterator[Callable[..., Loader]]:
+    """Make loaders over `shard_set`, or the one named; they are closed at the end."""
+    made: list[Loader] = []
+
+    def make(backend: str, split: str = "train", shards: ShardSet | Path | None = None, **settings: Any) -> Loader:
+        settings = {"batch_size": 8, "image_size": SIZE, "workers": 1} | settings
+        made.append(create_loader(shards or shard_set, split=split, backend=backend, **settings))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()
+
+
+@pytest.fixture
+def damage(shards_copy: Path) -> Callable[..., Path]:
+    """Break samples of a copy of `shard_set`: `damage({position: kind}, split)` returns the folder.
+
+    changed:      bytes other than those written.
+    headless:     what was written is no JPEG.
+    undecodable:  what was written has a JPEG's header and no pixels.
+    """
+
+    def damage(kinds: dict[int, str], split: str = "train") -> Path:
+        opened = open_dataset(shards_copy).split(split)
+        checksums = {}
+        for position, kind in kinds.items():
+            path = shards_copy / opened.shard_names[opened.shard_of(position)]
+            start, num_bytes = int(opened.offsets[position]), int(opened.num_bytes[position])
+            tar = bytearray(path.read_bytes())
+            jpeg = bytes(tar[start : start + num_bytes])
+            broken = {
+                "changed": jpeg[:200] + bytes([jpeg[200] ^ 0xFF]) + jpeg[201:],
+                "headless": b"no JPEG" + bytes(num_bytes - 7),
+                "undecodable": jpeg[: jpeg.index(b"\xff\xc4")].ljust(num_bytes, b"\0"),
+            }[kind]
+            tar[start : start + num_bytes] = broken
+            path.write_bytes(tar)
+            if kind != "changed":
+                checksums[int(opened.manifest_rows[position])] = checksum(broken)
+        table = pq.read_table(shards_copy / "manifest.parquet")
+        written = table["checksum"].to_pylist()
+        for row, digits in checksums.items():
+            written[row] = digits
+        table = table.set_column(table.schema.get_field_index("checksum"), "checksum", pa.array(written))
+        pq.write_table(table, shards_copy / "manifest.parquet")
+        return shards_copy
+
+    return damage
