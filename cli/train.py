@@ -129,6 +129,7 @@ def _loader(shards: ShardSet, split: str, settings: TrainSettings, ranks: Ranks)
         device=ranks.device,
         normalize=settings.normalize,
         channels_last=settings.channels_last,
+        max_bad_rate=settings.max_bad_rate,
     )
 
 

@@ -38,9 +38,12 @@ class TrainSettings:
     label_smoothing: float = 0.2
     """The share of the target that is spread evenly over the classes, 0 <= x < 1."""
     backend: str = "auto"
-    """The loader's backend (`auto`, `dali_gpu`, `dali_cpu`, `torch`); the loader checks it."""
-    augment: Literal["none"] = "none"
-    """`none`: every image is stretched to image_size."""
+    """The loader's backend (`auto`, `dali_gpu`, `dali_cpu`, `opencv`, `torch`); the loader checks it."""
+    augment: Literal["none", "miil", "inception", "inception-ra"] = "none"
+    """`none`: stretch to image_size; `miil`: then cutout and RandAugment; `inception`: random crop and flip;
+    `inception-ra`: then RandAugment."""
+    max_bad_rate: float = 0.001
+    """An epoch stops past this share of corrupt samples; below it others stand in for them. 0 <= x < 1."""
     normalize: Literal["unit", "imagenet"] = "unit"
     """`unit`: pixels 0..1; `imagenet`: less ImageNet's mean, over its standard deviation."""
     workers: int | None = None
@@ -90,7 +93,7 @@ class TrainSettings:
                 raise ValueError(_bad(name, getattr(self, name), "more than 0"))
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(_bad("weight_decay", self.weight_decay, "at least 0"))
-        for name in ("label_smoothing", "momentum"):
+        for name in ("label_smoothing", "momentum", "max_bad_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(_bad(name, getattr(self, name), "at least 0 and less than 1"))
         if not 0 <= self.warmup <= 1:
