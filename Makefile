@@ -50,6 +50,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.preprocess
 	$(BIN)/python -m benchmarks.preprocess --cores
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.open_large
+	$(BIN)/python -m benchmarks.pack
+	$(BIN)/python -m benchmarks.loaders
 	$(BIN)/python -m benchmarks.tiny_hierarchy
 
 # pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and
