@@ -10,7 +10,20 @@ from typing import Any
 
 import click
 
-from . import doctor, predict, preprocess, report, sample_data, shard, train, tree, validate, verify
+from . import (
+    bench_loader,
+    browse,
+    doctor,
+    predict,
+    preprocess,
+    report,
+    sample_data,
+    shard,
+    train,
+    tree,
+    validate,
+    verify,
+)
 
 TRACEBACK = "IN21K_TRACEBACK"
 
@@ -75,6 +88,8 @@ for command in (
     tree.tree,
     shard.shard,
     verify.verify,
+    browse.browse,
+    bench_loader.bench_loader,
     train.train,
     validate.validate,
     predict.predict,
