@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import nn
 
 # (mean, standard deviation) per RGB channel of pixels in 0..1
-_MEAN_STD = {
+MEAN_STD = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -31,6 +31,7 @@ def timm_config(
     architecture: str,
     model_args: Mapping[str, Any],
     image_size: int,
+    crop_pct: float | None,
     normalize: str,
     wnids: Sequence[str],
     names: Sequence[str],
@@ -38,11 +39,13 @@ def timm_config(
     """Return the content of `config.json`, as `timm.create_model("local-dir:RUN", pretrained=True)` wants it.
 
     architecture: timm's name; a pretrained tag behind a dot is left out.
-    image_size:   side of the (stretched, not cropped) images in pixels.
+    image_size:   side of the square images in pixels.
+    crop_pct:     the shorter side is resized to image_size / crop_pct and the middle taken; None: the whole image is
+                  stretched to a square.
     normalize:    `unit` (pixels 0..1) or `imagenet` (ImageNet's mean and standard deviation).
     wnids, names: the classes in the order of the head's outputs.
     """
-    mean, std = _MEAN_STD[normalize]
+    mean, std = MEAN_STD[normalize]
     own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     return {
         "architecture": architecture.partition(".")[0],
@@ -54,8 +57,8 @@ def timm_config(
             "num_classes": len(wnids),
             "input_size": [3, image_size, image_size],
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
+            "crop_pct": 1.0 if crop_pct is None else crop_pct,
+            "crop_mode": "squash" if crop_pct is None else "center",
             "mean": list(mean),
             "std": list(std),
             "label_names": list(wnids),

@@ -2,58 +2,97 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
+import timm
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 
-# Where training scripts keep the weights in a checkpoint: ours (and many others) in "model", timm's in "state_dict".
-_INSIDE = ("model", "state_dict")
+from .label_space import LabelSpace, label_space_of
+from .weights_file import read_part
+
+Head = Literal["drop", "slice", "keep"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """What became of the tensors of a weights file.
-
-    fitted:      names of tensors that were copied into the network.
-    missing:     names of the network's tensors that the file does not hold; they keep their values.
-    dropped:     per tensor of another shape, `name: (its shape) for (the network's)`; the network keeps its values.
-    unused:      names in the file that the network does not have.
-    """
+    """What became of the tensors of a weights file."""
 
     path: Path
+    part: str = ""
+    """Where in the file they were: "", `state_dict`, `model_ema`, ..."""
     fitted: tuple[str, ...]
-    missing: tuple[str, ...]
-    dropped: tuple[str, ...]
-    unused: tuple[str, ...]
+    """Names of the network's tensors that were filled."""
+    converted: tuple[str, ...] = ()
+    """Those of them that the file holds under another name or in another shape, as timm converts the architecture's
+    original weights."""
+    missing: tuple[str, ...] = ()
+    """Names of the network's tensors that the file does not hold; they keep their values."""
+    dropped: tuple[str, ...] = ()
+    """For each tensor of another shape, `name: (its shape) for (the network's)`; the network keeps its values."""
+    unused: tuple[str, ...] = ()
+    """Names in the file that the network does not have."""
+    head: str = ""
+    """What became of a head of another size, in words."""
+    lacking: tuple[str, ...] = ()
+    """Classes that a sliced head does not know; their rows keep their values."""
 
     @property
     def complete(self) -> bool:
         """Whether every tensor of the file fitted and every tensor of the network was filled."""
-        return not (self.missing or self.dropped or self.unused)
+        return not (self.missing or self.dropped or self.unused or self.lacking)
 
     def __str__(self) -> str:
-        lists = {"missing": self.missing, "dropped (another shape)": self.dropped, "unused": self.unused}
+        lists = {
+            "converted": self.converted,
+            "missing": self.missing,
+            "dropped (another shape)": self.dropped,
+            "unused": self.unused,
+            "classes lacking (their rows keep random weights)": self.lacking,
+        }
         rest = [f"{len(names)} {what}: {_few(names)}" for what, names in lists.items() if names]
-        return f"{self.path.name}: " + "; ".join([f"{len(self.fitted)} tensors fitted", *rest])
+        parts = [f"{len(self.fitted)} tensors fitted", *([self.head] if self.head else []), *rest]
+        return f"{self.path.name}{f' [{self.part}]' if self.part else ''}: {'; '.join(parts)}"
 
 
-def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    head: Head = "drop",
+    wnids: Sequence[str] | None = None,
+    file_wnids: Sequence[str] | None = None,
+    average: bool = True,
+) -> WeightsReport:
     """Copy the tensors of a file into `model` where name and shape agree, and say what did not.
 
-    path: `.safetensors`, or a PyTorch file (a plain state dict, `{"state_dict": ...}`, or a checkpoint of ours); a
-    `module.` before every name is cut off. A head of another number of classes so keeps its random weights.
+    path:       `.safetensors`, or a PyTorch file (a plain state dict, or a checkpoint; see `read_part`). Weights as an
+                architecture's authors published them are converted as timm converts them.
+    head:       what becomes of a head of another number of classes. `drop`: the network's keeps its random weights;
+                `keep`: the network gets the file's; `slice`: the network gets the rows of its own classes out of it.
+    wnids:      for `slice`, the network's classes in the order of its outputs.
+    file_wnids: for `slice`, the classes of the file's head; None: the known label space of that many classes.
+    average:    of a checkpoint that holds averaged weights too, take those.
 
-    Raises ValueError where the file is missing, holds no weights, or holds none that fits.
+    Raises ValueError where the file is missing, holds no weights, none that fits, or no head to keep or to slice.
     """
     path = Path(path)
-    given = read_weights(path)
+    if head not in get_args(Head):
+        raise ValueError(f"head is {head!r}; wanted one of {', '.join(get_args(Head))}")
+    if (head == "slice") != (wnids is not None):
+        raise ValueError("head='slice' and the network's wnids go together; give both or neither")
+    part, raw = read_part(path, average=average)
+    given = _convert(model, raw, path)
+    converted = {name for name, tensor in given.items() if name not in raw or raw[name].shape != tensor.shape}
+    said, lacking = "", ()
+    if head == "keep":
+        said = _keep_head(model, given, path)
+    elif wnids is not None:
+        given, said, lacking = _slice_head(model, given, wnids, file_wnids, path)
     own = model.state_dict()
     known = own.keys() & given.keys()
     fitting = {name: given[name] for name in own if name in known and given[name].shape == own[name].shape}
@@ -64,47 +103,94 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
         )
     model.load_state_dict(fitting, strict=False)
     return WeightsReport(
-        path,
+        path=path,
+        part=part,
         fitted=tuple(fitting),
-        missing=tuple(name for name in own if name not in known),
+        converted=tuple(name for name in fitting if name in converted),
+        # torch has counted batch norm's batches since 1.0, and reads the count nowhere.
+        missing=tuple(name for name in own if name not in known and not name.endswith("num_batches_tracked")),
         dropped=tuple(
             f"{name}: {tuple(given[name].shape)} for {tuple(own[name].shape)}"
             for name in own
             if name in known and name not in fitting
         ),
         unused=tuple(name for name in given if name not in known),
+        head=said,
+        lacking=lacking,
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weights file by name, on the CPU; raises ValueError where there are none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; wanted weights (.safetensors, .pt, .pth)")
+def _convert(model: nn.Module, given: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors as timm's architecture names and shapes them; those that already fit, but for the head, as is."""
+    own, heads = model.state_dict(), _head_prefixes(model)
+    if all(name in own and (own[name].shape == given[name].shape or name.startswith(heads)) for name in given):
+        return given
+    architecture: str | None = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if architecture is None or not timm.is_model(architecture):
+        return given
+    # By timm's convention the module of an architecture holds the converter of its original weights under this name.
+    module = sys.modules[model_entrypoint(architecture).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return given
     try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not readable as weights ({_first_line(error)})") from error
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return _without_prefix(tensors)
-    raise ValueError(f"{path}: holds no tensors by name; wanted a state dict")
+        return convert(dict(given), model)
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: timm cannot make weights of {architecture} of it ({type(error).__name__}: {error}); "
+            "give weights of this architecture"
+        ) from error
 
 
-def _without_prefix(tensors: dict[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    if not all(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _keep_head(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> str:
+    num_classes = _head_rows(model, given, path)[1]
+    if num_classes != model.num_classes:
+        model.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue] - a method of all timm models
+    return f"the file's head of {num_classes:,} classes"
 
 
-def _few(names: tuple[str, ...], most: int = 3) -> str:
+def _slice_head(
+    model: nn.Module,
+    given: dict[str, Tensor],
+    wnids: Sequence[str],
+    file_wnids: Sequence[str] | None,
+    path: Path,
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return the tensors with the head's rows in the order of `wnids`, what to say of it, and the unknown classes."""
+    names, num_classes = _head_rows(model, given, path)
+    space = label_space_of(num_classes) if file_wnids is None else LabelSpace("the given classes", tuple(file_wnids))
+    if len(space) != num_classes or model.num_classes != len(wnids):
+        raise ValueError(
+            f"{path}: its head has {num_classes:,} classes and the network {model.num_classes:,}; got the names of "
+            f"{len(space):,} and {len(wnids):,}; wanted as many"
+        )
+    source = space.indices(wnids)
+    (target,) = (source >= 0).nonzero(as_tuple=True)
+    if not len(target):
+        raise ValueError(f"{path}: its head ({space.name}) knows none of the {len(wnids):,} classes; take head='drop'")
+    own = model.state_dict()
+    sliced = {name: own[name].detach().cpu().clone() for name in names}
+    for name, rows in sliced.items():
+        rows[target] = given[name][source[target]].to(rows.dtype)
+    lacking = tuple(wnid for wnid, index in zip(wnids, source.tolist(), strict=True) if index < 0)
+    return given | sliced, f"its head sliced for {len(target):,} of {len(wnids):,} classes ({space.name})", lacking
+
+
+def _head_rows(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
+    """Return the names of the tensors that have a row for each class, and how many the file's have."""
+    names = [name for name in model.state_dict() if name in given and name.startswith(_head_prefixes(model))]
+    sizes = {given[name].shape[0] for name in names if given[name].ndim > 1}
+    if len(sizes) != 1:
+        raise ValueError(f"{path}: holds no head of this network; wanted {_few(_head_prefixes(model)) or 'one'}")
+    (num_classes,) = sizes
+    return [name for name in names if given[name].shape[:1] == (num_classes,)], num_classes
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of the last layer's tensors begin with; a distilled network has two last layers."""
+    named: str | Sequence[str] = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _first_line(error: Exception) -> str:
-    # torch explains at length how to load without `weights_only`; the first sentence says what is wrong.
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -1,16 +1,21 @@
-"""Networks by name: every architecture that timm knows."""
+"""Networks by name: every architecture that timm knows, and ours, which it knows once this module is imported."""
 
 from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import get_pretrained_cfg
 from torch import nn
 
-from .weights import load_weights
+from . import ofa as ofa  # registers `ofa_flops_595m_s`
+from .label_space import known_label_spaces
+from .weights import Head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -23,21 +28,67 @@ _TAKEN = {
 
 
 def list_models(pattern: str = "") -> list[str]:
-    """Return the names of timm's architectures in alphabetical order.
+    """Return the names of timm's architectures and ours in alphabetical order.
 
     pattern: a shell pattern (`resnet*`), or a plain part of the name (`resnet`); empty: all of them.
     """
     return timm.list_models(pattern if not pattern or set("*?[") & set(pattern) else f"*{pattern}*")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """Weights that timm fetches by name, whose head knows ImageNet-21K classes."""
+
+    name: str
+    """`architecture.tag`."""
+    num_classes: int
+    label_space: str
+    """See `label_space_of`: `fall11p`, `in12k`, ..."""
+    input_size: tuple[int, int, int]
+    """Channels, height and width of the images that it was trained on."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    """Where timm fetches them: a repository of the Hugging Face hub, or a URL."""
+
+
+def pretrained_21k() -> list[PublishedWeights]:
+    """Return the weights in timm's registry whose number of classes is that of a known label space of ImageNet-21K."""
+    spaces = {num_classes: name for num_classes, name in known_label_spaces().items() if name != "in1k"}
+    found: list[PublishedWeights] = []
+    for name in timm.list_pretrained():
+        config = get_pretrained_cfg(name)
+        if config is None or config.num_classes not in spaces:
+            continue
+        published = PublishedWeights(
+            name=name,
+            num_classes=config.num_classes,
+            label_space=spaces[config.num_classes],
+            input_size=config.input_size,
+            mean=config.mean,
+            std=config.std,
+            source=str(config.hf_hub_id or config.url),
+        )
+        found.append(published)
+    return found
+
+
 def create_model(
-    name: str, num_classes: int | None = None, checkpoint: str | Path | None = None, **model_args: Any
+    name: str,
+    num_classes: int | None = None,
+    checkpoint: str | Path | None = None,
+    *,
+    head: Head = "drop",
+    wnids: Sequence[str] | None = None,
+    **model_args: Any,
 ) -> nn.Module:
     """Build a network with random weights, or with those of a file.
 
-    name:        a timm architecture (`resnet50`).
+    name:        a timm architecture (`resnet50`), or `ofa_flops_595m_s`.
     num_classes: outputs of the head; None keeps the architecture's own number (mostly 1,000), 0 leaves the head out.
     checkpoint:  a file for `load_weights`; the log says what of it fitted.
+    head, wnids: what becomes of the file's head where it has another number of classes; see `load_weights`. With `keep`
+                 the file gives the number of classes.
     model_args:  what else the architecture takes (`drop_path_rate=0.1`, `img_size=64`, ...).
 
     Raises ValueError for a name that timm does not know, an argument that the architecture does not take, or weights of
@@ -49,15 +100,19 @@ def create_model(
     _check_name(name)
     for key in sorted(_TAKEN.keys() & model_args.keys()):
         raise ValueError(f"model {name}: got the argument {key}={model_args[key]!r}; {_TAKEN[key]}")
+    if head == "keep" and num_classes is not None:
+        raise ValueError(f"model {name}: got num_classes={num_classes} and head='keep', by which the file gives them")
+    if head != "drop" and checkpoint is None:
+        raise ValueError(f"model {name}: head={head!r} needs a checkpoint")
     if num_classes is not None:
         model_args = {**model_args, "num_classes": num_classes}
     try:
         model = timm.create_model(name, **model_args)
-    except (AssertionError, KeyError, RuntimeError, TypeError) as error:
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
         raise ValueError(f"model {name}: cannot be built with {given or 'no arguments'} ({error})") from error
     if checkpoint is not None:
-        report = load_weights(model, checkpoint)
+        report = load_weights(model, checkpoint, head=head, wnids=wnids)
         log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return model
 
@@ -79,3 +134,14 @@ def check_image_size(model: nn.Module, image_size: int) -> None:
             f"the model takes images of {built_for[0]} x {built_for[1]} pixels, got {image_size} x {image_size}; "
             f"give --set 'model_args={{img_size: {image_size}}}', or other data"
         )
+
+
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """Let a model compute its activations a second time instead of keeping them; raises ValueError where it cannot."""
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    try:
+        if switch is None:
+            raise AssertionError("it has no switch for it")
+        switch(True)
+    except AssertionError as error:
+        raise ValueError(f"{name}: knows no grad_checkpointing ({error}); leave it off") from error
