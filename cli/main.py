@@ -13,6 +13,7 @@ import click
 from . import (
     bench_loader,
     browse,
+    config,
     doctor,
     predict,
     preprocess,
@@ -90,6 +91,7 @@ for command in (
     verify.verify,
     browse.browse,
     bench_loader.bench_loader,
+    config.config,
     train.train,
     validate.validate,
     predict.predict,

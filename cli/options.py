@@ -11,7 +11,21 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _LocalPath(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; wanted a path on this machine", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _PathOrUrl(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+PATH = _LocalPath(path_type=Path)
+PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays the string that it is
 
 
 def json_option(command: Command) -> Command:
@@ -44,10 +58,10 @@ def weights_option(command: Command) -> Command:
     """Add `--weights`."""
     return click.option(
         "--weights",
-        type=click.Choice(["last", "best"]),
+        type=click.Choice(["last", "best", "ema"]),
         default="last",
         show_default=True,
-        help="Of a run: the last step's weights, or the best by semantic top-1.",
+        help="Of a run: the last step's weights, their moving average, or the best by semantic top-1.",
     )(command)
 
 

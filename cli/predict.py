@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def predict(
     run_or_checkpoint: Path,
     images: tuple[Path, ...],
-    weights: Literal["last", "best"],
+    weights: Literal["last", "best", "ema"],
     picture: Path | None,
     device: str | None,
     overwrite: bool,

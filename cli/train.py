@@ -2,61 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, device_option, emit, json_option, overwrite_option
+from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
+from .pictures import check_picture, save_picture
 from .progress import TrainLine
+from .train_plan import add_memory, make_plan, render_plan
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..datapipe import Loader
     from ..shards import ShardSet
     from ..training import Ranks, TrainSettings
 
 
 @click.command()
-@click.option("--data", type=PATH, required=True, help="The shards.")
+@click.option("--data", type=PATH_OR_URL, required=True, help="The shards: a folder, or its URL.")
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
 @click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu or torch.")
 @click.option("--model", help="A timm architecture.")
-@click.option("--loss", help="semantic or cross-entropy.")
+@click.option("--loss", help="semantic, cross-entropy or bce.")
+@click.option("--teacher", "teacher_name", help="Who is distilled: a run, a checkpoint of one, or a timm model.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
+@click.option("--plot-schedule", "plot", type=PATH, metavar="OUT.png", help="With --dry-run: draw the learning rate.")
 @overwrite_option
 @json_option
 def train(
-    data: Path,
+    data: Path | str,
     out: Path,
     recipe: str | None,
     sets: tuple[str, ...],
     backend: str | None,
     model: str | None,
     loss: str | None,
+    teacher_name: str | None,
     device: str | None,
     dry_run: bool,
+    plot: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Train a network on shards, with one rank or with several under torchrun.
 
-    An unfinished run of the same settings goes on after its last whole epoch. Several GPUs:
+    An unfinished run of the same settings goes on after its last checkpoint: that of its last epoch, of
+    `save_every_steps`, or of a SIGTERM or SIGUSR1, which end the run in good order. Several GPUs:
     `torchrun --nproc-per-node 8 --no-python in21k train ...`.
     """
     from .. import training
+    from ..datapipe import MixSettings, create_mix
     from ..models import create_model
     from ..shards import open_dataset
 
+    if plot:
+        if not dry_run:
+            raise ValueError("--plot-schedule goes with --dry-run, which draws and does not train")
+        check_picture(plot, overwrite=overwrite)
     shards = open_dataset(data)
-    flags = {"backend": backend, "model": model, "loss": loss}
+    flags = {"backend": backend, "model": model, "loss": loss, "teacher": teacher_name}
     settings = _with_image_size(training.resolve_settings(recipe, sets, flags), shards)
     with training.join_ranks(_device(device, settings.backend)) as ranks:
-        facts = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
+        facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
+        teacher = training.load_teacher(settings, shards.tree, ranks.device) if settings.teacher else None
+        if teacher:
+            facts["teacher_weights"] = teacher.fingerprint
         config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
         training.RunFolder(out).check(config, overwrite=overwrite)
         training.seed_everything(settings)
@@ -65,24 +79,29 @@ def train(
         )
         loader = _loader(shards, "train", settings, ranks)
         try:
-            plan = _plan(shards, out, settings, network, loader, ranks)
+            plan = make_plan(shards, out, settings, network, loader, ranks)
             if dry_run:
                 if ranks.is_first:
-                    emit(plan, _render_plan(plan), as_json=as_json)
+                    plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
+                    if plot:
+                        _draw_schedule(plot, settings, plan)
+                    emit(plan, render_plan(plan), as_json=as_json)
                 return
             if ranks.is_first:
-                click.echo(_render_plan(plan), err=True)
+                click.echo(render_plan(plan), err=True)
             val_loader = _loader(shards, "val", settings, ranks) if "val" in shards.num_samples else None
+            mix = MixSettings(mixup=settings.mixup, cutmix=settings.cutmix)
             with TrainLine() as progress:
-                metrics = training.train(
+                result = training.train(
                     model=network,
-                    loss=training.create_loss(settings, shards.tree),
                     loader=loader,
                     val_loader=val_loader,
                     tree=shards.tree,
                     settings=settings,
                     folder=out,
                     ranks=ranks,
+                    teacher=teacher,
+                    mix=create_mix(mix, settings.seed) if settings.mixup or settings.cutmix else None,
                     data=facts,
                     overwrite=overwrite,
                     progress=progress,
@@ -92,7 +111,11 @@ def train(
         finally:
             loader.close()
         if ranks.is_first:
-            emit({"path": str(out), **metrics}, _render_metrics(out, metrics), as_json=as_json)
+            if isinstance(result, training.Stopped):
+                stopped = f"stopped at step {result.step} of {result.num_steps}"
+                emit({"path": str(out), "stopped": asdict(result)}, stopped, as_json=as_json)
+            else:
+                emit({"path": str(out), **result}, _render_metrics(out, result), as_json=as_json)
 
 
 def _device(device: str | None, backend: str) -> str | None:
@@ -102,12 +125,10 @@ def _device(device: str | None, backend: str) -> str | None:
 
 
 def _with_image_size(settings: TrainSettings, shards: ShardSet) -> TrainSettings:
-    from dataclasses import replace
-
     if settings.image_size is not None:
         return settings
     if shards.image_size is None:
-        raise ValueError(f"{shards.path}: its images keep their own sizes; give --set image_size=...")
+        raise ValueError(f"{shards.location}: its images keep their own sizes; give --set image_size=...")
     return replace(settings, image_size=shards.image_size)
 
 
@@ -129,43 +150,18 @@ def _loader(shards: ShardSet, split: str, settings: TrainSettings, ranks: Ranks)
         device=ranks.device,
         normalize=settings.normalize,
         channels_last=settings.channels_last,
+        crop_pct=None if split == "train" else settings.crop_pct,
         max_bad_rate=settings.max_bad_rate,
+        epoch_samples=settings.epoch_samples if split == "train" else None,
     )
 
 
-def _plan(
-    shards: ShardSet, out: Path, settings: TrainSettings, network: nn.Module, loader: Loader, ranks: Ranks
-) -> dict[str, Any]:
-    from dataclasses import asdict
+def _draw_schedule(path: Path, settings: TrainSettings, plan: dict[str, Any]) -> None:
+    from .schedule_picture import draw_schedule
 
-    steps = settings.epochs * len(loader)
-    return {
-        "data": str(shards.path),
-        "out": str(out),
-        "num_classes": len(shards.tree),
-        "num_samples": shards.num_samples,
-        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "device": str(ranks.device),
-        "backend": loader.backend,
-        "world_size": ranks.world_size,
-        "global_batch": ranks.world_size * settings.batch_size,
-        "steps_per_epoch": len(loader),
-        "num_steps": min(steps, settings.max_steps or steps),
-        "settings": asdict(settings),
-    }
-
-
-def _render_plan(plan: dict[str, Any]) -> str:
-    settings: dict[str, Any] = plan["settings"]
-    samples = " + ".join(f"{count:,} {split}" for split, count in plan["num_samples"].items())
-    shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, {}, False))
-    return (
-        f"{plan['data']}: {plan['num_classes']:,} classes, {samples}\n"
-        f"{settings['model']}: {plan['num_parameters'] / 1e6:.1f} M parameters on {plan['device']} "
-        f"(ranks: {plan['world_size']}), fed by {plan['backend']}\n"
-        f"{plan['num_steps']:,} steps of {plan['global_batch']} images, {plan['steps_per_epoch']:,} an epoch\n"
-        f"settings: {shown}"
-    )
+    subtitle = f"{settings.model}: {plan['num_steps']:,} steps of {plan['global_batch']:,} images"
+    sizes = {name: plan[name] for name in ("lr", "num_steps", "steps_per_epoch")}
+    save_picture(draw_schedule(settings, subtitle=subtitle, **sizes), path)
 
 
 def _render_metrics(out: Path, metrics: dict[str, Any]) -> str:

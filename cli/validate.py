@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import click
 
-from .options import PATH, device_option, emit, json_option, table, weights_option, workers_option
+from .options import PATH, PATH_OR_URL, device_option, emit, json_option, table, weights_option, workers_option
 from .progress import ProgressLine
 
 
 @click.command()
 @click.argument("run_or_checkpoint", type=PATH)
-@click.option("--data", type=PATH, required=True, help="The shards; their validation split is used.")
+@click.option("--data", type=PATH_OR_URL, required=True, help="The shards, or their URL; the validation split is used.")
 @weights_option
 @click.option("--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu or torch.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images per rank.  [default: as in training]")
@@ -22,8 +22,8 @@ from .progress import ProgressLine
 @json_option
 def validate(
     run_or_checkpoint: Path,
-    data: Path,
-    weights: Literal["last", "best"],
+    data: Path | str,
+    weights: Literal["last", "best", "ema"],
     backend: str,
     batch_size: int | None,
     device: str | None,
@@ -62,6 +62,7 @@ def validate(
             device=ranks.device,
             normalize=settings.normalize,
             channels_last=settings.channels_last,
+            crop_pct=settings.crop_pct,
         )
         done = 0
 

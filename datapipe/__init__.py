@@ -2,5 +2,6 @@
 
 from .backends import available_backends, create_loader
 from .loader import Loader
+from .mix import MixSettings, create_mix
 
-__all__ = ["Loader", "available_backends", "create_loader"]
+__all__ = ["Loader", "MixSettings", "available_backends", "create_loader", "create_mix"]

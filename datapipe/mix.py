@@ -5,6 +5,7 @@ What is drawn comes from (seed, epoch, global batch) alone, so that all ranks mi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,11 @@ def draw_mix(settings: MixSettings, seed: int, epoch: int, batch: int) -> MixDra
     top, left = numbers[1] - half, numbers[2] - half
     bottom, right = numbers[1] + half, numbers[2] + half
     return MixDraw(share, (max(0.0, top), max(0.0, left), min(1.0, bottom), min(1.0, right)))
+
+
+def create_mix(settings: MixSettings, seed: int) -> Callable[[Tensor, Tensor, int, int], tuple[Tensor, MixedLabels]]:
+    """Return what mixes (images, labels, epoch, global batch) as `mix` does."""
+    return lambda images, labels, epoch, batch: mix(images, labels, draw_mix(settings, seed, epoch, batch))
 
 
 def _symmetric_beta(alpha: float, numbers: list[float]) -> float:

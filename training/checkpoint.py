@@ -14,7 +14,6 @@ import torch
 
 from ..shards.files import whole_file
 from ..shards.tree import SemanticTree
-from .distributed import Ranks
 
 FORMAT = "in21k-checkpoint"
 VERSION = 1
@@ -32,17 +31,27 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         aside.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU, without unpickling code; raises ValueError where it is none."""
+def read_checkpoint(path: Path) -> bytes:
+    """Return a checkpoint's file; raises ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; wanted a checkpoint of a run")
+    return path.read_bytes()
+
+
+def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
+    """Return what a file of ours holds, on the CPU, without unpickling code; raises ValueError where it is none."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from error
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+    if not isinstance(loaded, dict) or (loaded.get("format"), loaded.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path}: no {FORMAT} of version {VERSION}; wanted a file from a run's checkpoints/")
-    return content
+    return loaded
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours; raises ValueError where it is none."""
+    return parse_checkpoint(read_checkpoint(path), path)
 
 
 def tree_content(tree: SemanticTree) -> dict[str, list[Any]]:
@@ -60,17 +69,14 @@ def tree_from(content: Mapping[str, list[Any]]) -> SemanticTree:
     return SemanticTree.from_parents(content["wnids"], content["names"], content["parents"])
 
 
-def random_state(ranks: Ranks) -> list[dict[str, torch.Tensor]]:
-    """Return the state of torch's random generators, per rank."""
-    cpu = ranks.gather(torch.get_rng_state())
-    if ranks.device.type != "cuda":
-        return [{"cpu": state} for state in cpu]
-    cuda = ranks.gather(torch.cuda.get_rng_state(ranks.device))
-    return [{"cpu": a, "cuda": b} for a, b in zip(cpu, cuda, strict=True)]
+def keep_checkpoints(last: Path, step: int, count: int) -> None:
+    """Keep the last `count` checkpoints beside `last`, which counts, as step-00001234.pt; older ones go.
 
-
-def restore_random_state(states: list[dict[str, torch.Tensor]], ranks: Ranks) -> None:
-    """Set torch's random generators of this rank to what `random_state` returned."""
-    torch.set_rng_state(states[ranks.rank]["cpu"])
-    if ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(states[ranks.rank]["cuda"], ranks.device)
+    step: after which `last` was written.
+    """
+    if count > 1:
+        name = last.with_name(f"step-{step:08d}.pt")
+        name.unlink(missing_ok=True)
+        name.hardlink_to(last)
+    for old in sorted(last.parent.glob("step-*.pt"))[: -count if count > 1 else None]:
+        old.unlink()

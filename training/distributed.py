@@ -7,13 +7,15 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..shards.files import differing
+
+SHARED_BYTES = 1 << 28  # at a time, so that a checkpoint needs little of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ class Ranks:
         padded[: len(mine)] = mine
         return [json.loads(bytes(each[:size].tolist())) for each, size in zip(self.gather(padded), sizes, strict=True)]
 
+    def share_bytes(self, content: bytes | None) -> bytes:
+        """Return rank 0's bytes on every rank, whatever the others give."""
+        if self.world_size == 1:
+            assert content is not None
+            return content
+        size = self.gather_json(len(content) if content is not None else 0)[0]
+        shared = bytearray(size)
+        for start in range(0, size, SHARED_BYTES):
+            mine = torch.empty(min(SHARED_BYTES, size - start), dtype=torch.uint8)
+            if content is not None and self.is_first:
+                mine.copy_(torch.frombuffer(bytearray(content[start : start + SHARED_BYTES]), dtype=torch.uint8))
+            mine = mine.to(self.device)
+            dist.broadcast(mine, src=0)
+            shared[start : start + len(mine)] = mine.cpu().numpy().tobytes()
+        return bytes(shared)
+
     def check_alike(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError on all ranks where one holds other facts (JSON values) than rank 0, and say which."""
         first, *others = self.gather_json(dict(facts))
@@ -93,11 +111,20 @@ def join_ranks(device: str | None = None) -> Generator[Ranks]:
     if "RANK" not in os.environ:
         yield Ranks(device=own)
         return
+    public = cast(Any, dist)  # of which type checkers do not see all
+    store, _, _ = next(public.rendezvous("env://", rank, world_size))
+    # torchrun's store still holds the addresses of the ranks before a restart, where nobody listens any more.
+    attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {world_size}"
+    options: dict[str, Any] = {
+        "store": public.PrefixStore(attempt, store),
+        "rank": rank,
+        "world_size": world_size,
+    }
     if own.type == "cuda":
         torch.cuda.set_device(own)
-        dist.init_process_group("nccl", rank=rank, world_size=world_size, device_id=own)
+        dist.init_process_group("nccl", device_id=own, **options)
     else:
-        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+        dist.init_process_group("gloo", **options)
     try:
         yield Ranks(rank, world_size, own)
     finally:

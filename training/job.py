@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ from ..models.export import save_weights, timm_config
 from ..models.zoo import check_image_size
 from ..shards.files import whole_file, write_json
 from ..shards.tree import SemanticTree
-from .checkpoint import load_checkpoint, save_checkpoint, tree_content, tree_digest
+from .checkpoint import keep_checkpoints, parse_checkpoint, read_checkpoint, save_checkpoint, tree_content, tree_digest
+from .distill import Teacher, self_test
 from .distributed import Ranks
-from .loop import Loader, Trainer
+from .logs import check_trackers, open_logs
+from .loop import Loader, Mix, Trainer, place_of
+from .losses import create_distillation, create_loss
 from .precision import resolve_amp
-from .run_folder import FREE, RunFolder, open_run, run_config
-from .semantic import SemanticSoftmaxLoss
+from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, open_run, run_config
 from .settings import TrainSettings
-from .tracker import JsonLog, Progress, Tracker
+from .signals import StopRequests
+from .tracker import NonFiniteLossError, Progress, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -36,101 +42,188 @@ def seed_everything(settings: TrainSettings) -> None:
     torch.backends.cudnn.benchmark = not settings.deterministic
 
 
-def create_loss(settings: TrainSettings, tree: SemanticTree) -> nn.Module:
-    """Build the loss that the settings name: of float32 logits (B, num_classes) and labels (B,), a mean."""
-    if settings.loss == "semantic":
-        return SemanticSoftmaxLoss(tree, settings.label_smoothing)
-    return nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was asked to stop: after which step, of how many; the same command goes on."""
+
+    step: int
+    num_steps: int
 
 
 def train(
     *,
     model: nn.Module,
-    loss: nn.Module,
     loader: Loader,
     val_loader: Loader | None,
     tree: SemanticTree,
     settings: TrainSettings,
     folder: Path,
     ranks: Ranks | None = None,
+    teacher: Teacher | None = None,
+    mix: Mix | None = None,
     data: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Train a model and leave a run folder; return what metrics.json holds.
+) -> dict[str, Any] | Stopped:
+    """Train a model and leave a run folder; return what metrics.json holds, or where a signal stopped it.
 
     model:      on any device; its output is logits (B, len(tree)).
     val_loader: yields over all ranks each validation sample once; None: no validation, and no `best` checkpoint.
     settings:   with image_size filled in.
     folder:     the run's folder. A finished run of the same settings is left alone, an unfinished one goes on after its
-                last whole epoch, one of other settings is refused unless `overwrite`.
+                last checkpoint, one of other settings is refused unless `overwrite`.
+    teacher:    who is distilled, on the ranks' device; it is tested before the first step.
+    mix:        mixes batches (`in21k.datapipe.mix`).
     data:       plain facts of the data set (fingerprint, counts); they go into config.yaml, equal ones may go on.
 
     Raises ValueError where folder, model and data do not fit together, NonFiniteLossError (a ValueError) where the loss
-    is lost.
+    is lost; nonfinite.json then says in which batch.
     """
     ranks = ranks or Ranks()
     settings = resolve_amp(settings, ranks.device)
     config = run_config(settings, data or {}, ranks.world_size)
-    total_steps = _check(model, loader, tree, settings)
-    facts = {name: value for name, value in config.items() if name not in FREE}
-    ranks.check_alike({**facts, "tree": tree_digest(tree), "torch": torch.__version__})
+    _check(model, loader, tree, settings)
+    free = (*FREE, *(() if settings.deterministic else FREE_UNLESS_DETERMINISTIC))
+    facts = {name: value for name, value in config.items() if name not in free}
+    versions = {name: version(name) for name in ("in21k", "torch", "timm")}
+    ranks.check_alike({**facts, "tree": tree_digest(tree), **versions})
+    trainer = Trainer(
+        model,
+        create_loss(settings, tree),
+        settings,
+        ranks,
+        teacher=teacher,
+        distillation=create_distillation(settings, tree) if teacher else None,
+        mix=mix,
+    )
+    if teacher and (overwrite or not ranks.gather_json(RunFolder(folder).last.exists())[0]):
+        tested, split = (val_loader, "validation") if val_loader is not None else (loader, "training")
+        found = self_test(teacher, tested, tree, split=split, amp=settings.amp, ranks=ranks)
+        log.log(logging.INFO if ranks.is_first else logging.DEBUG, "%s", found)
     with open_run(folder, config, ranks, overwrite=overwrite) as run:
-        finished, begun = run.finished, run.last.exists()
-        ranks.barrier()  # no rank may look after another has gone on
-        if finished:
+        if _is_finished(run, ranks):
             log.info("%s: this run is finished already", folder)
-            return run.metrics()
-        trainer = Trainer(model, loss, settings, ranks)
-        if begun:
-            _go_on(trainer, loader, run)
-        position = trainer.position
-        if ranks.is_first:
-            tree.save(run.path / "tree.json")
-            if progress:
-                progress.on_start(position.step, total_steps)
-        lines = JsonLog(run.path / "log.jsonl", after_step=position.step) if ranks.is_first else None
-        tracker = Tracker(ranks, lines, progress)
+            return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
+        _go_on(trainer, loader, run)
+        return _run(trainer, loader, val_loader, tree, run, config, progress)
 
-        while position.step < total_steps:
-            trainer.train_epoch(loader, total_steps, tracker)
-            better, ends = False, position.step == total_steps
-            if val_loader is not None and (ends or position.epoch % settings.validate_every_epochs == 0):
-                better = trainer.validate(val_loader, tree, tracker)
-            state = trainer.state_dict()
+
+def _is_finished(run: RunFolder, ranks: Ranks) -> bool:
+    """Return whether rank 0's folder holds a finished run; raises ValueError where it lacks what another rank's has."""
+    held = ranks.gather_json([run.finished, run.last.exists()])
+    for rank, (_, begun) in enumerate(held):
+        if begun and not held[0][1]:
+            raise ValueError(
+                f"{run.path}: rank {rank} has a run there, and rank 0 has none; start its node as rank 0 "
+                "(torchrun --node-rank 0), or copy the folder there"
+            )
+    return held[0][0]
+
+
+def _run(
+    trainer: Trainer,
+    loader: Loader,
+    val_loader: Loader | None,
+    tree: SemanticTree,
+    run: RunFolder,
+    config: Mapping[str, Any],
+    progress: Progress | None,
+) -> dict[str, Any] | Stopped:
+    """Take a run from where it stands to its end, or until a signal comes."""
+    ranks, settings, position = trainer.ranks, trainer.settings, trainer.position
+    loader.set_epoch(position.epoch)
+    total_steps = trainer.plan(loader)
+    if ranks.is_first:
+        tree.save(run.path / "tree.json")
+        if progress:
+            progress.on_start(position.step, total_steps)
+    with (
+        StopRequests() as stop_requests,
+        open_logs(run.path, settings.trackers, config, after_step=position.step, here=ranks.is_first) as logs,
+    ):
+        tracker = Tracker(ranks, logs, progress, steps_per_read=settings.log_every_steps, wants_stop=stop_requests)
+
+        def save(path: Path = run.last) -> None:
             if ranks.is_first:
-                content = {**state, "loader": loader.state_dict(), "config": config, "tree": tree_content(tree)}
-                if better:  # before `last`: a kill between the two repeats the epoch and finds it the best again
-                    save_checkpoint(run.best, content)
-                save_checkpoint(run.last, content)
+                place = place_of(loader) if _within_epoch(loader) else None
+                content = {**trainer.state_dict(), "loader": place, "config": config, "tree": tree_content(tree)}
+                save_checkpoint(path, content)
+                keep_checkpoints(run.last, position.step, settings.keep_last)
 
-        if ranks.is_first:
-            _finish(trainer, tree, run)
-        ranks.barrier()
-        return run.metrics()
+        while position.step < total_steps or _within_epoch(loader):
+            try:
+                whole = trainer.train_epoch(loader, tracker, save)
+            except NonFiniteLossError as error:
+                _write_down(error, loader, run, ranks)
+                raise
+            ends = position.step == total_steps
+            validates = val_loader if ends or (position.epoch + 1) % settings.validate_every_epochs == 0 else None
+            if place_of(loader) and (
+                validates is not None or not whole
+            ):  # a kill while it validates costs no more than that
+                save()
+            if not whole:
+                return Stopped(position.step, total_steps)
+            position.epoch += 1
+            loader.set_epoch(position.epoch)
+            if validates is not None and trainer.validate(validates, tree, tracker):
+                save(run.best)  # before `last`: a kill between the two validates again, and finds it the best again
+            save()
+    if ranks.is_first:
+        _finish(trainer, tree, run)
+    return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
 
 
-def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: TrainSettings) -> int:
-    """Return the number of steps of the whole run; raises ValueError where model, data and settings do not fit."""
+def _within_epoch(loader: Loader) -> bool:
+    return loader.num_left() < len(loader)
+
+
+def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: TrainSettings) -> None:
+    """Raise ValueError where model, data and settings do not fit."""
     num_outputs = getattr(model, "num_classes", len(tree))
     if num_outputs != len(tree):
         raise ValueError(f"the model has {num_outputs} classes, the data set {len(tree)}; wanted equally many")
     if settings.image_size is not None:
         check_image_size(model, settings.image_size)
-    if not len(loader):
+    if len(loader) < settings.accumulate:
+        batches = f"{settings.accumulate} batches" if settings.accumulate > 1 else "one batch"
         raise ValueError(
-            f"the training images do not fill one batch of {settings.batch_size} on each rank; "
+            f"the training images do not fill {batches} of {settings.batch_size} on each rank; "
             "give a smaller --set batch_size"
         )
-    steps = settings.epochs * len(loader)
-    return min(steps, settings.max_steps or steps)
+    if settings.save_every_steps and place_of(loader) is None:
+        raise ValueError(
+            f"save_every_steps is {settings.save_every_steps}, and backend {settings.backend} cannot go on within an "
+            "epoch; take an indexed backend, or make epochs shorter by --set epoch_samples"
+        )
+    check_trackers(settings.trackers)
 
 
 def _go_on(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
-    state = load_checkpoint(run.last)
+    """Take up the last checkpoint of rank 0's folder, where it has one."""
+    ranks = trainer.ranks
+    content = ranks.share_bytes(read_checkpoint(run.last) if ranks.is_first and run.last.exists() else b"")
+    if not content:
+        return
+    state = parse_checkpoint(content, run.last)
     trainer.load_state_dict(state)
-    loader.load_state_dict(state["loader"])
-    log.info("%s: going on after epoch %d, step %d", run.path, trainer.position.epoch, trainer.position.step)
+    if state["loader"]:
+        loader.load_state_dict(state["loader"])
+    position = trainer.position
+    log.info("%s: going on after step %d, in epoch %d", run.path, position.step, position.epoch)
+
+
+def _write_down(error: NonFiniteLossError, loader: Loader, run: RunFolder, ranks: Ranks) -> None:
+    """Write the batch that lost the loss to nonfinite.json; all ranks call it."""
+    names = loader.describe_batch(error.place) if error.place and not math.isfinite(error.losses[ranks.rank]) else []
+    samples = ranks.gather_json(names)
+    if ranks.is_first:
+        by_rank = [
+            {"rank": rank, "loss": str(loss), "samples": names}
+            for rank, (loss, names) in enumerate(zip(error.losses, samples, strict=True))
+            if not math.isfinite(loss)
+        ]
+        write_json(run.nonfinite, {**error.line, "place": error.place, "ranks": by_rank})
 
 
 def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder) -> None:
@@ -138,16 +231,21 @@ def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder) -> None:
     settings, position = trainer.settings, trainer.position
     with whole_file(run.path / "model.safetensors") as aside:
         save_weights(trainer.model, aside)
+    if trainer.ema:
+        with whole_file(run.path / "model_ema.safetensors") as aside:
+            save_weights(trainer.ema.module, aside)
     config = timm_config(
         trainer.model,
         architecture=settings.model,
         model_args=settings.model_args,
         image_size=settings.image_size or 224,
+        crop_pct=settings.crop_pct,
         normalize=settings.normalize,
         wnids=tree.wnids,
         names=tree.names,
     )
     write_json(run.path / "config.json", config)
+    run.nonfinite.unlink(missing_ok=True)  # of a try before this one
     metrics: dict[str, Any] = {"num_epochs": position.epoch, "num_steps": position.step}
     if position.validation is not None:
         metrics |= position.validation

@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from ..models.zoo import checkpoint_gradients
 from ..shards.tree import SemanticTree
-from .checkpoint import random_state, restore_random_state
 from .distributed import Ranks
 from .evaluation.validate import evaluate
-from .optim import create_optimizer
+from .optim import create_optimizer, scaled_lr, set_lr
 from .precision import autocast, create_scaler
-from .schedule import one_cycle
+from .schedule import learning_rate_share
 from .settings import TrainSettings
 from .tracker import Batch, Tracker
+
+# Mixes a batch: images, labels, epoch, and its number in the epoch (0..). Returns images, and (labels, other labels,
+# the share of the first) of all.
+Mix = Callable[[Tensor, Tensor, int, int], tuple[Tensor, tuple[Tensor, Tensor, float]]]
 
 
 class Loader(Protocol):
     """Where batches come from: images (B, 3, H, W) and labels int64 (B,), on any device."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the epoch."""
+        """Yield the batches that are left of the epoch."""
         ...
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch on each rank."""
+        """Return the number of batches of a whole epoch on each rank."""
+        ...
+
+    def num_left(self) -> int:
+        """Return the number of batches that are left of the epoch."""
         ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin that epoch (0..) at its first sample."""
+        """Pick an epoch (0..); another one than the current begins at its first sample."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position as plain values."""
+    def state_dict(self) -> dict[str, int]:
+        """Return the place as {epoch, samples (handed out in it, to all ranks)}; ValueError: it has none to go on from.
+
+        `load_state_dict` takes it up.
+        """
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a position."""
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take up a place."""
+        ...
+
+    def describe_batch(self, state: dict[str, int]) -> list[str]:
+        """Name the samples of this rank's batch at a place."""
         ...
 
 
@@ -61,58 +79,135 @@ class Position:
 class Trainer:
     """A model on its way through the epochs: everything a step changes, and a checkpoint holds.
 
-    model, criterion: go to the ranks' device; the criterion takes float32 logits (B, C) and labels (B,), gives a scalar
-    that is a mean over the batch. settings.amp is resolved (no `auto`).
+    model:        goes to the ranks' device.
+    criterion:    takes logits (B, C) and labels (B,), gives a scalar that is a mean over the batch.
+    settings:     settings.amp is resolved (no `auto`).
+    teacher, distillation: who is distilled, on the ranks' device, from images to logits (B, C); and the loss of
+                  (logits, the teacher's).
+    mix:          what mixes batches.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module, settings: TrainSettings, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        settings: TrainSettings,
+        ranks: Ranks,
+        *,
+        teacher: nn.Module | None = None,
+        distillation: nn.Module | None = None,
+        mix: Mix | None = None,
+    ) -> None:
         self.settings, self.ranks, self.position = settings, ranks, Position()
         self._layout = torch.channels_last if settings.channels_last else torch.preserve_format
-        self.model = model.to(ranks.device).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self.model = _prepared(model, settings, ranks).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
         self._criterion = criterion.to(ranks.device)
+        self._teacher, self._mix = teacher, mix
+        self._distillation = distillation.to(ranks.device) if distillation else None
         self._optimizer = create_optimizer(self.model, settings)
         self._scaler = create_scaler(ranks.device, settings.amp)
-        self._network = DistributedDataParallel(self.model) if ranks.world_size > 1 else self.model
-        torch.manual_seed(settings.seed * 1_000_003 + ranks.rank)  # so that the ranks' dropout differs
+        self._distributed, self._network = _network(self.model, settings, ranks)
+        self._total = self._span = 0
+        self._lr = scaled_lr(settings, ranks.world_size * settings.batch_size * settings.accumulate)
 
-    def train_epoch(self, loader: Loader, total_steps: int, tracker: Tracker) -> None:
-        """Take the steps of one epoch, or those that are left of `total_steps`."""
-        settings, position, device = self.settings, self.position, self.ranks.device
-        begun_at = position.step
-        loader.set_epoch(position.epoch)
-        self._network.train()
-        for images, labels in tracker.watch(islice(loader, total_steps - position.step)):
-            images = images.to(device, non_blocking=True, memory_format=self._layout)
-            labels = labels.to(device, non_blocking=True)
+    def plan(self, loader: Loader) -> int:
+        """Find out how many steps the run has in all, those that are done included; the loader is at its place.
 
-            with autocast(device, settings.amp):
-                logits: Tensor = self._network(images)
-            loss: Tensor = self._criterion(logits.float(), labels)
+        After a change of the number of ranks what is left has another number of steps: the schedule then spans as many
+        as a run of these ranks alone would have, and ends with the last.
+        """
+        settings, position = self.settings, self.position
+        per_epoch = len(loader) // settings.accumulate
+        epochs_left = settings.epochs - position.epoch
+        left = loader.num_left() // settings.accumulate + (epochs_left - 1) * per_epoch if epochs_left > 0 else 0
+        self._total, self._span = position.step + left, settings.epochs * per_epoch
+        if settings.max_steps:
+            self._total, self._span = min(self._total, settings.max_steps), min(self._span, settings.max_steps)
+        return self._total
 
+    def train_epoch(self, loader: Loader, tracker: Tracker, save: Callable[[], None]) -> bool:
+        """Take the steps that are left of an epoch; return whether it is whole, and not stopped on the way."""
+        settings, position = self.settings, self.position
+        steps = min(loader.num_left() // settings.accumulate, self._total - position.step)
+        begun_at = len(loader) - loader.num_left()
+        self.model.train()
+        batches = tracker.watch(loader)
+        for first in range(begun_at, begun_at + steps * settings.accumulate, settings.accumulate):
+            _seed_step(settings.seed, position.step, self.ranks.rank)
+            place = place_of(loader)
             self._optimizer.zero_grad()
-            self._scaler.scale(loss).backward()
-            if settings.clip_grad is not None:
-                self._scaler.unscale_(self._optimizer)
-                clip_grad_norm_(self.model.parameters(), settings.clip_grad)
-
-            lr = settings.lr * one_cycle(position.step, total_steps, settings.warmup)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+            losses = [self._backward(*next(batches), first, turn) for turn in range(settings.accumulate)]
+            norm = self._gradient_norm()
+            lr = self._lr * learning_rate_share(settings, position.step + self._span - self._total, self._span)
+            set_lr(self._optimizer, lr)
             self._scaler.step(self._optimizer)
             self._scaler.update()
-
             position.step += 1
-            tracker.add_step(position.step, position.epoch, loss, lr, num_images=len(labels))
-        if position.step == begun_at:
-            raise RuntimeError(f"the loader promised {len(loader)} batches an epoch and gave none")
-        self.ranks.copy_buffers(self.model)
-        position.epoch += 1
+            if self.ema:
+                self.ema.update(self.model, step=position.step)
+
+            means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+            images = settings.accumulate * settings.batch_size
+            tracker.add_step(position.step, position.epoch, lr, means | {"grad_norm": norm}, images=images, place=place)
+            due = bool(settings.save_every_steps) and position.step % settings.save_every_steps == 0
+            if (due or tracker.due) and tracker.tell():
+                return False
+            if due:
+                save()
+        return not tracker.tell()
+
+    def _backward(self, images: Tensor, labels: Tensor, first: int, turn: int) -> dict[str, Tensor]:
+        """Add the gradient of the step's batch of that turn, counted from `first`; return its losses, scalars."""
+        settings, device = self.settings, self.ranks.device
+        images = images.to(device, non_blocking=True, memory_format=self._layout)
+        labels = labels.to(device, non_blocking=True)
+        mixed = (labels, labels, 1.0)
+        if self._mix:
+            images, mixed = self._mix(images, labels, self.position.epoch, first + turn)
+        with self._no_sync(last=turn == settings.accumulate - 1):
+            with autocast(device, settings.amp):
+                logits: Tensor = self._network(images)
+                taught = self._teacher(images) if self._teacher else None
+            losses = self._losses(logits, mixed, taught)
+            self._scaler.scale(losses["loss"] / settings.accumulate).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, logits: Tensor, mixed: tuple[Tensor, Tensor, float], taught: Tensor | None) -> dict[str, Tensor]:
+        labels, others, share = mixed
+        loss: Tensor = self._criterion(logits, labels)
+        if share < 1:
+            loss = share * loss + (1 - share) * self._criterion(logits, others)
+        if taught is None or self._distillation is None:
+            return {"loss": loss}
+        distilled: Tensor = self._distillation(logits, taught)
+        return {"loss": loss + self.settings.kd_weight * distilled, "label_loss": loss, "kd_loss": distilled}
+
+    def _gradient_norm(self) -> Tensor:
+        """Clip the gradient, where asked; return the norm that it had."""
+        self._scaler.unscale_(self._optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.settings.clip_grad is not None:
+            return clip_grad_norm_(parameters, self.settings.clip_grad)
+        return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def _no_sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last or self._distributed is None else self._distributed.no_sync()
 
     def validate(self, loader: Loader, tree: SemanticTree, tracker: Tracker) -> bool:
-        """Measure the model as it is; return whether it is the best so far."""
+        """Measure the model as it is, and its moving average; return whether it is the best so far.
+
+        Where there is a moving average, the best is the best of its.
+        """
         position = self.position
-        position.validation = evaluate(self.model, loader, tree, amp=self.settings.amp, ranks=self.ranks)
+        measure = partial(evaluate, loader=loader, tree=tree, amp=self.settings.amp, ranks=self.ranks)
+        self.ranks.copy_buffers(self.model)
+        position.validation = measure(self.model)
         reached: float = position.validation["semantic_top1"]
+        if self.ema:
+            self.ranks.copy_buffers(self.ema.module)
+            position.validation["ema"] = measure(self.ema.module)
+            reached = position.validation["ema"]["semantic_top1"]
         better = position.best is None or reached > position.best
         if better:
             position.best, position.best_epoch = reached, position.epoch - 1
@@ -120,19 +215,59 @@ class Trainer:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a run needs to go on; all ranks have to ask."""
+        """Return everything a run needs to go on; random draws come from the number of the step."""
         return {
             "position": dict(vars(self.position)),
             "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": random_state(self.ranks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.position = Position(**state["position"])
         self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        restore_random_state(state["random"], self.ranks)
+
+
+def place_of(loader: Loader) -> dict[str, int] | None:
+    """Return a loader's place; None where it has none to go on from."""
+    try:
+        return loader.state_dict()
+    except ValueError:
+        return None
+
+
+def _prepared(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
+    """Bring a model to its device, in the forms that the settings ask for; raises ValueError where it has none."""
+    if settings.grad_checkpointing:
+        checkpoint_gradients(model, settings.model)
+    if settings.sync_bn and ranks.world_size > 1:
+        if ranks.device.type == "cpu":
+            raise ValueError("sync_bn needs GPUs, and these ranks are on the CPU; leave it off")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(ranks.device)
+
+
+def _network(
+    model: nn.Module, settings: TrainSettings, ranks: Ranks
+) -> tuple[DistributedDataParallel | None, Callable[[Tensor], Tensor] | Any]:
+    """Return the model as all ranks share it, and as it is called."""
+    distributed = None
+    if ranks.world_size > 1:
+        # A graph is static where each backward pass ends in a reduction, which accumulated ones do not.
+        distributed = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, static_graph=settings.accumulate == 1
+        )
+    network = distributed or model
+    return distributed, torch.compile(network) if settings.compile else network
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step, so that dropout and the like draw alike however often the run was begun anew."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]) >> 1)

@@ -28,9 +28,10 @@ class SemanticAccuracy:
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, num_classes), labels int64 (B,); counts on the logits' device, without waiting."""
         self._levels, self.sums = self._levels.to(logits.device), self.sums.to(logits.device)
-        targets = self._levels.targets_of(labels)
-        answers = torch.stack([level_logits.argmax(dim=1) for level_logits in self._levels.split(logits)])
-        self.sums += torch.stack([(answers == targets).sum(dim=1), (targets >= 0).sum(dim=1)])
+        right = self._levels.ancestors_of(labels)
+        by_level = zip(self._levels.classes, self._levels.split(logits), strict=True)
+        answers = torch.stack([classes[level_logits.argmax(dim=1)] for classes, level_logits in by_level], dim=1)
+        self.sums += torch.stack([(answers == right).sum(dim=0), (right >= 0).sum(dim=0)])
 
     def compute(self) -> float:
         """Return the accuracy over all levels, 0..1; raises ValueError where nothing was counted."""
@@ -98,13 +99,9 @@ def commonest(tree: SemanticTree, class_counts: Tensor) -> float:
     >>> commonest(tree, torch.tensor([5, 3, 2]))
     0.5
     """
-    levels = Levels(tree).to(class_counts.device)
-    targets = levels.targets_of(torch.arange(len(tree), device=class_counts.device))
-    right = valid = 0
-    for size, target in zip(levels.sizes, targets, strict=True):
-        # Position 0 takes the classes that lie above the level and is left out.
-        counts = class_counts.new_zeros(size + 1).index_add_(0, target + 1, class_counts)[1:]
-        right, valid = right + int(counts.max()), valid + int(counts.sum())
+    counts = tree.branch_sums(class_counts.tolist())
+    by_level = [[counts[index] for index in classes] for classes in tree.classes_by_level if len(classes) > 1]
+    right, valid = sum(map(max, by_level)), sum(map(sum, by_level))
     if not valid:
         raise ValueError("no sample was counted; wanted at least one")
     return right / valid

@@ -14,15 +14,27 @@ from typing import Any
 
 import yaml
 
-from ..shards.files import differing, read_json, write_text
+from ..shards.files import TEMPORARY, differing, read_json, write_text
 from .distributed import Ranks
 from .settings import TrainSettings
 
 # What a run's folder holds, in the order in which it goes when a run is overwritten. metrics.json is the mark of a
 # finished run and goes first; config.yaml is the mark of a run and goes last.
-CONTENTS = ("metrics.json", "model.safetensors", "config.json", "checkpoints", "log.jsonl", "tree.json", "config.yaml")
-# Settings that may change between the start of a run and its end.
-FREE = ("workers",)
+CONTENTS = (
+    "metrics.json",
+    "model.safetensors",
+    "model_ema.safetensors",
+    "config.json",
+    "checkpoints",
+    "tensorboard",
+    "log.jsonl",
+    "nonfinite.json",
+    "tree.json",
+    "config.yaml",
+)
+# Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
+FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
+FREE_UNLESS_DETERMINISTIC = ("backend", "world_size")
 
 
 def run_config(settings: TrainSettings, data: Mapping[str, Any], world_size: int) -> dict[str, Any]:
@@ -49,6 +61,7 @@ class RunFolder:
         self.path = Path(path)
         self.last = self.path / "checkpoints" / "last.pt"
         self.best = self.path / "checkpoints" / "best.pt"
+        self.nonfinite = self.path / "nonfinite.json"
         self._lock = -1
 
     @property
@@ -94,6 +107,8 @@ class RunFolder:
             ) from None
         if overwrite:
             self._clear()
+        for leftover in self.path.rglob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         self.last.parent.mkdir(exist_ok=True)
 
@@ -132,4 +147,5 @@ def open_run(path: Path, config: Mapping[str, Any], ranks: Ranks, *, overwrite: 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**config, **config["data"]}
-    return {key: value for key, value in flat.items() if key not in (*FREE, "data")}
+    free = (*FREE, *(() if config["deterministic"] else FREE_UNLESS_DETERMINISTIC), "data")
+    return {key: value for key, value in flat.items() if key not in free}

@@ -1,26 +1,45 @@
-"""The settings of a training run: what they mean, what they may be, and where their values come from."""
+"""The settings of a training run: what they mean, and what they may be."""
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-RECIPES = Path(__file__).parent / "recipes"
-# Beyond these a number is a slip of the finger.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+_INFINITE = float("inf")
+# Whole numbers from 1 on. Beyond these a number is a slip of the finger.
 _MOST = {
-    "batch_size": 1_000_000,
-    "epochs": 1_000_000,
-    "validate_every_epochs": 1_000_000,
-    "max_steps": 10**12,
-    "image_size": 8192,
+    **dict.fromkeys(("batch_size", "accumulate", "epochs", "validate_every_epochs", "keep_last"), 1_000_000),
+    **dict.fromkeys(("max_steps", "epoch_samples", "save_every_steps", "log_every_steps", "base_batch"), 10**12),
+    **dict.fromkeys(("image_size", "teacher_size"), 8192),
     "workers": 1024,
 }
+# Of other settings: which, what holds for a value that is not None, and that in words.
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("lr", "clip_grad", "kd_temperature"), lambda value: 0 < value < _INFINITE, "more than 0"),
+    (("weight_decay", "kd_weight"), lambda value: 0 <= value < _INFINITE, "at least 0"),
+    (("label_smoothing", "momentum", "max_bad_rate"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    (("ema",), lambda value: 0 < value < 1, "more than 0 and less than 1, or off"),
+    (("crop_pct", "layer_decay", "gamma"), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    (("mixup", "cutmix"), lambda value: 0 <= value <= 1, "0 to 1"),
+    (("warmup",), lambda value: 0 <= value <= 1, "a share of the steps, 0 to 1"),
+    (
+        ("milestones",),
+        lambda value: bool(value) and all(0 < share < 1 for share in value) and sorted(set(value)) == value,
+        "shares of the steps between 0 and 1, in rising order",
+    ),
+    (
+        ("trackers",),
+        lambda value: set(value) <= set(TRACKERS) and len(set(value)) == len(value),
+        f"a list of some of {', '.join(TRACKERS)}",
+    ),
+    (("seed",), lambda value: 0 <= value < 2**63, "0 to 2^63 - 1"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,52 +47,104 @@ class TrainSettings:
     """Everything that shapes a training run beside the data; raises ValueError where a value makes no sense."""
 
     model: str = "resnet50"
-    """A timm architecture."""
+    """A timm architecture, or one of ours (`in21k models`)."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """What else the architecture takes, as {drop_path_rate: 0.1}."""
     init: str | None = None
     """A file of weights to begin with (see `in21k.models.load_weights`); None: random weights."""
-    loss: Literal["semantic", "cross-entropy"] = "semantic"
-    """Semantic softmax over the tree, or one softmax over all classes."""
+    loss: Literal["semantic", "cross-entropy", "bce"] = "semantic"
+    """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class."""
     label_smoothing: float = 0.2
     """The share of the target that is spread evenly over the classes, 0 <= x < 1."""
+    teacher: str | None = None
+    """Who is distilled: a run's folder, a checkpoint of one, or a timm model with pretrained weights; None: nobody."""
+    teacher_size: int | None = None
+    """Side in pixels of the images that the teacher sees, resized from the student's; None: those as they are."""
+    kd_weight: float = 10.0
+    """The weight of the distillation loss beside the loss of the labels."""
+    kd_reduction: Literal["mean", "sum"] = "mean"
+    """Of the semantic distillation loss over the batch; the paper's code has the sum, which grows with the batch."""
+    kd_temperature: float | None = None
+    """None: semantic distillation over the tree. A number: plain distillation of all logits at this temperature."""
     backend: str = "auto"
-    """The loader's backend (`auto`, `dali_gpu`, `dali_cpu`, `opencv`, `torch`); the loader checks it."""
+    """The loader's backend (`auto`, `dali_gpu`, `dali_cpu`, `opencv`, `torch`, `webdataset`); the loader checks it."""
+    epoch_samples: int | None = None
+    """How many images make an epoch, for the backend `webdataset` alone, which cannot count them."""
     augment: Literal["none", "miil", "inception", "inception-ra"] = "none"
     """`none`: stretch to image_size; `miil`: then cutout and RandAugment; `inception`: random crop and flip;
     `inception-ra`: then RandAugment."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution, 0 (off) to 1."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's; where both are on, each has every second batch, by chance."""
     max_bad_rate: float = 0.001
     """An epoch stops past this share of corrupt samples; below it others stand in for them. 0 <= x < 1."""
     normalize: Literal["unit", "imagenet"] = "unit"
     """`unit`: pixels 0..1; `imagenet`: less ImageNet's mean, over its standard deviation."""
+    crop_pct: float | None = None
+    """Validation: the shorter side is resized to image_size / crop_pct and the middle taken, 0 < x <= 1; None: the
+    whole image, stretched."""
     workers: int | None = None
     """Decode threads or processes per rank; None: as the backend sees fit. Shapes no result."""
     image_size: int | None = None
     """Side of the square images in pixels; None: the size that the shards hold."""
     batch_size: int = 64
-    """Images per rank and step."""
+    """Images per rank and forward pass."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
     epochs: int = 80
     """How often every image is seen."""
     max_steps: int | None = None
     """Stop after this many steps, if that comes before `epochs`; the schedule then spans these."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """`adam` has its weight decay in the gradient (L2), `adamw` apart from it."""
+    optimizer: str = "adam"
+    """`adam` has its weight decay in the gradient (L2), `adamw` apart from it; `sgd`; or another of timm's (`lamb`,
+    `lion`, `lookahead_adam`, ...)."""
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """What else the optimizer takes, as {betas: [0.9, 0.98]} or {nesterov: true}."""
     lr: float = 3e-4
     """The peak learning rate."""
+    auto_scale_lr: bool = False
+    """Multiply lr by (the real global batch) / base_batch."""
+    base_batch: int | None = None
+    """The global batch that lr is meant for."""
     momentum: float = 0.9
-    """Momentum of `sgd`."""
+    """Momentum of `sgd` and its kin."""
     weight_decay: float = 0.0
-    """Applies to tensors of more than one dimension only."""
-    schedule: Literal["one-cycle"] = "one-cycle"
-    """`one-cycle`: from lr/20 up to lr and down to nearly 0, both along a cosine."""
+    """Applies to tensors of more than one dimension only, less those that the model excepts (positions, as a rule)."""
+    layer_decay: float | None = None
+    """The learning rate of each layer is this share of that of the layer above it, 0 < x <= 1; None: all alike."""
+    schedule: Literal["one-cycle", "cosine", "multi-step", "constant"] = "one-cycle"
+    """`one-cycle`: from lr/20 up to lr and down to nearly 0, both along a cosine. The others climb from lr/10 in a
+    straight line for `warmup`; then `cosine` falls to 0 along half a period, `multi-step` by `gamma` at each of
+    `milestones`, and `constant` stays."""
     warmup: float = 0.1
     """The share of all steps on which the learning rate climbs, 0 <= x <= 1."""
+    milestones: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.9])
+    """Of `multi-step`: shares of all steps, 0 < x < 1, in rising order."""
+    gamma: float = 0.1
+    """Of `multi-step`: what the learning rate is multiplied by at each milestone."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision; `auto`: off on a CPU, bf16 on a GPU."""
+    compile: bool = False
+    """Compile network and teacher with torch.compile."""
     channels_last: bool = False
     """Lay images and weights out channels last; convolutions on a GPU in half precision like that."""
+    ema: float | None = None
+    """The decay of an exponential moving average of the weights, 0 < x < 1, validated beside them; None: off."""
     clip_grad: float | None = None
     """The largest norm of the whole gradient; None: not clipped."""
+    sync_bn: bool = False
+    """Batch norm over the batches of all ranks."""
+    grad_checkpointing: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them."""
+    save_every_steps: int | None = None
+    """Save `last` also after every so many steps; None: after each epoch, and at a signal. Shapes no result."""
+    keep_last: int = 1
+    """How many of the last checkpoints stay. Shapes no result."""
+    log_every_steps: int | None = None
+    """How many steps' losses are read from the device at once; None: 10 on a GPU, 1 on a CPU. Shapes no result."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Who is told beside log.jsonl: `tensorboard`, `wandb`, `mlflow`. Shapes no result."""
     validate_every_epochs: int = 1
     """Validate after every so many epochs, and after the last."""
     seed: int = 0
@@ -82,95 +153,82 @@ class TrainSettings:
     """Use only algorithms that give the same bits each time; slower on a GPU."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints().items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(_bad(name, getattr(self, name), "one of " + ", ".join(get_args(hint))))
-        for name in ("batch_size", "epochs", "validate_every_epochs", "max_steps", "image_size", "workers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(_bad(name, getattr(self, name), "at least 1"))
-        for name in ("lr", "clip_grad"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(_bad(name, getattr(self, name), "more than 0"))
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(_bad("weight_decay", self.weight_decay, "at least 0"))
-        for name in ("label_smoothing", "momentum", "max_bad_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(_bad(name, getattr(self, name), "at least 0 and less than 1"))
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(_bad("warmup", self.warmup, "a share of the steps, 0 to 1"))
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name, hint in setting_kinds().items():
+            if get_origin(hint) is Literal and given[name] not in get_args(hint):
+                raise ValueError(_bad(name, given[name], "one of " + ", ".join(get_args(hint))))
+        for name, most in _MOST.items():
+            if given[name] is not None and not 1 <= given[name] <= most:
+                raise ValueError(_bad(name, given[name], "at least 1" if given[name] < 1 else f"at most {most:,}"))
+        for names, holds, words in _RULES:
+            for name in names:
+                if given[name] is not None and not holds(given[name]):
+                    raise ValueError(_bad(name, given[name], words))
+        _check_optimizer(self.optimizer)
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Raise ValueError where a setting lacks the one that it leans on."""
+        streams = self.backend == "webdataset"
+        if self.auto_scale_lr and self.base_batch is None:
+            raise ValueError("auto_scale_lr needs the global batch that lr is meant for; give --set base_batch=...")
+        if self.teacher_size is not None and self.teacher is None:
+            raise ValueError(
+                f"teacher_size is {self.teacher_size} and there is no teacher; give --teacher, or leave it"
+            )
+        if streams and self.epoch_samples is None:
+            raise ValueError(
+                "backend webdataset cannot count its images; say what an epoch is, --set epoch_samples=..."
+            )
+        if not streams and self.epoch_samples is not None:
+            raise ValueError(
+                f"epoch_samples is {self.epoch_samples} and goes with backend webdataset alone; backend {self.backend} "
+                "counts its images, so leave it out, or give --set max_steps=... for a shorter run"
+            )
 
 
-def resolve_settings(
-    recipe: str | None = None, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
-) -> TrainSettings:
-    """Put a run's settings together: defaults, under a recipe, under what was asked for one by one.
-
-    recipe: a name in `training/recipes`, or a YAML file: one flat mapping of settings (a run's config.yaml is one).
-    sets:   `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`).
-    flags:  settings by name as command-line flags give them; None: the flag was not given.
-
-    Raises ValueError for an unknown recipe or setting, a value of another kind, and a setting that is asked for twice
-    with different values.
-    """
-    asked = _known({name: value for name, value in (flags or {}).items() if value is not None}, "the flags")
-    for text in sets:
-        name, given, value = text.partition("=")
-        if not given:
-            raise ValueError(f"--set {text}: has no value; wanted --set KEY=VALUE")
-        converted = _known({name.strip(): _yaml(value, f"--set {text}")}, f"--set {text}")
-        for key in asked.keys() & converted.keys():
-            if asked[key] != converted[key]:
-                raise ValueError(f"{key} is asked for twice, as {asked[key]!r} and as {converted[key]!r}; give it once")
-        asked |= converted
-    return TrainSettings(**{**(read_recipe(recipe) if recipe else {}), **asked})
-
-
-def list_recipes() -> list[str]:
-    """Return the names of the recipes that in21k ships."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """Return the settings of a recipe by name or of a YAML file; raises ValueError where it is neither."""
-    path = RECIPES / f"{recipe}.yaml" if recipe in list_recipes() else Path(recipe)
-    if not path.is_file():
-        raise ValueError(
-            f"unknown recipe {recipe!r}{_nearest(recipe, list_recipes())}; wanted one of them, or a YAML file"
-        )
-    try:
-        content = _yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as a recipe ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no settings; wanted lines of `name: value`")
-    # `data` is what a finished run was trained on, in its config.yaml; it is no setting.
-    return _known({str(name): value for name, value in content.items() if name != "data"}, str(path))
-
-
-def _known(values: Mapping[str, object], where: str) -> dict[str, Any]:
-    hints = _hints()
-    for name in values:
-        if name not in hints:
-            raise ValueError(f"{where}: unknown setting {name!r}{_nearest(name, list(hints))}")
-    return {name: _convert(name, value, hints[name]) for name, value in values.items()}
-
-
-def _hints() -> dict[str, Any]:
+def setting_kinds() -> dict[str, Any]:
+    """Return the kind of every setting as a type hint, in the order in which they are declared."""
     hints = get_type_hints(TrainSettings)
     return {each.name: hints[each.name] for each in fields(TrainSettings)}
+
+
+def setting_meanings() -> dict[str, str]:
+    """Return what every setting means, on one line: the text under its declaration."""
+    (declared,) = ast.parse(inspect.getsource(TrainSettings)).body
+    assert isinstance(declared, ast.ClassDef)
+    meanings: dict[str, str] = {}
+    for statement, below in zip(declared.body, declared.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(below, ast.Expr)
+            assert isinstance(below.value, ast.Constant)
+            meanings[statement.target.id] = " ".join(str(below.value.value).split())
+    return meanings
+
+
+def known_settings(values: Mapping[str, object], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Return settings as given in YAML, each of its own kind; ValueError for an unknown one and for another kind.
+
+    also: what else could stand there, and be meant by an unknown name.
+    """
+    kinds = setting_kinds()
+    for name in values:
+        if name not in kinds:
+            raise ValueError(f"{where}: unknown setting {name!r}{nearest(name, [*kinds, *also])}")
+    return {name: _convert(name, value, kinds[name]) for name, value in values.items()}
 
 
 def _convert(name: str, value: object, hint: Any) -> Any:
     """Make of a YAML value one of the setting's kind (None where it may be); raises ValueError where it is none."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if get_origin(kind) is Literal:
+    kind = get_origin(kinds[0]) or kinds[0]
+    if kind is Literal:
         # YAML 1.1 reads a bare `off` as False.
-        return "off" if value is False and "off" in get_args(kind) else value
-    if get_origin(kind) is dict:
-        kind = dict
+        return "off" if value is False and "off" in get_args(kinds[0]) else value
+    if type(None) in kinds and (value is None or value is False):
+        return None
+    if kind is list and value is False:
+        return []
     try:
         if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
@@ -181,21 +239,32 @@ def _convert(name: str, value: object, hint: Any) -> Any:
     except ValueError:
         pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "{name: value}"}
-        raise ValueError(_bad(name, value, wanted[kind]))
+        raise ValueError(_bad(name, value, _WORDS[kind]))
+    if isinstance(value, list):
+        (item_kind,) = get_args(kinds[0])
+        return [_convert(name, item, item_kind) for item in value]
     return value
 
 
-def _yaml(text: str, where: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not readable as YAML ({str(error).splitlines()[0]})") from error
+_WORDS = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "text"},
+    **{dict: "{name: value}", list: "a list, [one, another]"},
+}
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-    return f"; known: {', '.join(nearest)}"
+def _check_optimizer(name: str) -> None:
+    """Raise ValueError where timm has no such optimizer, or one that the loop cannot serve."""
+    from timm import optim as timms
+
+    known = [str(each) for each in timms.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
+    known.remove("adahessian")  # wants the graph of the gradient
+    if name.removeprefix("lookahead_") not in known:
+        raise ValueError(_bad("optimizer", name, f"adam, adamw, sgd, or another of timm's{nearest(name, known)}"))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message: the known names that are like a wrong one, or all where none is."""
+    return f"; known: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known)}"
 
 
 def _bad(name: str, value: object, wanted: str) -> str:

@@ -1,19 +1,18 @@
-"""What a run says on its way: a line of JSON per step and per validation, without waiting for the device at each."""
+"""What a run says on its way: a line per step and per validation, without waiting for the device at each."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..shards.files import write_text
 from .distributed import Ranks
+from .logs import Log
 
 Batch = tuple[Tensor, Tensor]
 
@@ -23,7 +22,19 @@ STEPS_PER_READ, STEPS_PER_READ_CPU = 10, 1
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or no number; the run stopped."""
+    """The loss became infinite or no number; the run stopped.
+
+    line:   the step's line of log.jsonl, as far as it is known.
+    losses: of the step, per rank.
+    place:  of the loader before the step; None where it has none.
+    """
+
+    def __init__(self, line: Mapping[str, Any], losses: Sequence[float], place: dict[str, int] | None) -> None:
+        super().__init__(
+            f"the loss of step {line['step']} is {sum(losses)}; in a new folder try a lower --set lr "
+            f"(here it was {line['lr']:.3g}), --set clip_grad=1, or --set amp=off"
+        )
+        self.line, self.losses, self.place = dict(line), list(losses), place
 
 
 class Progress(Protocol):
@@ -42,50 +53,44 @@ class Progress(Protocol):
         ...
 
 
-class JsonLog:
-    """log.jsonl: one JSON object per line, each with its `step`.
-
-    after_step: what an unfinished run wrote beyond this step is cut off, so that each step stands there once.
-    """
-
-    def __init__(self, path: Path, *, after_step: int) -> None:
-        kept: list[str] = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] > after_step:
-                    break
-            except ValueError:  # the run was killed in the middle of this line
-                break
-            kept.append(line + "\n")
-        write_text(path, "".join(kept))
-        self._path = path
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+@dataclass(frozen=True)
+class _Step:
+    line: dict[str, Any]
+    scalars: Mapping[str, Tensor]
+    place: dict[str, int] | None
 
 
 class Tracker:
     """Collects the steps of a rank, reads their losses from the device a few at a time, and lets rank 0 tell of them.
 
-    A step's line is {step (1..), epoch (0..), lr, loss (mean over the ranks), images_per_s (of all ranks), data_wait
-    (the share of the time in which the loop waited for batches)}; the last two are means over the steps read together.
+    A step's line is {step (1..), epoch (0..), lr, loss and the other scalars (means over the ranks; null where they are
+    not finite), images_per_s (of all ranks), data_wait (the share of the time in which the loop waited for batches),
+    memory_mb (the most that rank 0 had on its GPU, or has in memory)}; the last three are of the steps read together.
     A validation's line is {step, epoch, validation: {...}}.
+
+    wants_stop: asked at each reading; once it is true on any rank, `tell` is true on all.
     """
 
-    def __init__(self, ranks: Ranks, log: JsonLog | None, progress: Progress | None) -> None:
-        self._ranks, self._log, self._progress = ranks, log, progress
-        self._steps_per_read = STEPS_PER_READ_CPU if ranks.device.type == "cpu" else STEPS_PER_READ
+    def __init__(
+        self,
+        ranks: Ranks,
+        logs: Sequence[Log],
+        progress: Progress | None,
+        *,
+        steps_per_read: int | None = None,
+        wants_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._ranks, self._logs, self._progress, self._wants_stop = ranks, logs, progress, wants_stop
+        on_cpu = ranks.device.type == "cpu"
+        self._steps_per_read = steps_per_read or (STEPS_PER_READ_CPU if on_cpu else STEPS_PER_READ)
         self._begin()
 
     def _begin(self) -> None:
-        self._losses: list[Tensor] = []
-        self._lines: list[dict[str, Any]] = []
+        self._steps: list[_Step] = []
         self._num_images, self._wait_s, self._start_s = 0, 0.0, time.perf_counter()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches and measure the wait for each; after the last one every step has been told."""
+        """Yield the batches and measure the wait for each; raises RuntimeError at their end."""
         self._begin()
         iterator = iter(batches)
         while True:
@@ -93,43 +98,73 @@ class Tracker:
             batch = next(iterator, None)
             self._wait_s += time.perf_counter() - asked_s
             if batch is None:
-                break
+                raise RuntimeError("the loader gave fewer batches than it promised")
             yield batch
-            if len(self._lines) >= self._steps_per_read:
-                self._tell()
-        self._tell()
 
-    def add_step(self, step: int, epoch: int, loss: Tensor, lr: float, *, num_images: int) -> None:
-        """Note a step without waiting for it."""
-        self._lines.append({"step": step, "epoch": epoch, "lr": lr})
-        self._losses.append(loss.detach())
-        self._num_images += num_images
+    def add_step(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        scalars: Mapping[str, Tensor],
+        *,
+        images: int,
+        place: dict[str, int] | None = None,
+    ) -> None:
+        """Note a step without waiting for it: its scalars (one is `loss`), this rank's images, the loader's place."""
+        self._steps.append(_Step({"step": step, "epoch": epoch, "lr": lr}, scalars, place))
+        self._num_images += images
+
+    @property
+    def due(self) -> bool:
+        """Whether enough steps are noted to read them."""
+        return len(self._steps) >= self._steps_per_read
 
     def add_validation(self, step: int, epoch: int, validation: Mapping[str, Any]) -> None:
         """Tell of a validation."""
         line = {"step": step, "epoch": epoch, "validation": validation}
-        if self._log:
-            self._log.write(line)
+        for log in self._logs:
+            log.write(line)
         if self._progress and self._ranks.is_first:
             self._progress.on_validation(line)
 
-    def _tell(self) -> None:
-        """Tell of the steps noted; waits for device and ranks, and raises NonFiniteLossError on all of them alike."""
-        if not self._lines:
-            return
-        losses = (self._ranks.sum(torch.stack(self._losses)) / self._ranks.world_size).tolist()
+    def tell(self) -> bool:
+        """Tell of the steps noted; return whether the run shall stop. All ranks call it, and it waits for the device.
+
+        Raises NonFiniteLossError on all ranks alike.
+        """
+        values, stop = self._read()
         passed_s = max(time.perf_counter() - self._start_s, 1e-9)
-        images_per_s = round(self._num_images * self._ranks.world_size / passed_s, 1)
-        data_wait = round(self._wait_s / passed_s, 4)
-        for noted, loss in zip(self._lines, losses, strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of step {noted['step']} is {loss}; in a new folder try a lower --set lr "
-                    f"(here it was {noted['lr']:.3g}), --set clip_grad=1, or --set amp=off"
-                )
-            line = noted | {"loss": loss, "images_per_s": images_per_s, "data_wait": data_wait}
-            if self._log:
-                self._log.write(line)
+        rates = {
+            "images_per_s": round(self._num_images * self._ranks.world_size / passed_s, 1),
+            "data_wait": round(min(self._wait_s / passed_s, 1.0), 4),
+            "memory_mb": round(_memory_bytes(self._ranks.device) / 1e6),
+        }
+        for step, by_rank in zip(self._steps, values, strict=True):
+            losses = by_rank[:, list(step.scalars).index("loss")].tolist()
+            if not math.isfinite(sum(losses)):
+                raise NonFiniteLossError(step.line, losses, step.place)
+            means = zip(step.scalars, by_rank.mean(dim=0).tolist(), strict=True)
+            line = step.line | {name: mean if math.isfinite(mean) else None for name, mean in means} | rates
+            for log in self._logs:
+                log.write(line)
             if self._progress and self._ranks.is_first:
                 self._progress.on_step(line)
         self._begin()
+        return stop
+
+    def _read(self) -> tuple[list[Tensor], bool]:
+        """Return per step the scalars of the ranks, float32 (ranks, scalars), and whether any rank wants to stop."""
+        flag = torch.tensor([float(self._wants_stop())], device=self._ranks.device)
+        noted = [torch.stack([scalar.float() for scalar in step.scalars.values()]) for step in self._steps]
+        by_rank = torch.stack(self._ranks.gather(torch.cat([flag, *noted])))
+        sizes = [1, *(len(each) for each in noted)]
+        flags, *values = by_rank.split(sizes, dim=1)
+        return values, bool(flags.any())
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 – a Path for each step would be waste
+        return int(file.read().split()[1]) * 4096

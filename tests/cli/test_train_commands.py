@@ -17,7 +17,8 @@ Words = Callable[[Path], list[object]]
 
 def test_a_run_holds_what_the_contract_lists(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
-        *("config.yaml", "log.jsonl", "metrics.json", "tree.json", "checkpoints", "model.safetensors", "config.json"),
+        *("config.yaml", "log.jsonl", "metrics.json", "tree.json", "checkpoints", "tensorboard"),
+        *("model.safetensors", "config.json"),
     }
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     lines = map(json.loads, (trained / "log.jsonl").read_text().splitlines())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,26 +21,38 @@ class MemoryLoader:
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.images, self.labels = images, labels
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.epoch = 0
+        self.epoch = self.consumed = 0
 
     def __len__(self) -> int:
         return len(self.labels) // (self.batch_size * self.world_size)
 
+    def num_left(self) -> int:
+        return (len(self.labels) - self.consumed) // (self.batch_size * self.world_size)
+
+    def _rows(self, state: dict[str, int]) -> Tensor:
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(state["epoch"]))
+        begin = state["samples"] + self.rank * self.batch_size
+        return order[begin : begin + self.batch_size]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.epoch))
-        for index in range(len(self)):
-            begin = (index * self.world_size + self.rank) * self.batch_size
-            taken = order[begin : begin + self.batch_size]
+        for _ in range(self.num_left()):
+            taken = self._rows(self.state_dict())
+            self.consumed += self.batch_size * self.world_size
             yield self.images[taken], self.labels[taken]
+        self.consumed = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.consumed = epoch, 0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch}
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "samples": self.consumed}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.consumed = state["epoch"], state["samples"]
+
+    def describe_batch(self, state: dict[str, int]) -> list[str]:
+        return [f"image {row}" for row in self._rows(state).tolist()]
 
 
 def small_tree() -> SemanticTree:
@@ -74,7 +85,7 @@ def tree() -> SemanticTree:
 @pytest.fixture
 def make_loader() -> Callable[..., MemoryLoader]:
     """Make loaders over the small data."""
-    return lambda batch_size=16: MemoryLoader(*small_data(), batch_size)
+    return lambda batch_size=16, **ranks: MemoryLoader(*small_data(), batch_size, **ranks)
 
 
 @pytest.fixture

@@ -9,15 +9,7 @@ import pytest
 import torch
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import Ranks
-from in21k.training.checkpoint import (
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    tree_content,
-    tree_from,
-)
+from in21k.training.checkpoint import keep_checkpoints, load_checkpoint, save_checkpoint, tree_content, tree_from
 
 
 class Harmful:
@@ -71,9 +63,12 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_random_draws_go_on_where_they_were() -> None:
-    state = random_state(Ranks())
-    wanted = torch.rand(3)
-    torch.rand(5)
-    restore_random_state(state, Ranks())
-    assert torch.equal(torch.rand(3), wanted)
+def test_as_many_of_the_last_as_asked_are_kept(tmp_path: Path) -> None:
+    last = tmp_path / "last.pt"
+    for step in range(1, 5):
+        save_checkpoint(last, {"step": step})
+        keep_checkpoints(last, step, 3)
+    kept = {path.stem: load_checkpoint(path)["step"] for path in tmp_path.iterdir()}
+    assert kept == {"last": 4, "step-00000002": 2, "step-00000003": 3, "step-00000004": 4}
+    keep_checkpoints(last, 4, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]

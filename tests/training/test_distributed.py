@@ -15,11 +15,15 @@ import torch
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import Ranks, TrainSettings, create_loss, join_ranks, train
+from in21k.training import Ranks, TrainSettings, join_ranks, train
+
+NOT_KILLED = -1
+NOT_KILLED_WITH_DROPOUT = -2
 
 
-def torchrun(num_ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+def torchrun(num_ranks: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    launch += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     script = Path(__file__).parent / "two_ranks.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -34,15 +38,14 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def test_two_ranks_of_half_the_batch_give_the_loss_curve_of_one(
     tmp_path: Path, tree: SemanticTree, make_model: Callable[..., nn.Module], make_loader: Any
 ) -> None:
-    result = torchrun(2, tmp_path / "two", 16, 0)
+    result = torchrun(2, tmp_path / "two", 16, 0, NOT_KILLED)
     assert result.returncode == 0, result.stderr
-    settings = TrainSettings(model="resnet18", image_size=16, batch_size=32, epochs=2, lr=0.02)
+    settings = TrainSettings(model="resnet18", image_size=16, batch_size=32, epochs=2, lr=0.02, ema=0.9, trackers=[])
     loader = make_loader(batch_size=32)
     validation = make_loader(batch_size=31)
     validation.images, validation.labels = validation.images[:31], validation.labels[:31]
     train(
         model=make_model(dropout=0),
-        loss=create_loss(settings, tree),
         loader=loader,
         val_loader=validation,
         tree=tree,
@@ -59,11 +62,23 @@ def test_two_ranks_of_half_the_batch_give_the_loss_curve_of_one(
 
 
 def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> None:
-    result = torchrun(2, tmp_path / "run", 16, 7)
+    result = torchrun(2, tmp_path / "run", 16, 7, NOT_KILLED)
     assert result.returncode != 0
     assert "rank 0 stops: rank 1 trains something else than rank 0 (seed 0 -> 7)" in result.stderr
     assert "rank 1 stops: rank 1 trains something else than rank 0 (seed 0 -> 7)" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_is_killed_twice_comes_back_and_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert torchrun(2, whole, 16, 0, NOT_KILLED_WITH_DROPOUT).returncode == 0
+    result = torchrun(2, killed, 16, 0, 1, restarts=2)  # at batches 1 and 2 of 6
+    assert result.returncode == 0, result.stderr
+    assert "exitcode: -9" in result.stderr
+    for name in ("model.safetensors", "model_ema.safetensors", "metrics.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    told = [[(line["step"], line.get("loss")) for line in lines_of(folder)] for folder in (whole, killed)]
+    assert told[0] == told[1]
 
 
 def test_without_torchrun_there_is_one_rank_and_no_process_group() -> None:

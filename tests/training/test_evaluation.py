@@ -19,7 +19,6 @@ from in21k.training import (
     SemanticAccuracy,
     TrainSettings,
     commonest,
-    create_loss,
     draw_prediction,
     evaluate,
     load_run,
@@ -45,7 +44,6 @@ def finished(tree: SemanticTree, make_loader: Any, settings: TrainSettings, run_
     settings = replace(settings, model="resnet10t", epochs=2, batch_size=48, model_args={"drop_rate": 0.1})
     train(
         model=create_model("resnet10t", num_classes=6, drop_rate=0.1),
-        loss=create_loss(settings, tree),
         loader=make_loader(batch_size=48),
         val_loader=make_loader(batch_size=48),
         tree=tree,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import NonFiniteLossError, Ranks, TrainSettings, create_loss, run_config, train
+from in21k.training import NonFiniteLossError, Ranks, Stopped, TrainSettings, run_config, train
+from in21k.training.distill import Teacher
+from in21k.training.loop import Trainer
+from in21k.training.losses import create_loss
 from in21k.training.run_folder import open_run
 
 Train = Callable[..., dict[str, Any]]
@@ -30,7 +35,6 @@ def run_training(
         chosen: TrainSettings = changes.pop("settings", settings)
         usual: dict[str, Any] = {
             "model": make_model(),
-            "loss": create_loss(chosen, tree),
             "loader": make_loader(),
             "val_loader": make_loader(batch_size=40),
             "folder": run_path,
@@ -52,29 +56,42 @@ class KilledError(Exception):
     pass
 
 
-class StopAt:
-    """A watcher that kills the run at a step."""
+class Watcher:
+    """Watches a run, and does something once a step is told of."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int = -1, act: Callable[[], None] = lambda: None) -> None:
+        self.step, self.act = step, act
         self.begun_at: int | None = None
+        self.total: int | None = None
 
-    def on_start(self, step: int, *_: object) -> None:
-        self.begun_at = step
+    def on_start(self, step: int, total_steps: int) -> None:
+        self.begun_at, self.total = step, total_steps
 
     def on_step(self, line: Mapping[str, Any]) -> None:
         if line["step"] == self.step:
-            raise KilledError
+            self.act()
 
     def on_validation(self, line: Mapping[str, Any]) -> None:
         pass
 
 
+def kill_at(step: int) -> Watcher:
+    def kill() -> None:
+        raise KilledError
+
+    return Watcher(step, kill)
+
+
+def signal_at(step: int, number: int = signal.SIGTERM) -> Watcher:
+    return Watcher(step, lambda: signal.raise_signal(number))
+
+
 def test_a_finished_run_holds_what_the_contract_lists(run_training: Train, run_path: Path, tree: SemanticTree) -> None:
     metrics = run_training(data={"num_train": 96})
     found = sorted(str(path.relative_to(run_path)) for path in run_path.rglob("*") if path.is_file())
-    wanted = ["checkpoints/best.pt", "checkpoints/last.pt", "config.json", "config.yaml", "log.jsonl"]
-    assert found == [*wanted, "metrics.json", "model.safetensors", "tree.json"]
+    wanted = ["checkpoints/best.pt", "checkpoints/last.pt", "config.json", "config.yaml", "log.jsonl", "metrics.json"]
+    assert found[:-1] == [*wanted, "model.safetensors", "tensorboard/" + found[-2].partition("/")[2]]
+    assert found[-1] == "tree.json"
     assert json.loads((run_path / "metrics.json").read_text()) == metrics
     assert (metrics["num_epochs"], metrics["num_steps"], metrics["num_samples"]) == (3, 18, 80)
     assert SemanticTree.load(run_path / "tree.json") == tree
@@ -102,34 +119,170 @@ def test_it_learns(run_training: Train, settings: TrainSettings) -> None:
     assert metrics["semantic_top1"] > metrics["semantic_top1_commonest"] + 15
 
 
+def assert_equal_runs(folder: Path, whole: Path) -> None:
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name])
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    varying = ("images_per_s", "data_wait", "memory_mb")
+    kept = [
+        [{key: value for key, value in line.items() if key not in varying} for line in lines_of(each)]
+        for each in (folder, whole)
+    ]
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize("step", [1, 6, 9, 18])
+@pytest.mark.parametrize("save_every_steps", [None, 1, 4, 6])
 def test_a_run_that_was_killed_ends_bit_equal_to_one_that_was_not(
-    run_training: Train, run_path: Path, tmp_path: Path, step: int
+    run_training: Train,
+    run_path: Path,
+    tmp_path: Path,
+    settings: TrainSettings,
+    step: int,
+    save_every_steps: int | None,
 ) -> None:
     whole = run_training(folder=tmp_path / "whole")
+    saving = replace(settings, save_every_steps=save_every_steps)
     with pytest.raises(KilledError):
-        run_training(progress=StopAt(step))
+        run_training(progress=kill_at(step), settings=saving)
     assert not (run_path / "metrics.json").exists()
     with (run_path / "log.jsonl").open("a") as log:
         log.write('{"step": 1')  # the kill came in the middle of a line
-    watcher = StopAt(-1)
+    watcher = Watcher()
+    assert run_training(progress=watcher, settings=saving) == whole
+    every = save_every_steps or 6
+    assert watcher.begun_at == max((step - 1) // every * every, (step - 1) // 6 * 6)
+    assert_equal_runs(run_path, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ema": 0.9}, {"accumulate": 2}, {"optimizer": "sgd"}, {"schedule": "cosine"}, {"clip_grad": 0.1}]
+)
+def test_whatever_was_killed_at_every_second_step_ends_bit_equal(
+    run_training: Train, run_path: Path, tmp_path: Path, settings: TrainSettings, changes: dict[str, Any]
+) -> None:
+    changed = replace(settings, **changes)
+    whole = run_training(folder=tmp_path / "whole", settings=changed)
+    for step in range(2, whole["num_steps"] + 1, 2):
+        with pytest.raises(KilledError):
+            run_training(progress=kill_at(step), settings=replace(changed, save_every_steps=1))
+    assert run_training(settings=changed) == whole
+    assert_equal_runs(run_path, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [3, 6, 18])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_run_after_its_step_and_it_goes_on_from_there(
+    run_training: Train, run_path: Path, tmp_path: Path, step: int, number: int
+) -> None:
+    before = signal.getsignal(number)
+    whole = run_training(folder=tmp_path / "whole")
+    stopped = run_training(progress=signal_at(step - 1, number) if step > 1 else None)
+    assert stopped == Stopped(step, 18)
+    assert signal.getsignal(number) == before
+    assert not (run_path / "metrics.json").exists()
+    watcher = Watcher()
     assert run_training(progress=watcher) == whole
-    assert watcher.begun_at == (step - 1) // 6 * 6
-    for name, tensor in weights_of(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights_of(run_path)[name])
-    assert (run_path / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    varying = ("images_per_s", "data_wait")
-    kept = [
-        [{key: value for key, value in line.items() if key not in varying} for line in lines_of(folder)]
-        for folder in (run_path, tmp_path / "whole")
-    ]
-    assert kept[0] == kept[1]
+    assert (watcher.begun_at, watcher.total) == (step, 18)
+    assert_equal_runs(run_path, tmp_path / "whole")
+
+
+def test_a_run_may_go_on_with_another_number_of_ranks_unless_deterministic(
+    run_training: Train,
+    run_path: Path,
+    tree: SemanticTree,
+    settings: TrainSettings,
+    make_model: Any,
+    make_loader: Any,
+) -> None:
+    """A rank with a batch of 16, then two of them: the schedule goes on from the share of images that were seen."""
+    run_training(progress=signal_at(8))  # of 18
+    loader = make_loader(world_size=2)
+    trainer = Trainer(make_model(), create_loss(settings, tree), settings, Ranks())
+    state = torch.load(run_path / "checkpoints" / "last.pt", weights_only=True)
+    trainer.load_state_dict(state)
+    loader.load_state_dict(state["loader"])
+    assert trainer.plan(loader) == 9 + 1 + 3  # half of the second epoch, of 3 steps now, and the third
+
+
+def test_accumulated_batches_step_as_one_large_batch(
+    run_training: Train, tmp_path: Path, settings: TrainSettings, make_model: Any, make_loader: Any
+) -> None:
+    curves = []
+    for name, batch_size, accumulate in (("large", 32, 1), ("small", 8, 4)):
+        changed = replace(settings, batch_size=batch_size, accumulate=accumulate, clip_grad=1.0)
+        loader = make_loader(batch_size=batch_size)
+        run_training(folder=tmp_path / name, settings=changed, loader=loader, model=make_model(dropout=0))
+        curves.append([line["loss"] for line in lines_of(tmp_path / name) if "loss" in line])
+    assert len(curves[0]) == 9
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_moving_average_is_validated_beside_the_weights_and_kept(
+    run_training: Train, run_path: Path, settings: TrainSettings
+) -> None:
+    metrics = run_training(settings=replace(settings, ema=0.9))
+    reached = [line["validation"]["ema"]["semantic_top1"] for line in lines_of(run_path) if "validation" in line]
+    assert max(reached) == metrics["best_semantic_top1"]
+    averaged = load_file(run_path / "model_ema.safetensors")
+    weights = load_file(run_path / "model.safetensors")
+    assert averaged.keys() == weights.keys()
+    assert not torch.equal(averaged["5.weight"], weights["5.weight"])
+    assert torch.allclose(averaged["5.weight"], weights["5.weight"], atol=0.1)
+
+
+def test_the_last_checkpoints_are_kept(run_training: Train, run_path: Path, settings: TrainSettings) -> None:
+    run_training(settings=replace(settings, keep_last=3, save_every_steps=5))
+    found = sorted(path.name for path in (run_path / "checkpoints").iterdir())
+    assert found == ["best.pt", "last.pt", "step-00000012.pt", "step-00000015.pt", "step-00000018.pt"]
+
+
+class Colours(nn.Module):
+    """A teacher that tells the class of an image by its mean colour."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.colours = torch.stack([images[labels == label].mean(dim=(0, 2, 3)) for label in range(6)])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return -100 * torch.cdist(images.mean(dim=(2, 3)), self.colours)
+
+
+def test_a_student_learns_from_a_teacher_alone(
+    run_training: Train, run_path: Path, settings: TrainSettings, make_loader: Any
+) -> None:
+    """Its labels are noise that shifts from image to image; what it learns is the teacher's."""
+    loader = make_loader()
+    colours, plain = Colours(loader.images, loader.labels), ((0.0,) * 3, (1.0,) * 3)
+    teacher = Teacher(colours, name="colours", outputs=torch.arange(6), mean_std=plain, student_mean_std=plain)
+    loader.labels = loader.labels[torch.randperm(96, generator=torch.Generator().manual_seed(1))]
+    changed = replace(settings, epochs=40, teacher="colours", kd_weight=1000.0)
+    metrics = run_training(settings=changed, loader=loader, teacher=teacher)
+    assert metrics["semantic_top1"] > metrics["semantic_top1_commonest"] + 15
+    line = lines_of(run_path)[0]
+    assert line["loss"] == pytest.approx(line["label_loss"] + 1000 * line["kd_loss"], rel=1e-4)
+
+
+def test_mixing_is_told_epoch_and_batch_and_weighs_both_labels(
+    run_training: Train, run_path: Path, settings: TrainSettings, make_model: Any
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def mix(images: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> Any:
+        told.append((epoch, batch))
+        return images, (labels, labels, 0.3)
+
+    run_training(settings=replace(settings, accumulate=2, epochs=2), mix=mix, model=make_model(dropout=0))
+    assert told == [(epoch, batch) for epoch in (0, 1) for batch in range(6)]
+    mixed = [line["loss"] for line in lines_of(run_path) if "loss" in line]
+    run_training(settings=replace(settings, accumulate=2, epochs=2), model=make_model(dropout=0), overwrite=True)
+    assert [line["loss"] for line in lines_of(run_path) if "loss" in line] == pytest.approx(mixed, rel=1e-4)
 
 
 def test_a_run_killed_before_metrics_finishes_without_training(run_training: Train, run_path: Path) -> None:
     metrics = run_training()
     (run_path / "metrics.json").unlink()
-    watcher = StopAt(18)
+    watcher = Watcher()
     assert run_training(progress=watcher) == metrics
     assert watcher.begun_at == 18
 
@@ -206,7 +359,14 @@ def test_a_lost_loss_stops_the_run_before_it_is_saved(run_training: Train, run_p
     with pytest.raises(NonFiniteLossError, match=r"the loss of step [1-6] is nan; .*lower --set lr"):
         run_training(loader=loader)
     assert not (run_path / "checkpoints" / "last.pt").exists()
-    assert all("loss" in line for line in lines_of(run_path))
+    lines = lines_of(run_path)
+    assert all("loss" in line for line in lines)
+    written = json.loads((run_path / "nonfinite.json").read_text())
+    assert written["step"] == len(lines) + 1
+    assert written["place"] == {"epoch": 0, "samples": 16 * len(lines)}
+    (culprit,) = written["ranks"]
+    assert (culprit["rank"], culprit["loss"], len(culprit["samples"])) == (0, "nan", 16)
+    assert "image 50" in culprit["samples"]
 
 
 @pytest.mark.parametrize(

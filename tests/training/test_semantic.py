@@ -14,7 +14,7 @@ from torch import Tensor
 
 from in21k.preprocess import build_tree
 from in21k.shards.tree import SemanticTree
-from in21k.training import SemanticAccuracy, SemanticSoftmaxLoss, TopAccuracy, commonest
+from in21k.training import SemanticAccuracy, SemanticSoftmaxLoss, TopAccuracy, commonest, computed_ahead, semantic
 from in21k.training.levels import Levels
 
 
@@ -138,8 +138,7 @@ def test_a_level_of_one_class_is_no_hierarchy_and_its_class_trains_its_ancestors
     assert levels.numbers == (0, 1)  # level 2 holds the swan alone
     assert levels.sizes == (2, 3)
     assert levels.weights == (1.0, 6 / 4)  # the sums count the swan too
-    swan = tree.find("swan")
-    assert [levels.classes_of(k)[t].item() for k, t in enumerate(levels.targets_of(torch.tensor(swan)))] == [3, 1]
+    assert levels.ancestors_of(torch.tensor([tree.find("swan")])).tolist() == [[3, 1]]
 
 
 def test_a_tree_without_a_level_of_two_classes_is_refused_with_the_reason() -> None:
@@ -153,8 +152,121 @@ def test_logits_of_another_number_of_classes_are_refused(tree: SemanticTree) -> 
         SemanticSoftmaxLoss(tree)(torch.zeros(2, 5), torch.tensor([0, 1]))
 
 
+def test_labels_of_another_number_are_refused(tree: SemanticTree) -> None:
+    with pytest.raises(ValueError, match=r"\(3,\); wanted \(2,\)"):
+        SemanticSoftmaxLoss(tree)(torch.zeros(2, 6), torch.tensor([0, 1, 2]))
+
+
 def test_an_empty_batch_has_loss_zero(tree: SemanticTree) -> None:
-    assert SemanticSoftmaxLoss(tree)(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)).item() == 0
+    logits = torch.zeros(0, 6, requires_grad=True)
+    loss = SemanticSoftmaxLoss(tree)(logits, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 6)
+
+
+def batch(tree: SemanticTree, size: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits that want a gradient, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(size, len(tree), generator=generator, requires_grad=True)
+    return logits, torch.randint(len(tree), (size,), generator=generator)
+
+
+def gradient(loss: Tensor, logits: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_follows_what_comes_after_the_loss(tree: SemanticTree, dtype: torch.dtype) -> None:
+    logits, labels = batch(tree)
+    logits, loss = logits.detach().to(dtype).requires_grad_(), SemanticSoftmaxLoss(tree)
+    plain = gradient(loss(logits, labels), logits)
+    torch.testing.assert_close(gradient(loss(logits, labels) * 4, logits), plain * 4)
+    once = loss(logits, labels)
+    torch.testing.assert_close(gradient(once + once, logits), plain * 2)
+    kept = loss(logits, labels)
+    kept.backward(retain_graph=True)
+    kept.backward()
+    torch.testing.assert_close(logits.grad, plain * 2)
+
+
+def test_without_need_no_gradient_is_made(tree: SemanticTree) -> None:
+    logits, labels = batch(tree)
+    loss = SemanticSoftmaxLoss(tree)
+    wanted = loss(logits, labels)
+    with torch.inference_mode():
+        assert torch.equal(loss(logits, labels), wanted.detach())
+    with torch.no_grad():
+        assert not loss(logits, labels).requires_grad
+    assert not loss(logits.detach(), labels).requires_grad
+
+
+def test_a_second_derivative_is_refused(tree: SemanticTree) -> None:
+    logits, labels = batch(tree)
+    (slope,) = torch.autograd.grad(SemanticSoftmaxLoss(tree)(logits, labels) ** 2, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_autocast_changes_nothing(tree: SemanticTree) -> None:
+    logits, labels = batch(tree)
+    loss = SemanticSoftmaxLoss(tree)
+    wanted = loss(logits, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(logits, labels)
+    assert torch.equal(found, wanted)
+    assert torch.equal(gradient(found, logits), gradient(wanted, logits))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at what lies between its graphs
+def test_a_compiled_step_leaves_the_loss_as_it_is(tree: SemanticTree) -> None:
+    logits, labels = batch(tree)
+    loss = SemanticSoftmaxLoss(tree)
+    found = torch.compile(lambda logits: loss(logits * 2, labels) + 1, backend="eager")(logits)
+    wanted = loss(logits * 2, labels) + 1
+    assert torch.equal(found, wanted)
+    assert torch.equal(gradient(found, logits), gradient(wanted, logits))
+
+
+def test_logits_of_any_strides(tree: SemanticTree) -> None:
+    logits, labels = batch(tree)
+    loss = SemanticSoftmaxLoss(tree)
+    turned = logits.detach().T.contiguous().T.requires_grad_()
+    assert torch.equal(loss(turned, labels), loss(logits, labels))
+    assert torch.equal(gradient(loss(turned, labels), turned), gradient(loss(logits, labels), logits))
+
+
+def test_rows_taken_one_by_one_or_all_at_once_give_the_same(
+    tree: SemanticTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, labels = batch(tree, 40)
+    loss = SemanticSoftmaxLoss(tree)
+    at_once = loss(logits, labels)
+    monkeypatch.setattr(computed_ahead, "_BLOCK_ELEMENTS", 1)  # then a block has as many rows as there are levels
+    in_blocks = loss(logits, labels)
+    # What other devices do, where nothing may wait for the labels: every row at every level.
+    everything = (torch.arange(40), [40, 40])
+    monkeypatch.setattr(semantic, "_deepest_first", lambda _: everything)
+    masked = loss(logits, labels)
+    for other in (in_blocks, masked):
+        torch.testing.assert_close(other, at_once)
+        torch.testing.assert_close(gradient(other, logits), gradient(at_once, logits), rtol=1e-5, atol=1e-8)
+        at_once = loss(logits, labels)
+
+
+def test_a_thousand_levels() -> None:
+    # Two chains of 1,000 classes, and three classes that hang off them.
+    size = 2003
+    parents = [-1, -1, *range(1998), 5, 700, 1998]
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(size)], [""] * size, parents)
+    assert len(Levels(tree).sizes) == 1000
+    labels = [1999, 2002, 901]
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
+    fast, slow = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss, wanted = SemanticSoftmaxLoss(tree)(fast, torch.tensor(labels)), slow_loss(tree, slow, labels, 0.2)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient(loss, fast), gradient(wanted, slow).float(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_modules_hold_nothing_to_save(tree: SemanticTree) -> None:

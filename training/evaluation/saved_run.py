@@ -7,12 +7,14 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ...models.weights import read_weights
+from ...models.weights_file import read_weights
 from ...models.zoo import create_model
 from ...shards.tree import SemanticTree
 from ..checkpoint import load_checkpoint, tree_from
 from ..run_folder import RunFolder, read_config
 from ..settings import TrainSettings
+
+Weights = Literal["last", "best", "ema"]
 
 
 class SavedRun(NamedTuple):
@@ -28,10 +30,12 @@ class SavedRun(NamedTuple):
         return TrainSettings(**{name: value for name, value in self.config.items() if name != "data"})
 
 
-def load_run(path: str | Path, weights: Literal["last", "best"] = "last") -> SavedRun:
+def load_run(path: str | Path, weights: Weights = "last") -> SavedRun:
     """Load the model of a run folder, or of a checkpoint file of a run.
 
-    weights: of a run folder, those of the last step (or last finished epoch), or the best by semantic top-1.
+    weights: of a run folder, those of the last step (or last checkpoint), their moving average, or the best by semantic
+             top-1 (the best of the moving average, where the run has one); of a checkpoint file, `ema` takes its
+             moving average.
 
     Raises ValueError where the path is neither, or the weights are not there.
     """
@@ -40,26 +44,30 @@ def load_run(path: str | Path, weights: Literal["last", "best"] = "last") -> Sav
         return _from_folder(RunFolder(path), weights)
     if not path.exists():
         raise ValueError(f"{path}: does not exist; wanted a run folder or a checkpoint file")
-    return _from_checkpoint(path)
+    return _from_checkpoint(path, averaged=weights == "ema")
 
 
-def _from_folder(run: RunFolder, weights: str) -> SavedRun:
+def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
     if not (run.path / "config.yaml").is_file():
         raise ValueError(f"{run.path}: no run of in21k train; wanted a folder with config.yaml, or a checkpoint file")
-    if weights == "last" and run.finished:
-        tensors = read_weights(run.path / "model.safetensors")
-        return _build(
-            run.path, tensors, SemanticTree.load(run.path / "tree.json"), read_config(run.path / "config.yaml")
-        )
-    checkpoint = {"last": run.last, "best": run.best}[weights]
+    config = read_config(run.path / "config.yaml")
+    averaged = config.get("ema") is not None
+    if weights == "ema" and not averaged:
+        raise ValueError(f"{run.path}: was trained without a moving average (--set ema=0.9999); take its last or best")
+    if weights != "best" and run.finished:
+        name = {"last": "model.safetensors", "ema": "model_ema.safetensors"}[weights]
+        return _build(run.path, read_weights(run.path / name), SemanticTree.load(run.path / "tree.json"), config)
+    checkpoint = run.best if weights == "best" else run.last
     if not checkpoint.is_file():
-        raise ValueError(f"{run.path}: has no {weights} checkpoint (yet); wanted {checkpoint}")
-    return _from_checkpoint(checkpoint)
+        raise ValueError(f"{run.path}: has no {checkpoint.stem} checkpoint (yet); wanted {checkpoint}")
+    return _from_checkpoint(checkpoint, averaged=averaged and weights != "last")
 
 
-def _from_checkpoint(path: Path) -> SavedRun:
+def _from_checkpoint(path: Path, *, averaged: bool) -> SavedRun:
     content = load_checkpoint(path)
-    return _build(path, content["model"], tree_from(content["tree"]), content["config"])
+    if averaged and content["ema"] is None:
+        raise ValueError(f"{path}: holds no moving average; it was trained without (--set ema=0.9999)")
+    return _build(path, content["ema" if averaged else "model"], tree_from(content["tree"]), content["config"])
 
 
 def _build(path: Path, tensors: dict[str, Tensor], tree: SemanticTree, config: dict[str, Any]) -> SavedRun:

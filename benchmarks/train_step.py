@@ -1,0 +1,176 @@
+"""Our training step beside timm's, on the same network and batch: `python -m benchmarks.train_step [MODEL]`.
+
+timm's is what its train.py does for a step: its loss, optimizer, scaler and meters, on batches that lie on the device.
+Ours is the `Trainer` as `in21k train` runs it; once with the same loss, once with semantic softmax over the tree of
+ImageNet-21K-P. They go in turns for some rounds; ratios are medians over the rounds, over 1 where ours is the faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import AverageMeter, NativeScaler
+from torch import Tensor, nn
+
+from in21k.preprocess import build_tree
+from in21k.preprocess.label_spaces import read_classes
+from in21k.shards import SemanticTree
+from in21k.training import Ranks, TrainSettings, create_loss, resolve_amp
+from in21k.training.loop import Trainer
+from in21k.training.tracker import Tracker
+
+ROUNDS, LOG_INTERVAL = 7, 50
+Steps = Callable[[int], None]
+
+
+class OneBatch:
+    """A loader that gives one batch over and over."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.batch = images, labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat(self.batch)
+
+    def __len__(self) -> int:
+        return 10**9
+
+    num_left = __len__
+
+    def set_epoch(self, epoch: int) -> None:
+        """There is but one."""
+
+    def state_dict(self) -> dict[str, int]:
+        """It is always the same place."""
+        return {"epoch": 0, "samples": 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """It is always the same place."""
+
+    def describe_batch(self, state: dict[str, int]) -> list[str]:
+        """Name the batch."""
+        return [str(state)]
+
+
+def ours(
+    model: nn.Module, settings: TrainSettings, tree: SemanticTree, loader: OneBatch, device: torch.device
+) -> Steps:
+    """Return what takes a number of steps of our loop."""
+    ranks = Ranks(device=device)
+    trainer = Trainer(model, create_loss(settings, tree), settings, ranks)
+    tracker = Tracker(ranks, [], None)
+
+    def run(steps: int) -> None:
+        trainer.settings = replace(settings, max_steps=trainer.position.step + steps)
+        trainer.plan(loader)
+        trainer.train_epoch(loader, tracker, lambda: None)
+
+    return run
+
+
+def timms(model: nn.Module, settings: TrainSettings, loader: OneBatch, device: torch.device) -> Steps:
+    """Return what takes a number of steps as timm's train.py does."""
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)
+    criterion = LabelSmoothingCrossEntropy(settings.label_smoothing).to(device)
+    optimizer = create_optimizer_v2(model, "sgd", lr=settings.lr, momentum=settings.momentum, weight_decay=5e-5)
+    scaler = NativeScaler(device=device.type) if settings.amp == "fp16" else None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.amp)
+    losses, data_time, update_time = AverageMeter(), AverageMeter(), AverageMeter()
+
+    def run(steps: int) -> None:
+        model.train()
+        begun = time.time()
+        for number, (images, labels) in enumerate(itertools.islice(loader, steps)):
+            images, labels = images.to(device, memory_format=layout), labels.to(device)
+            data_time.update(time.time() - begun)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                loss = criterion(model(images), labels)
+            if scaler:
+                scaler(loss, optimizer, parameters=model.parameters())
+            else:
+                loss.backward()
+                optimizer.step()
+            optimizer.zero_grad()
+            if number % LOG_INTERVAL == 0:
+                losses.update(loss.item(), len(labels))
+            update_time.update(time.time() - begun)
+            begun = time.time()
+
+    return run
+
+
+def main() -> None:
+    """Print images a second and ratios."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    name = sys.argv[1] if len(sys.argv) > 1 else ("resnet50" if on_gpu else "resnet18")
+    batch_size, image_size, steps = (256, 224, 50) if on_gpu else (32, 64, 10)
+    tree = build_tree(read_classes("fall11p"))
+    settings = resolve_amp(
+        TrainSettings(
+            model=name,
+            loss="cross-entropy",
+            optimizer="sgd",
+            lr=1e-3,
+            weight_decay=5e-5,
+            schedule="constant",
+            warmup=0,
+            batch_size=batch_size,
+            image_size=image_size,
+            channels_last=on_gpu,
+            epochs=1,
+        ),
+        device,
+    )
+    images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    loader = OneBatch(images, torch.randint(len(tree), (batch_size,), device=device))
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, num_classes=len(tree))
+
+    runs = {
+        "timm's loop, cross-entropy": timms(network(), settings, loader, device),
+        "ours, cross-entropy": ours(network(), settings, tree, loader, device),
+        "ours, semantic": ours(network(), replace(settings, loss="semantic"), tree, loader, device),
+    }
+    if on_gpu:
+        runs["ours, semantic, compiled"] = ours(
+            network(), replace(settings, loss="semantic", compile=True), tree, loader, device
+        )
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run(3)
+    for _ in range(ROUNDS):
+        for label, run in runs.items():
+            if on_gpu:
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            run(steps)
+            if on_gpu:
+                torch.cuda.synchronize()
+            rates[label].append(steps * batch_size / (time.perf_counter() - begun))
+    hardware = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{name}, {len(tree):,} classes, batches of {batch_size} at {image_size} pixels, amp {settings.amp}, {hardware}"
+    )
+    first = next(iter(rates.values()))
+    for label, found in rates.items():
+        ratio = statistics.median(own / base for own, base in zip(found, first, strict=True))
+        print(f"{label:28}  {statistics.median(found):8.1f} images/s  {ratio:.2f}")
+    print(json.dumps({label: statistics.median(found) for label, found in rates.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""`in21k config`: what a training run's settings are, and where their values come from."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import click
+
+from .options import emit, json_option
+
+WIDTH = 110
+
+
+@click.group()
+def config() -> None:
+    """Recipes, and the settings that they make."""
+
+
+@config.command("show")
+@click.argument("recipe", required=False)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
+@click.option("--explain", is_flag=True, help="Also say what each setting means.")
+@json_option
+def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool) -> None:
+    """Print every setting that a training with RECIPE would have, and where its value comes from.
+
+    RECIPE is a recipe by name, a YAML file of settings, or a run's config.yaml; without it, the defaults.
+    """
+    from dataclasses import asdict
+
+    from ..training import resolve_with_sources, setting_meanings
+
+    settings, sources = resolve_with_sources(recipe, sets)
+    meanings = setting_meanings()
+    rows = {
+        name: {"value": value, "source": sources[name], "meaning": meanings[name]}
+        for name, value in asdict(settings).items()
+    }
+    emit({"recipe": recipe, "settings": rows}, _render(rows, explain=explain), as_json=as_json)
+
+
+@config.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """Print the recipes that in21k ships, each with what it is for."""
+    from ..training import describe_recipes
+
+    recipes = describe_recipes()
+    width = max(map(len, recipes))
+    text = "\n".join(f"{name:{width}}  {purpose}" for name, purpose in recipes.items())
+    emit(recipes, text, as_json=as_json)
+
+
+def _render(rows: dict[str, dict[str, Any]], *, explain: bool) -> str:
+    """Return aligned lines of name, value (as `--set` takes it) and source, if asked with the meaning below each."""
+    values = {name: _value(row["value"]) for name, row in rows.items()}
+    name_width, value_width = (max(map(len, column)) for column in (values, values.values()))
+    lines: list[str] = []
+    for name, row in rows.items():
+        lines.append(f"{name:{name_width}}  {values[name]:{value_width}}  {row['source']}")
+        if explain:
+            lines += textwrap.wrap(row["meaning"], WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,90 @@
+"""train --dry-run: the plan, and the picture of the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from in21k.cli.schedule_picture import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_schedule
+from in21k.training import TrainSettings
+
+from .conftest import run, run_json
+
+Words = Callable[[Path], list[object]]
+
+
+def test_the_plan_counts_steps_images_and_memory(train_words: Words, tmp_path: Path) -> None:
+    words = [*train_words(tmp_path / "run"), "--set", "accumulate=2", "--set", "max_steps=3", "--dry-run"]
+    plan = run_json(*words)
+    assert plan["global_batch"] == 32
+    assert plan["steps_per_epoch"] == plan["num_samples"]["train"] // 16 // 2
+    assert plan["num_steps"] == min(3, 2 * plan["steps_per_epoch"])
+    assert plan["num_images"] == plan["num_steps"] * 32
+    sizes = plan["memory_mb"]
+    assert sizes["gradients"] == pytest.approx(4 * plan["num_parameters"] / 1e6, abs=0.1)
+    assert sizes["optimizer"] == pytest.approx(8 * plan["num_parameters"] / 1e6, abs=0.1)
+    assert sizes["total"] == pytest.approx(sum(sizes.values()) - sizes["total"], abs=0.5)
+    text = run(*words).stdout
+    assert "memory of a rank, estimated:" in text
+    assert "accumulate 2" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_learning_rate_that_follows_the_batch_is_said(train_words: Words, tmp_path: Path) -> None:
+    scaled = ("--set", "lr=0.1", "--set", "base_batch=128", "--set", "auto_scale_lr=true", "--dry-run")
+    words = [*train_words(tmp_path / "run"), *scaled]
+    assert run_json(*words)["lr"] == pytest.approx(0.0125)
+    assert "learning rate 0.0125, which is 0.1 x 16 / 128 (auto_scale_lr)" in run(*words).stdout
+
+
+def test_an_optimizer_that_cannot_be_built_is_refused(train_words: Words, tmp_path: Path) -> None:
+    result = run(*train_words(tmp_path / "run"), "--set", "optimizer_args={beta: 1}", "--dry-run")
+    assert result.exit_code == 2
+    assert "optimizer adam: cannot be built" in result.stderr
+
+
+def test_the_schedule_is_drawn_and_nothing_else_written(train_words: Words, tmp_path: Path) -> None:
+    picture = tmp_path / "lr.png"
+    words = [*train_words(tmp_path / "run"), "--dry-run", "--plot-schedule", picture]
+    run_json(*words)
+    with Image.open(picture) as opened:
+        assert opened.size == (WIDTH, HEIGHT)
+        assert opened.info["Software"] == "in21k"
+    assert list(tmp_path.iterdir()) == [picture]
+    again = run(*words)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.stderr
+    run_json(*words, "--overwrite")
+
+
+def test_a_picture_is_refused_without_a_dry_run(train_words: Words, tmp_path: Path) -> None:
+    result = run(*train_words(tmp_path / "run"), "--plot-schedule", tmp_path / "lr.png")
+    assert result.exit_code == 2
+    assert "--dry-run" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def height_at(picture: Image.Image, share: float) -> float:
+    """How high the curve runs, as a share of the chart, at a share of its width: it alone is blue."""
+    column = np.asarray(picture).astype(int)[:, LEFT + round((WIDTH - LEFT - RIGHT) * share)]
+    blueness = np.where(column[:, 2] - column[:, 0] > 30, column[:, 2] - column[:, 0], 0)
+    row = (np.arange(HEIGHT) * blueness).sum() / blueness.sum()
+    return float((HEIGHT - BOTTOM - row) / (HEIGHT - TOP - BOTTOM))
+
+
+@pytest.mark.parametrize("num_steps", [50, 100_000])
+def test_the_drawn_curve_is_the_schedule(num_steps: int) -> None:
+    settings = TrainSettings(schedule="constant", warmup=0.5)
+    picture = draw_schedule(settings, lr=0.1, num_steps=num_steps, steps_per_epoch=10, subtitle="a test")
+    peak = height_at(picture, 0.75)
+    assert peak > 0.8
+    assert height_at(picture, 0.25) == pytest.approx(0.55 * peak, abs=0.01)
+
+
+def test_no_step_gives_no_picture() -> None:
+    with pytest.raises(ValueError, match="smaller batch_size"):
+        draw_schedule(TrainSettings(), lr=0.1, num_steps=0, steps_per_epoch=0, subtitle="")

@@ -1,0 +1,85 @@
+"""The estimate of a step's memory, against sizes counted by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from in21k.training import TrainSettings
+from in21k.training.memory import estimate_memory
+
+SIZE, BATCH = 4, 6
+INPUTS = 3 * SIZE * SIZE
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def estimate(model: nn.Module, **changes: Any) -> dict[str, int]:
+    return estimate_memory(model, TrainSettings(image_size=SIZE, batch_size=BATCH, **{"amp": "off", **changes}))
+
+
+def test_every_part_is_what_its_tensors_take() -> None:
+    model = network()
+    found = estimate(model, optimizer="adam", ema=0.9)
+    num_trained = (INPUTS * 8 + 8) + (8 + 8) + (8 * 2 + 2)
+    weights = num_trained * 4 + (8 + 8) * 4 + 8  # running statistics, and an int64 count of batches
+    steps = 6 * 4  # Adam counts the steps of each tensor
+    assert found["weights"] == found["ema"] == weights
+    assert found["gradients"] == num_trained * 4
+    assert found["optimizer"] == 2 * num_trained * 4 + steps
+    assert found["images"] == BATCH * INPUTS * 4
+    # What ReLU and batch norm hand on, eight numbers each, and batch norm's mean and deviation.
+    assert found["activations"] == BATCH * (8 + 8) * 4 + 2 * 8 * 4
+    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("lion", 1), ("adan", 4)])
+def test_each_optimizer_keeps_its_own(optimizer: str, copies: int) -> None:
+    found = estimate(network(), optimizer=optimizer)
+    assert copies * found["gradients"] <= found["optimizer"] <= copies * found["gradients"] + 6 * 8
+
+
+def test_an_optimizer_that_cannot_be_counted_is_left_out_and_not_guessed() -> None:
+    assert "optimizer" not in estimate(network(), optimizer="adamp")
+
+
+def test_a_teacher_counts_with_its_weights() -> None:
+    teacher = nn.Linear(10, 10)
+    settings = TrainSettings(image_size=SIZE, batch_size=BATCH, amp="off")
+    assert estimate_memory(network(), settings, teacher)["teacher"] == 110 * 4
+
+
+def test_frozen_tensors_have_no_gradient() -> None:
+    model = network()
+    model[1].requires_grad_(False)
+    assert estimate(model)["gradients"] == (16 + 18) * 4
+
+
+def test_half_precision_and_checkpointing_save_activations() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    settings = TrainSettings(image_size=32, batch_size=256, amp="off")
+
+    def activations(**changes: Any) -> int:
+        return estimate_memory(model, TrainSettings(**{**vars(settings), **changes}))["activations"]
+
+    assert activations(amp="bf16") < 0.7 * activations()
+    assert activations(grad_checkpointing=True) < 0.3 * activations()
+    with pytest.raises(ValueError, match="knows no grad_checkpointing"):
+        estimate(network(), grad_checkpointing=True)
+
+
+def test_nothing_of_the_model_or_the_random_state_changes() -> None:
+    model = nn.Sequential(network(), nn.Dropout(0.5)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    estimate(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())

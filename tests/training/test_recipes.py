@@ -1,0 +1,154 @@
+"""Recipes: what they hold, how one extends another, and where each value comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import yaml
+
+from in21k.training import (
+    TrainSettings,
+    describe_recipes,
+    list_recipes,
+    read_recipe,
+    resolve_settings,
+    resolve_with_sources,
+    run_config,
+)
+from in21k.training.optim import scaled_lr
+
+Write = Callable[[str, str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a recipe, and return its path."""
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_flag_and_a_set_may_agree_but_not_differ() -> None:
+    assert resolve_settings(sets=["epochs=3"], flags={"epochs": 3, "model": None}).epochs == 3
+    with pytest.raises(ValueError, match="epochs is asked for twice, as 4 and as 3"):
+        resolve_settings(sets=["epochs=3"], flags={"epochs": 4})
+
+
+def test_what_is_asked_for_one_by_one_wins_over_the_recipe_and_that_over_the_one_it_extends(write: Write) -> None:
+    write("base.yaml", "model: resnet18\nlr: 3e-3\nepochs: 7\namp: off\n")
+    mine = write("mine.yaml", "extends: base.yaml\nlr: 0.5\nseed: 3\n")
+    settings, sources = resolve_with_sources(mine, ["seed=4"], {"model": "resnet34", "loss": None})
+    assert (settings.model, settings.lr, settings.epochs, settings.amp) == ("resnet34", 0.5, 7, "off")
+    base = str(Path(mine).parent / "base.yaml")
+    assert {name: source for name, source in sources.items() if source != "default"} == {
+        **{"model": "--model", "lr": f"recipe {mine}", "epochs": f"recipe {base}"},
+        **{"amp": f"recipe {base}", "seed": "--set"},
+    }
+    assert sources.keys() == run_config(settings, {}, world_size=1).keys() - {"data"}
+
+
+def test_a_file_extends_a_recipe_that_ships_by_name(write: Write) -> None:
+    settings = resolve_settings(write("mine.yaml", "extends: miil\nepochs: 3\n"))
+    assert (settings.model, settings.epochs) == ("tresnet_m", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: miil-kd\n", "extends miil-kd, which extends miil; a recipe may extend one that extends none"),
+        ("extends: mill\n", "unknown recipe"),
+        ("extends: [miil, tiny]\n", "wanted the name of one recipe"),
+        ("extend: miil\n", "unknown setting 'extend'; known: extends"),
+        ("optimiser: adam\n", "unknown setting 'optimiser'; known: optimizer"),
+        ("- 1\n", "holds no settings"),
+        ("lr: fast\n", "lr is 'fast'; wanted a number"),
+        ("{\n", "not readable as YAML"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_with_the_reason(text: str, message: str, write: Write) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_settings(write("bad.yaml", text))
+
+
+def test_a_recipe_that_extends_itself_ends(write: Write) -> None:
+    with pytest.raises(ValueError, match="a recipe may extend one that extends none"):
+        resolve_settings(write("snake.yaml", "extends: snake.yaml\n"))
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown recipe 'tinny'; known: tiny"):
+        resolve_settings("tinny")
+
+
+def test_a_runs_configuration_is_a_recipe(tmp_path: Path) -> None:
+    settings = resolve_settings("modern", ["lr=0.125", "milestones=[0.5]", "trackers=off"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(run_config(settings, {"num_train": 9}, world_size=2)))
+    assert resolve_settings(str(path)) == settings
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_that_ships_resolves_to_a_model_that_timm_knows(name: str) -> None:
+    settings = resolve_settings(name)
+    assert timm.is_model(settings.model)
+    if settings.teacher:
+        assert settings.teacher in timm.list_pretrained()
+    assert describe_recipes()[name].endswith(".")
+    assert read_recipe(name)["model"] == settings.model
+
+
+def test_the_issues_recipes_are_there() -> None:
+    baselines = ("resnet50", "resnet101", "resnet152", "efficientnet-b0", "efficientnet-b1", "regnet", "resnext50")
+    names = ["miil", "miil-kd", "miil-scratch", "miil-single-label", "tiny", *(f"pycls-{each}" for each in baselines)]
+    assert set(names) < set(list_recipes())
+
+
+PAPER: dict[str, Any] = {
+    **{"optimizer": "adam", "lr": 3e-4, "weight_decay": 1e-4, "schedule": "one-cycle", "warmup": 0.1, "epochs": 80},
+    **{"augment": "miil", "label_smoothing": 0.2, "normalize": "unit", "batch_size": 416, "loss": "semantic"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("miil", {}),
+        ("miil-kd", {"teacher": "tresnet_v2_l.miil_in21k"}),
+        ("miil-single-label", {"loss": "cross-entropy"}),
+        ("miil-scratch", {"optimizer": "sgd", "lr": 1e-2, "epochs": 140, "momentum": 0.0}),
+    ],
+)
+def test_the_papers_recipes_hold_the_papers_values(name: str, changed: dict[str, Any]) -> None:
+    wanted = TrainSettings(**{"model": "tresnet_m", "base_batch": 3328, **PAPER, **changed})
+    assert resolve_settings(name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "on_8_gpus", "weight_decay", "test_size"),
+    [
+        *((f"pycls-{each}", 0.2, 5e-5, 256) for each in ("resnet50", "resnet101", "resnet152", "resnext50")),
+        ("pycls-regnet", 0.4, 5e-5, 256),
+        ("pycls-efficientnet-b0", 0.4, 1e-5, 256),
+        ("pycls-efficientnet-b1", 0.4, 1e-5, 274),
+    ],
+)
+def test_pycls_recipes_give_its_published_configurations(
+    name: str, on_8_gpus: float, weight_decay: float, test_size: int
+) -> None:
+    settings = resolve_settings(name)
+    assert scaled_lr(settings, 8 * settings.batch_size) == pytest.approx(on_8_gpus)
+    assert (settings.weight_decay, settings.momentum, settings.epochs) == (weight_decay, 0.9, 100)
+    assert (settings.schedule, settings.warmup * settings.epochs) == ("cosine", 5)
+    assert (settings.optimizer, settings.optimizer_args) == ("sgd", {"nesterov": True})
+    assert (settings.augment, settings.normalize, settings.loss) == ("inception", "imagenet", "cross-entropy")
+    assert settings.image_size is not None
+    assert settings.crop_pct is not None
+    assert round(settings.image_size / settings.crop_pct) == test_size

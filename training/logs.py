@@ -1,0 +1,172 @@
+"""Where a run's lines go: log.jsonl always, and whom the setting `trackers` names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..shards.files import write_text
+
+WAYS_OUT = {
+    "tensorboard": "pip install tensorboard",
+    "wandb": "pip install 'in21k[wandb]'",
+    "mlflow": "pip install 'in21k[mlflow]'",
+}
+
+
+class Log(Protocol):
+    """Takes a run's lines."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take the line of a step, or of a validation."""
+        ...
+
+    def close(self) -> None:
+        """Write what still waits."""
+        ...
+
+
+class JsonLog:
+    """log.jsonl: one JSON object per line, each with its `step`.
+
+    after_step: what an unfinished run wrote beyond this step is cut off, so that each step stands there once.
+    """
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        kept: list[str] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] > after_step:
+                    break
+            except ValueError:  # the run was killed in the middle of this line
+                break
+            kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line."""
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardLog:
+    """TensorBoard's event files in a folder."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Add a line's numbers as scalars."""
+        for name, value in scalars_of(line):
+            self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Write what still waits."""
+        self._writer.close()
+
+
+class WandbLog:
+    """Weights & Biases; project, mode and key come from its own environment variables."""
+
+    def __init__(self, run: str, config: Mapping[str, Any], folder: Path) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._run: Any = wandb.init(id=run, name=folder.resolve().name, config=dict(config), dir=folder, resume="allow")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Send a line's numbers."""
+        self._run.log(dict(scalars_of(line)), step=line["step"])
+
+    def close(self) -> None:
+        """Send what still waits."""
+        self._run.finish()
+
+
+class MLflowLog:
+    """MLflow; server and experiment come from its own environment variables."""
+
+    def __init__(self, run: str, config: Mapping[str, Any], folder: Path) -> None:
+        import mlflow  # pyright: ignore[reportMissingImports]
+
+        experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "in21k"))
+        self._client: Any = mlflow.MlflowClient()
+        found = self._client.search_runs([experiment.experiment_id], f"tags.in21k = '{run}'", max_results=1)
+        if found:
+            self._id: str = found[0].info.run_id
+            self._client.update_run(self._id, "RUNNING")
+            return
+        tags = {"in21k": run, "mlflow.runName": folder.resolve().name}
+        self._id = self._client.create_run(experiment.experiment_id, tags=tags).info.run_id
+        for key, value in config.items():
+            self._client.log_param(self._id, key, value)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Send a line's numbers."""
+        for name, value in scalars_of(line):
+            self._client.log_metric(self._id, name, value, step=line["step"])
+
+    def close(self) -> None:
+        """Say that the run has ended."""
+        self._client.set_terminated(self._id)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError for a tracker that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"tracker {name} is not installed; {WAYS_OUT[name]}, or --set trackers=[]")
+
+
+@contextmanager
+def open_logs(
+    folder: Path, trackers: Sequence[str], config: Mapping[str, Any], *, after_step: int, here: bool
+) -> Generator[list[Log]]:
+    """Open log.jsonl in a run's folder, and the trackers; they close when the block ends.
+
+    after_step: the step that the run goes on after, 0 where it begins.
+    here:       whether this rank logs; the others have an empty list.
+    """
+    if not here:
+        yield []
+        return
+    # What a run is called among all others, the same each time that it goes on.
+    run = hashlib.sha256(f"{folder.resolve()} {config['seed']}".encode()).hexdigest()[:16]
+    makers: dict[str, Callable[[], Log]] = {
+        "tensorboard": lambda: TensorBoardLog(folder / "tensorboard", after_step=after_step),
+        "wandb": lambda: WandbLog(run, config, folder),
+        "mlflow": lambda: MLflowLog(run, config, folder),
+    }
+    with ExitStack() as stack:
+        logs: list[Log] = [JsonLog(folder / "log.jsonl", after_step=after_step)]
+        stack.callback(logs[0].close)
+        for name in trackers:
+            logs.append(makers[name]())
+            stack.callback(logs[-1].close)
+        yield logs
+
+
+def scalars_of(line: Mapping[str, Any], prefix: str = "train/") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line by name: `train/loss`, `val/semantic_top1`, `val/ema/top1`, ...
+
+    >>> dict(scalars_of({"step": 2, "epoch": 0, "loss": 0.5}))
+    {'train/loss': 0.5}
+    """
+    for name, value in line.items():
+        if name == "validation":
+            yield from scalars_of(value, "val/")
+        elif isinstance(value, Mapping):
+            yield from scalars_of(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
+            yield prefix + name, value

@@ -1,0 +1,136 @@
+"""Where a run's settings come from: defaults, under a recipe, under what was asked for one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from .settings import TrainSettings, known_settings, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Resolved(NamedTuple):
+    """Settings, and by the name of each where its value comes from: `default`, `recipe miil`, `--set`, `--model`."""
+
+    settings: TrainSettings
+    sources: dict[str, str]
+
+
+class _Recipe(NamedTuple):
+    name: str
+    """As it was asked for."""
+    extends: str | None
+    """The recipe that it extends, as `read` takes it."""
+    values: dict[str, Any]
+
+
+def resolve_settings(
+    recipe: str | None = None, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
+) -> TrainSettings:
+    """Put a run's settings together: defaults, under a recipe, under what was asked for one by one.
+
+    recipe: a name in `training/recipes`, or a YAML file: one flat mapping of settings (a run's config.yaml is one), of
+            which `extends` may name another recipe that this one changes, one that extends none itself.
+    sets:   `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
+    flags:  settings by name as command-line flags give them; None: the flag was not given.
+
+    Raises ValueError for an unknown recipe or setting, a value of another kind, and a setting that is asked for twice
+    with different values.
+    """
+    return resolve_with_sources(recipe, sets, flags).settings
+
+
+def resolve_with_sources(
+    recipe: str | None = None, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
+) -> Resolved:
+    """Do as `resolve_settings`, and say of every setting where its value comes from."""
+    sources = dict.fromkeys((each.name for each in fields(TrainSettings)), "default")
+    values: dict[str, Any] = {}
+    for layer in _layers(recipe) if recipe else []:
+        values |= layer.values
+        sources |= dict.fromkeys(layer.values, f"recipe {layer.name}")
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    asked = known_settings(given, "the flags")
+    sources |= {name: f"--{name}" for name in asked}
+    for text in sets:
+        converted = _read_set(text)
+        for name in asked.keys() & converted.keys():
+            if asked[name] != converted[name]:
+                both = f"{asked[name]!r} and as {converted[name]!r}"
+                raise ValueError(f"{name} is asked for twice, as {both}; give it once")
+        asked |= converted
+        sources |= dict.fromkeys(converted, "--set")
+    return Resolved(TrainSettings(**{**values, **asked}), sources)
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that in21k ships."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def describe_recipes() -> dict[str, str]:
+    """Return by name what each recipe that in21k ships is for: its first line, a comment."""
+    return {
+        name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for name in list_recipes()
+    }
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Return the settings of a recipe by name or of a YAML file, with those that it extends; ValueError for neither."""
+    return {name: value for layer in _layers(recipe) for name, value in layer.values.items()}
+
+
+def _layers(recipe: str) -> list[_Recipe]:
+    """Return a recipe, after the one that it extends."""
+    asked = _read(recipe)
+    if asked.extends is None:
+        return [asked]
+    base = _read(asked.extends)
+    if base.extends is not None:
+        raise ValueError(
+            f"recipe {recipe} extends {asked.extends}, which extends {base.extends}; a recipe may extend one that "
+            "extends none, so let it extend that and repeat the few lines between"
+        )
+    return [base, asked]
+
+
+def _read(recipe: str) -> _Recipe:
+    path = RECIPES / f"{recipe}.yaml" if recipe in list_recipes() else Path(recipe)
+    if not path.is_file():
+        raise ValueError(
+            f"unknown recipe {recipe!r}{nearest(recipe, list_recipes())}; wanted one of them, or a YAML file"
+        )
+    try:
+        content = _yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as a recipe ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no settings; wanted lines of `name: value`")
+    # `data` is what a finished run was trained on, in its config.yaml; it is no setting.
+    values = {str(name): value for name, value in content.items() if name != "data"}
+    extends = values.pop("extends", None)
+    if extends is not None and not isinstance(extends, str):
+        raise ValueError(f"{path}: extends is {extends!r}; wanted the name of one recipe, or a YAML file")
+    if extends is not None and extends not in list_recipes():
+        extends = str(path.parent / extends)
+    return _Recipe(recipe, extends, known_settings(values, str(path), also=("extends",)))
+
+
+def _read_set(text: str) -> dict[str, Any]:
+    name, given, value = text.partition("=")
+    if not given:
+        raise ValueError(f"--set {text}: has no value; wanted --set KEY=VALUE")
+    return known_settings({name.strip(): _yaml(value, f"--set {text}")}, f"--set {text}")
+
+
+def _yaml(text: str, where: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not readable as YAML ({str(error).splitlines()[0]})") from error
