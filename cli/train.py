@@ -75,7 +75,12 @@ def train(
         training.RunFolder(out).check(config, overwrite=overwrite)
         training.seed_everything(settings)
         network = create_model(
-            settings.model, num_classes=len(shards.tree), checkpoint=settings.init, **settings.model_args
+            settings.model,
+            len(shards.tree),
+            settings.init,
+            head=settings.init_head,
+            wnids=shards.tree.wnids,
+            **settings.model_args,
         )
         loader = _loader(shards, "train", settings, ranks)
         try:

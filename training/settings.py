@@ -52,6 +52,8 @@ class TrainSettings:
     """What else the architecture takes, as {drop_path_rate: 0.1}."""
     init: str | None = None
     """A file of weights to begin with (see `in21k.models.load_weights`); None: random weights."""
+    init_head: Literal["drop", "slice"] = "drop"
+    """The head of `init`, where it has other classes: left out; or each class gets its own row of it, by wnid."""
     loss: Literal["semantic", "cross-entropy", "bce"] = "semantic"
     """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class."""
     label_smoothing: float = 0.2

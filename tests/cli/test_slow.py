@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -118,18 +119,55 @@ def test_a_stream_of_scattered_class_folders_gives_the_bytes_of_class_tars_howev
     assert killed == whole
 
 
-def test_a_training_that_was_killed_goes_on_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    settings = ("model=resnet10t", "epochs=6", "batch_size=8", "backend=torch", "workers=1")
-    words = ("train", "--data", shards, "--out", out, *(word for each in settings for word in ("--set", each)))
-    moments = random.Random(1)
-    for _ in range(4):
-        killed_at(moments.uniform(4, 12), *words)
-    assert run(*words).exit_code == 0
+def train_words(shards: Path, out: Path, *settings: str) -> tuple[object, ...]:
+    usual = ("model=resnet10t", "batch_size=8", "backend=torch", "workers=1", "deterministic=true", "augment=miil")
+    sets = (word for each in (*usual, *settings) for word in ("--set", each))
+    return "train", "--data", shards, "--out", out, "--device", "cpu", *sets
+
+
+def steps_of(out: Path) -> list[int]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "loss" in line]
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def test_a_training_that_was_killed_ends_bit_equal_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    words = train_words(shards, out, "epochs=6", "save_every_steps=2", "ema=0.9")
+    assert run(*train_words(shards, whole, "epochs=6", "ema=0.9")).exit_code == 0
+    moments = random.Random(1)
+    for _ in range(KILLS):
+        killed_at(moments.uniform(4, 14), *words)
+    assert run(*words).exit_code == 0
+    steps = steps_of(out)
     assert steps == list(range(1, len(steps) + 1))
     assert json.loads((out / "metrics.json").read_text())["num_steps"] == len(steps)
+    for name in ("model.safetensors", "model_ema.safetensors", "metrics.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_signal_to_torchrun_ends_all_ranks_in_good_order_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = list(map(str, train_words(shards, out, "max_steps=60", "epochs=60")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*launch, *IN21K, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        begun = time.monotonic()
+        while not (out / "log.jsonl").exists() or len(steps_of(out)) < 3:
+            assert process.poll() is None
+            assert time.monotonic() - begun < 300
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        printed, said = process.communicate(timeout=120)
+    stopped = re.search(r"stopped at step (\d+) of 60", printed)
+    assert stopped, said
+    assert steps_of(out) == list(range(1, int(stopped[1]) + 1))
+    done = subprocess.run([*launch, *IN21K, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after step {stopped[1]}" in done.stderr
+    assert steps_of(out) == list(range(1, 61))
 
 
 def test_the_quickstart_plainly_learns(tmp_path: Path) -> None:
