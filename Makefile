@@ -1,18 +1,21 @@
 # `make quickstart` and `make test` do all the set-up on a fresh machine.
 PYTHON ?= python3
 DALI ?= cuda130
+BUILD ?= cuda110
 VENV := .venv
 BIN := $(VENV)/bin
 SIMD ?= on
 PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
+DALI_VENV := .venv-dali-$(BUILD)
 
-.PHONY: help setup quickstart test test-slow lint typecheck bench simd clean
+.PHONY: help setup quickstart test test-slow test-dali lint typecheck bench simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
 	@echo "quickstart  the main job on drawn images, from a raw archive to a prediction"
 	@echo "test        the test suite;   test-slow  what takes minutes by nature"
+	@echo "test-dali   the tests of DALI under another build (BUILD=cuda110|cuda120|cuda130), laid in a .venv-dali-BUILD over .venv"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
 	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
@@ -36,6 +39,19 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+test-dali: $(DALI_VENV)/.setup
+	$(DALI_VENV)/bin/python -c "import nvidia.dali as dali; print('DALI', dali.__version__, 'of $(BUILD):', dali.__file__)"
+	$(DALI_VENV)/bin/python -m pytest -m "not slow" -k dali
+
+# Only the other build is laid there; all else is found in .venv, which stays as it is.
+LAYER := import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')
+$(DALI_VENV)/.setup: $(SETUP) constraints.txt
+	rm -rf $(DALI_VENV)
+	$(BIN)/python -m venv $(DALI_VENV)
+	$(BIN)/python -c "$(LAYER)" > $$($(DALI_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])")/in21k-layer.pth
+	$(DALI_VENV)/bin/python -m pip install --quiet --constraint constraints.txt nvidia-dali-$(BUILD)
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +70,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.loaders
 	$(BIN)/python -m benchmarks.tiny_hierarchy
+	$(BIN)/python -m benchmarks.semantic_loss
 
 # pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and
 # not from the cache, as headers that came since would be missed.
@@ -75,4 +92,4 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) .typecheck quickstart *.egg-info build dist
+	rm -rf $(VENV) .venv-dali-* .typecheck quickstart *.egg-info build dist

@@ -1,204 +1,224 @@
-"""Our loaders beside what people write by hand, on the same shards and cores: `python -m benchmarks.loaders [SHARDS]`.
+"""Our loaders beside what people load images with, on the same images and cores: `python -m benchmarks.loaders`.
 
-Random crops and flips to 224 pixels, batches of 256, two threads or processes, out as float32 0..1 (N x 3 x H x W) and
-as uint8 (N x H x W x 3). The ways go in turns for some rounds; each lets four batches pass before its time is taken, so
-that what it held ready does not count. Ratios are medians over the rounds, to DALI's own reader of WebDataset shards.
-Without SHARDS, those of the full-size images of fall11-mini stored at 224 are made.
+Random crops and flips to 224 pixels, batches of 256, two threads or processes; `peers.py` has each way. A way runs in
+processes of its own, which are stopped while others have their turn, so that nothing runs beside; each lets some
+batches pass before its time is taken, so that what it held ready does not count. Ratios are medians over the rounds,
+to DALI's own reader of WebDataset shards. What is not installed is left out with a line that says so: `.[bench]` has
+all but FFCV, which is built by hand (headers of OpenCV and TurboJPEG). Without SHARDS, those of the images of
+fall11-mini stored at 224 are made, each image some times, for epochs of a useful length.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import multiprocessing
+import os
+import platform
+import signal
 import statistics
-import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 
-from in21k.datapipe import create_loader, draws
-from in21k.datapipe.plan import EpochPlan
+from in21k.datapipe.machine import cpu_seconds
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import open_raw_tar
 from in21k.shards import ShardSet, open_dataset
-from in21k.shards.dataset import PreparedSet
-from in21k.shards.index import index_path
 from in21k.shards.pack import ShardSettings, pack
-from in21k.shards.reader import SampleReader
+
+from .peers import BASE, BATCH, PEERS, THREADS, Batches, Work
 
 ARCHIVE = Path(__file__).parents[1] / ".." / "shared" / "data" / "fall11-mini.tar"
-BATCH, SIZE, THREADS, ROUNDS, SECONDS, PASSED = 256, 224, 2, 7, 2.0, 4
+COPIES, SHARD_SAMPLES = 6, 1000
+PASSED = 3 * THREADS  # batches: DataLoader's workers hold two each, and are at the next
+DALI_BUILDS = ("nvidia-dali-cuda110", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+PACKAGES = ("torch", "torchvision", *DALI_BUILDS, "webdataset", "timm", "spdl", "litdata", "ffcv")
 
-Batches = Iterator[Any]
+
+def copied(archive: Path, out: Path) -> Path:
+    """Write a raw archive with each image COPIES times."""
+    with tarfile.open(archive) as source, tarfile.open(out, "w") as target:
+        for member in source:
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=source.extractfile(member)) as images, tarfile.open(None, "w", inner) as copies:
+                for image in images:
+                    data = images.extractfile(image)
+                    stem, image_bytes = Path(image.name).stem, data.read() if data else b""
+                    for number in range(COPIES):
+                        add(copies, f"{stem}_{number}.JPEG", image_bytes)
+            add(target, member.name, inner.getvalue())
+    return out
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file to a tar."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    tar.addfile(header, io.BytesIO(data))
 
 
 def make_shards(work: Path) -> ShardSet:
     """Prepare and shard every image of the archive."""
     select = SelectSettings(rare_threshold=0, val_per_class=0)
-    prepared: PreparedSet = prepare(open_raw_tar(ARCHIVE), work / "prepared", select=select, image=ImageSettings())
-    return pack(prepared, work / "shards", ShardSettings())
+    source = open_raw_tar(copied(ARCHIVE, work / "raw.tar"))
+    prepared = prepare(source, work / "prepared", select=select, image=ImageSettings())
+    return pack(prepared, work / "shards", ShardSettings(shard_samples=SHARD_SAMPLES))
 
 
-def ours(shards: ShardSet, backend: str, as_uint8: bool) -> Batches:
-    """Yield a backend's batches, epoch after epoch."""
-    options: dict[str, Any] = {"dtype": torch.uint8, "normalize": None, "channels_last": True} if as_uint8 else {}
-    loader = create_loader(
-        shards,
-        split="train",
-        backend=backend,
-        batch_size=BATCH,
-        image_size=SIZE,
-        augment="inception",
-        workers=THREADS,
-        **options,
-    )
-    epoch = 0
-    while True:
-        loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
+class Turn(NamedTuple):
+    """What a way did in its turn: images a second, and processor seconds an image."""
+
+    rate: float
+    cpu_s: float
 
 
-def run_pipeline(define: Any) -> Batches:
-    """Yield the outputs of a hand-written DALI pipeline."""
-    from nvidia.dali import pipeline_def
-
-    options = {"batch_size": BATCH, "num_threads": THREADS, "device_id": None, "prefetch_queue_depth": 2}
-    pipeline = pipeline_def(**options)(define)()
-    pipeline.build()
-    while True:
-        yield pipeline.run()
-
-
-def finished(fn: Any, types: Any, images: Any, flip: Any, as_uint8: bool) -> Any:
-    """Return the last steps of both hand-written pipelines."""
-    images = fn.resize(images, size=[SIZE, SIZE], interp_type=types.INTERP_LINEAR)
-    if as_uint8:
-        return fn.flip(images, horizontal=flip)
-    return fn.crop_mirror_normalize(
-        images, dtype=types.FLOAT, output_layout="CHW", mean=[0.0] * 3, std=[255.0] * 3, mirror=flip
-    )
-
-
-def dali_reader(shards: ShardSet, as_uint8: bool) -> Batches:
-    """Read shards by DALI's own reader and our indexes, draw by its own operators."""
-    from nvidia.dali import fn, types
-
-    paths = [shards.path / name for name in shards.shard_names("train")]
-
-    def define() -> Any:
-        jpegs, _ = fn.readers.webdataset(
-            paths=[str(path) for path in paths],
-            index_paths=[str(index_path(path)) for path in paths],
-            ext=["jpg", "cls"],
-            random_shuffle=True,
-            initial_fill=1024,
-        )
-        images = fn.decoders.image_random_crop(
-            jpegs, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-        )
-        return finished(fn, types, images, fn.random.coin_flip(), as_uint8)
-
-    return run_pipeline(define)
-
-
-def dali_fed(shards: ShardSet, as_uint8: bool) -> Batches:
-    """Feed the samples and draws of our plan to DALI by hand, without checking sums."""
-    from nvidia.dali import fn, types
-
-    split = shards.split("train")
-    reader = SampleReader(split)
-
-    def feed() -> Iterator[tuple[Any, ...]]:
-        epoch = 0
-        while True:
-            for batch in EpochPlan(shard_sizes=split.shard_sizes, batch_size=BATCH, epoch=epoch).batches(0):
-                numbers = draws.uniforms(0, epoch, batch.first, BATCH)
-                jpegs = [reader.image(int(position)) for position in batch.positions]
-                sizes = np.array([simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs])
-                windows = draws.crop_windows(numbers[:, draws.CROP], sizes[:, 0], sizes[:, 1]).astype(np.int32)
-                flips = draws.flips(numbers[:, draws.FLIP]).astype(np.int32)
-                data = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
-                yield data, windows[:, :2].copy(), windows[:, 2:].copy(), flips
-            epoch += 1
-
-    fed = feed()
-
-    def define() -> Any:
-        jpegs, start, shape, flip = fn.external_source(source=lambda: next(fed), num_outputs=4, batch=True)
-        images = fn.decoders.image_slice(
-            jpegs, start=start, shape=shape, axis_names="HW", device="cpu", output_type=types.RGB
-        )
-        return finished(fn, types, images, flip, as_uint8)
-
-    return run_pipeline(define)
-
-
-def web_dataset(shards: ShardSet, as_uint8: bool) -> Batches:
-    """Read shards by the webdataset library, with torchvision's transforms, in worker processes."""
-    import webdataset as wds
-    from torchvision.transforms import v2
-
-    steps = [v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-    transform = v2.Compose(steps if as_uint8 else [*steps, v2.ToDtype(torch.float32, scale=True)])
-
-    def example(sample: dict[str, bytes]) -> tuple[torch.Tensor, int]:
-        return transform(Image.open(io.BytesIO(sample["jpg"])).convert("RGB")), int(sample["cls"])
-
-    paths = [str(shards.path / name) for name in shards.shard_names("train")]
-    data = wds.WebDataset(paths * THREADS, shardshuffle=len(paths) * THREADS, empty_check=False).shuffle(1024)
-    loader = wds.WebLoader(data.map(example).repeat(), batch_size=BATCH, num_workers=THREADS)
-    yield from loader
-
-
-def rate(batches: Batches) -> float:
-    """Return images per second over some seconds."""
+def take_turn(batches: Batches, seconds: float) -> Turn:
+    """Measure whole rounds of the workers: two that work alike finish at nearly the same time."""
     for _ in range(PASSED):
         next(batches)
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < SECONDS:
+    begun, cpu_begun, images = time.perf_counter(), cpu_seconds(), 0
+    while time.perf_counter() - begun < seconds:
+        for _ in range(THREADS):
+            next(batches)
+        images += THREADS * BATCH
+    return Turn(images / (time.perf_counter() - begun), (cpu_seconds() - cpu_begun) / images)
+
+
+def serve(connection: Connection, name: str, work: Work) -> None:
+    """Be a way's process: answer each number of seconds with a `Turn`, or say in a line what went wrong."""
+    os.setpgrp()  # so that its workers stop when it is stopped
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars and warnings
+    try:
+        batches = PEERS[name](work)
         next(batches)
-        count += BATCH
-    return count / (time.perf_counter() - begun)
+        connection.send(None)
+        while True:
+            connection.send(take_turn(batches, connection.recv()))
+    except EOFError:
+        pass
+    except Exception as error:  # a peer that does not run here is left out, whatever it lacks
+        connection.send(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
 
 
-def compare(shards: ShardSet, as_uint8: bool) -> None:
-    """Let every way run in turns, and print its median rate and ratio."""
-    ways = {
-        "DALI readers.webdataset, by hand": dali_reader,
-        "DALI external_source, by hand": dali_fed,
-        "webdataset + torchvision": web_dataset,
-        **{f"in21k {name}": partial(ours, backend=name) for name in ("dali_cpu", "opencv", "torch")},
-    }
-    running = {name: way(shards, as_uint8=as_uint8) for name, way in ways.items()}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, batches in running.items():
-            rates[name].append(rate(batches))
-    first = next(iter(rates.values()))
-    print("uint8, channels last" if as_uint8 else "float32 0..1")
-    for name, measured in rates.items():
-        ratio = statistics.median(one / base for one, base in zip(measured, first, strict=True))
-        print(f"  {name:34} {statistics.median(measured):6.0f} images/s  best {max(measured):6.0f}  ratio {ratio:.2f}")
+class Way:
+    """A way in a group of processes of its own, stopped but in its turns; leaving the block ends it."""
+
+    def __init__(self, name: str, work: Work) -> None:
+        context = multiprocessing.get_context("fork")  # it shares what is imported
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, work))
+        self._process.start()
+        theirs.close()
+
+    def _received(self) -> Turn | None:
+        answer = self._connection.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def wait(self) -> None:
+        """Wait for its first batch; raises RuntimeError with what went wrong."""
+        self._received()
+
+    def turn(self, seconds: float) -> Turn:
+        """Let it run."""
+        self._signal(signal.SIGCONT)
+        self._connection.send(seconds)
+        turn = self._received()
+        assert turn is not None
+        return turn
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid or 0, number)
+
+    def __enter__(self) -> Way:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.join()
 
 
-def main(shards: Path | None = None) -> None:
+def measured(names: Sequence[str], work: Work, rounds: int, seconds: float) -> dict[str, list[Turn]]:
+    """Let every way run in turns; return what each did, round by round."""
+    with ExitStack() as stack:
+        ways: dict[str, Way] = {}
+        for name in names:
+            way = stack.enter_context(Way(name, work))
+            try:
+                way.wait()
+                ways[name] = way
+            except (RuntimeError, EOFError) as error:
+                print(f"left out: {name}: {error}", flush=True)
+        turns: dict[str, list[Turn]] = {name: [] for name in ways}
+        for number in range(rounds):
+            for name in rotated(list(ways), number):
+                turns[name].append(ways[name].turn(seconds))
+    return turns
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """Return the names with another one first, each round."""
+    first = number % max(1, len(names))
+    return names[first:] + names[:first]
+
+
+def lines_of(turns: dict[str, list[Turn]]) -> Iterator[str]:
+    """Yield a table: medians, the best round, and medians of the ratios of one round's turns."""
+    base = turns.get(BASE) or next(iter(turns.values()))
+    yield "| way | images/s | best | ratio | CPU us an image | ratio |"
+    yield "|---|---|---|---|---|---|"
+    for name, own in turns.items():
+        rates, costs = [turn.rate for turn in own], [turn.cpu_s * 1e6 for turn in own]
+        faster = statistics.median(turn.rate / other.rate for turn, other in zip(own, base, strict=True))
+        dearer = statistics.median(turn.cpu_s / other.cpu_s for turn, other in zip(own, base, strict=True))
+        rate, cost = statistics.median(rates), statistics.median(costs)
+        yield f"| {name} | {rate:,.0f} | {max(rates):,.0f} | {faster:.2f} | {cost:,.0f} | {dearer:.2f} |"
+
+
+def hardware() -> str:
+    """Name the processor, the cores, and the packages that matter."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    found = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {', '.join(found)}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Compare on given shards, or on those of the archive."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    parser.add_argument("--way", action="append", help="one of several to compare alone", choices=list(PEERS))
+    options = parser.parse_args(words)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as work:
-        dataset = open_dataset(shards) if shards else make_shards(Path(work))
+    print(hardware(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = open_dataset(options.shards.resolve()) if options.shards else make_shards(Path(folder))
+        num_bytes = shards.split("train").num_bytes
+        print(f"{len(num_bytes):,} images of {num_bytes.mean() / 1000:.1f} KB; {options.rounds} rounds", flush=True)
         for as_uint8 in (False, True):
-            compare(dataset, as_uint8)
+            work = Work(shards, Path(folder), as_uint8)
+            turns = measured(options.way or list(PEERS), work, options.rounds, options.seconds)
+            print("", "uint8" if as_uint8 else "float32 0..1", "", *lines_of(turns), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:2]))
+    main()

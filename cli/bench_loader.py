@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 )
 @click.option("--image-size", type=int, help="Pixels.  [default: the size that the shards hold]")
 @click.option("--rounds", default=3, show_default=True, help="How many turns each backend has.")
-@click.option("--sweep", is_flag=True, help="Also with 1, 2, 4, ... workers, to as many as there are cores.")
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Also with 1, 2, 4, ... workers, to as many as there are cores; dali_gpu with several loads of the hardware "
+    "decoder, too.",
+)
 @click.option("--model", metavar="NAME", help="A timm architecture: how many images its training steps take here.")
 @click.option(
     "--dtype",
@@ -87,7 +92,7 @@ def _settings(
 ) -> BenchSettings:
     import torch
 
-    from ..datapipe.bench import sweep_of
+    from ..datapipe.bench import SWEPT_LOADS, sweep_of
     from ..datapipe.bench_turns import BenchSettings
 
     if image_size is None and shards.image_size is None:
@@ -98,6 +103,7 @@ def _settings(
         image_size=image_size or shards.image_size or 0,
         workers=num_workers(workers),
         sweep=sweep_of() if sweep else (),
+        sweep_loads=SWEPT_LOADS if sweep else (),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         **given,
     )
@@ -137,7 +143,7 @@ def _facts(shards: ShardSet, settings: BenchSettings) -> dict[str, Any]:
         "shards": str(shards.path),
         "num_samples": shards.num_samples["train"],
         "cores": default_workers(),
-        **{name: value for name, value in asdict(settings).items() if name != "sweep"},
+        **{name: value for name, value in asdict(settings).items() if not name.startswith("sweep")},
     }
 
 
@@ -197,11 +203,21 @@ def _lines(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _render_sweep(result: dict[str, Any]) -> str:
-    medians = {(each["backend"], each["workers"]): each["images_per_s"]["median"] for each in result["sweep"]}
-    numbers = sorted({workers for _, workers in medians})
-    names = [each["backend"] for each in result["backends"]]
-    rows = [[name, *(_or_dash(medians.get((name, number))) for number in numbers)] for name in names]
+    medians: dict[str, dict[int, float]] = {}
+    for each in result["sweep"]:
+        load = each.get("hw_decoder_load")
+        row = each["backend"] if load is None else f"{each['backend']}, hardware {load:g}"
+        medians.setdefault(row, {})[each["workers"]] = each["images_per_s"]["median"]
+    numbers = sorted({workers for row in medians.values() for workers in row})
+    rows = [[name, *(_or_dash(row.get(number)) for number in numbers)] for name, row in medians.items()]
     return table([["img/s by workers", *map(str, numbers)], *rows])
+
+
+def _best(each: dict[str, Any]) -> str:
+    load = each.get("hw_decoder_load")
+    hardware = "" if load is None else f", hw_decoder_load {load:g}"
+    workers = f"{each['workers']} worker{'s' if each['workers'] > 1 else ''}"
+    return f"{each['backend']} {workers}{hardware} ({each['images_per_s']['median']:,.0f} img/s)"
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
@@ -214,6 +230,13 @@ def _notes(result: dict[str, Any]) -> list[str]:
     short = [each["backend"] for each in result["backends"] if each["num_epochs"] > 2 * result["rounds"]]
     if short:
         notes += [f"{', '.join(short)}: epochs so short that beginning them counts; measure on more samples"]
+    if result["sweep_best"]:
+        notes += ["best of the sweep: " + "; ".join(map(_best, result["sweep_best"]))]
+    notes += [
+        f"{each['backend']}: its samples are of the same shards in another order, and each of its workers needs a shard"
+        for each in result["backends"]
+        if not each["same_samples"]
+    ]
     notes += [
         f"{each['backend']}: {each['num_bad']} corrupt samples an epoch; `in21k verify --deep` names them"
         for each in result["backends"]

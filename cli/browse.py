@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from .options import PATH, emit, json_option, overwrite_option, table
+from .options import PATH, PATH_OR_URL, emit, json_option, overwrite_option, table
 from .pictures import check_picture, save_picture
 
 
 @click.command()
-@click.argument("shards", type=PATH)
+@click.argument("shards", type=PATH_OR_URL)
 @click.argument("out", metavar="OUT.png", type=PATH)
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only this one; may be given several times.")
 @click.option(
@@ -27,7 +27,7 @@ from .pictures import check_picture, save_picture
 @overwrite_option
 @json_option
 def browse(
-    shards: Path,
+    shards: Path | str,
     out: Path,
     backends: tuple[str, ...],
     augment: str,
@@ -57,7 +57,8 @@ def browse(
     opened = open_dataset(shards)
     if image_size is None and opened.image_size is None:
         raise ValueError(f"{shards}: its images keep their own sizes; give --image-size")
-    ready = [name for name, reason in available_backends().items() if reason is None]
+    available = available_backends()
+    ready = [name for name in available if available[name] is None and name != "webdataset"]  # which has other samples
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings: dict[str, Any] = {"split": split, "augment": augment, "seed": seed, "epoch": epoch}
     settings["image_size"] = opened.image_size if image_size is None else image_size

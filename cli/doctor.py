@@ -21,6 +21,7 @@ PACKAGES = {
     "simplejpeg": "",
     "cykooz-resizer": "preprocessing then resizes with Pillow's own code: pip install cykooz-resizer",
     "opencv-python-headless": "`--resizer opencv`: pip install 'in21k[opencv]'",
+    "webdataset": "the webdataset backend, for streams of URLs: pip install 'in21k[webdataset]'",
     "nvidia-dali-cuda130": "the DALI backends, CUDA 13: pip install 'in21k[dali-cuda130]'",
     "nvidia-dali-cuda120": "the DALI backends, CUDA 12: pip install 'in21k[dali-cuda120]'",
     "nvidia-dali-cuda110": "the DALI backends, CUDA 11: pip install 'in21k[dali-cuda110]'",

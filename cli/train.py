@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -14,9 +14,19 @@ from .progress import TrainLine
 from .train_plan import add_memory, make_plan, render_plan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..datapipe import Loader
     from ..shards import ShardSet
-    from ..training import Ranks, TrainSettings
+    from ..shards.tree import SemanticTree
+    from ..training import Ranks, Start, TrainSettings
+
+
+class Labels(NamedTuple):
+    """What outputs stand for, where it is not the shards' classes, and which go with each class: bool (classes, C)."""
+
+    tree: SemanticTree
+    label_sets: Tensor
 
 
 @click.command()
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
-@click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu or torch.")
+@click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv, torch or webdataset.")
 @click.option("--model", help="A timm architecture.")
 @click.option("--loss", help="semantic, cross-entropy or bce.")
 @click.option("--teacher", "teacher_name", help="Who is distilled: a run, a checkpoint of one, or a timm model.")
@@ -55,8 +65,6 @@ def train(
     `torchrun --nproc-per-node 8 --no-python in21k train ...`.
     """
     from .. import training
-    from ..datapipe import MixSettings, create_mix
-    from ..models import create_model
     from ..shards import open_dataset
 
     if plot:
@@ -65,26 +73,58 @@ def train(
         check_picture(plot, overwrite=overwrite)
     shards = open_dataset(data)
     flags = {"backend": backend, "model": model, "loss": loss, "teacher": teacher_name}
-    settings = _with_image_size(training.resolve_settings(recipe, sets, flags), shards)
+    settings = training.resolve_settings(recipe, sets, flags)
+    run_training(
+        shards,
+        out,
+        settings,
+        start=training.open_start(settings.init) if settings.init else None,
+        device=device,
+        dry_run=dry_run,
+        plot=plot,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+def run_training(
+    shards: ShardSet,
+    out: Path,
+    settings: TrainSettings,
+    *,
+    start: Start | None,
+    labels: Labels | None = None,
+    device: str | None = None,
+    dry_run: bool = False,
+    plot: Path | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Train on shards as the settings say, or show the plan, and print what came of it.
+
+    start:  the weights of settings.init.
+    labels: what the outputs stand for where it is not the shards' classes.
+    """
+    from .. import training
+    from ..datapipe import MixSettings, create_mix
+
+    settings = _with_image_size(settings, shards)
+    tree, label_sets = labels or (shards.tree, None)
+    training.check_loss(settings, multi_label=label_sets is not None)
     with training.join_ranks(_device(device, settings.backend)) as ranks:
         facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
-        teacher = training.load_teacher(settings, shards.tree, ranks.device) if settings.teacher else None
+        if label_sets is not None:
+            facts["label_sets"] = len(label_sets)
+        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
         if teacher:
             facts["teacher_weights"] = teacher.fingerprint
         config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
         training.RunFolder(out).check(config, overwrite=overwrite)
         training.seed_everything(settings)
-        network = create_model(
-            settings.model,
-            len(shards.tree),
-            settings.init,
-            head=settings.init_head,
-            wnids=shards.tree.wnids,
-            **settings.model_args,
-        )
+        network = training.create_network(settings, tree.wnids, start)
         loader = _loader(shards, "train", settings, ranks)
         try:
-            plan = make_plan(shards, out, settings, network, loader, ranks)
+            plan = make_plan(shards, len(tree), out, settings, network, loader, ranks)
             if dry_run:
                 if ranks.is_first:
                     plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
@@ -101,12 +141,13 @@ def train(
                     model=network,
                     loader=loader,
                     val_loader=val_loader,
-                    tree=shards.tree,
+                    tree=tree,
                     settings=settings,
                     folder=out,
                     ranks=ranks,
                     teacher=teacher,
                     mix=create_mix(mix, settings.seed) if settings.mixup or settings.cutmix else None,
+                    label_sets=label_sets,
                     data=facts,
                     overwrite=overwrite,
                     progress=progress,
@@ -171,6 +212,11 @@ def _draw_schedule(path: Path, settings: TrainSettings, plan: dict[str, Any]) ->
 
 def _render_metrics(out: Path, metrics: dict[str, Any]) -> str:
     done = f"{out}: {metrics['num_epochs']} epochs, {metrics['num_steps']:,} steps"
+    if "map" in metrics:
+        return (
+            f"{done}; mAP {metrics['map']:.1f} % over {metrics['num_labels']:,} labels (equal scores for all: "
+            f"{metrics['map_chance']:.1f} %), best {metrics['best_map']:.1f} % in epoch {metrics['best_epoch']}"
+        )
     if "semantic_top1" not in metrics:
         return f"{done}; the shards have no validation split"
     return (

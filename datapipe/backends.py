@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from .loader import Loader, LoaderSettings
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("dali_gpu", "dali_cpu", "opencv", "torch")
+BACKENDS = ("dali_gpu", "dali_cpu", "opencv", "torch", "webdataset")
+# What names shards, and not their folder: commands, several in a row, braces, a tar.
+PATTERN = re.compile(r"pipe:|.*(::|\{|\.(tar|tgz)(\.\w+)?(\?.*)?$)", re.DOTALL)
 
 
 def unavailable(backend: str) -> str | None:
@@ -23,6 +26,8 @@ def unavailable(backend: str) -> str | None:
         return "DALI is not installed; pip install the extra of your CUDA: dali-cuda130, dali-cuda120 or dali-cuda110"
     if backend == "opencv" and find_spec("cv2") is None:
         return "OpenCV is not installed; `pip install 'in21k[opencv]'`"
+    if backend == "webdataset" and find_spec("webdataset") is None:
+        return "the webdataset library is not installed; `pip install 'in21k[webdataset]'`"
     if backend == "dali_gpu" and not torch.cuda.is_available():
         return "no GPU is seen here; take dali_cpu, or look into the driver with nvidia-smi"
     return None
@@ -69,19 +74,39 @@ def create_loader(
     channels_last: bool = False,
     crop_pct: float | None = None,
     max_bad_rate: float = 0.001,
+    hw_decoder_load: float | None = None,
+    epoch_samples: int | None = None,
 ) -> Loader:
     """Make a loader over a split of a shard set: `train` is shuffled, any other split comes whole and in order.
 
-    The arguments are those of `LoaderSettings`; device None: the current GPU for dali_gpu, else the CPU. Augmentations
+    shards:         a folder that `in21k shard` made, opened or by its path; or, as a str, a pattern of paths or URLs in
+                    the webdataset library's notation (`https://host/in21k-train-{000000..000123}.tar`, `pipe:COMMAND`,
+                    several joined by `::`), which the backend `webdataset` alone takes. A folder whose name looks like
+                    a pattern goes in as a Path.
+    epoch_samples:  of webdataset in training: how many samples make an epoch, of all ranks together; None: as many as
+                    the folder holds (a pattern needs the number).
+
+    The other arguments are those of `LoaderSettings`; device None: the current GPU for dali_gpu, else the CPU. Backend
+    `auto`: dali_gpu on a GPU, else the fastest installed one that has a plan; webdataset for a pattern. Augmentations
     that crop, on images that were squished, earn a warning. Raises ValueError for what does not fit together.
     """
+    pattern = shards if isinstance(shards, str) and PATTERN.match(shards) else None
     if device is None:
         wants_gpu = backend == "dali_gpu" or (backend == "auto" and torch.cuda.is_available())
         device = f"cuda:{torch.cuda.current_device()}" if wants_gpu and torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    chosen = choose_backend(backend, device)
+    chosen = choose_backend("webdataset" if pattern and backend == "auto" else backend, device)
+    if pattern and chosen != "webdataset":
+        raise ValueError(
+            f"{pattern}: backend {chosen} wants a folder that `in21k shard` made, with its manifest; patterns and URLs "
+            "go with backend webdataset"
+        )
+    if epoch_samples is not None:
+        _check_epoch_samples(epoch_samples, chosen, split)
     if chosen == "dali_gpu" and device.type != "cuda":
         raise ValueError(f"backend dali_gpu hands out batches on a GPU; device is {device}")
+    if chosen != "dali_gpu" and hw_decoder_load is not None:
+        raise ValueError(f"hw_decoder_load is {hw_decoder_load}; it goes with backend dali_gpu, and this is {chosen}")
     settings = LoaderSettings(
         batch_size=batch_size,
         image_size=image_size,
@@ -97,7 +122,13 @@ def create_loader(
         channels_last=channels_last,
         crop_pct=crop_pct,
         max_bad_rate=max_bad_rate,
+        hw_decoder_load=hw_decoder_load,
     )
+    if pattern:
+        from .webdataset_reading import expand_pattern
+        from .webdataset_stream import WebDatasetLoader
+
+        return WebDatasetLoader(expand_pattern(pattern), settings, epoch_samples)
     shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
     if settings.recipe.crops and shards.info["images"]["resize"] == "squish":
         log.warning(
@@ -106,7 +137,24 @@ def create_loader(
             augment,
             shards.image_size,
         )
+    if chosen == "webdataset":
+        from .webdataset_reading import shard_urls
+        from .webdataset_stream import WebDatasetLoader
+
+        return WebDatasetLoader(shard_urls(shards, split), settings, epoch_samples)
     return _loader_class(chosen)(shards.split(split), settings)
+
+
+def _check_epoch_samples(epoch_samples: int, backend: str, split: str) -> None:
+    if backend != "webdataset":
+        raise ValueError(
+            f"epoch_samples is {epoch_samples}; backend {backend} has an index, and all samples make its epoch: leave "
+            "it out, or take backend webdataset"
+        )
+    if split != "train":
+        raise ValueError(f"epoch_samples is {epoch_samples}; it is for split train, and {split} comes whole")
+    if epoch_samples < 1:
+        raise ValueError(f"epoch_samples is {epoch_samples}; wanted 1 or more")
 
 
 def _loader_class(backend: str) -> type[Loader]:

@@ -27,7 +27,7 @@ from torch import nn
 from ..shards.dataset import ShardSet, ShardSplit
 from ..shards.parallel import OnProgress, Progress, default_workers, ignore_progress
 from ..shards.reader import FileCache
-from .bench_turns import SPLIT, BenchSettings, Station, Turn, Window
+from .bench_turns import SPLIT, BenchSettings, Setup, Station, Turn, Window
 from .machine import drop_cache, synchronize
 from .plan import EpochPlan
 
@@ -48,7 +48,7 @@ class Measured:
     """What was measured, round by round.
 
     asked:          the backends that were to be measured.
-    warm, cold:     per backend and number of workers, per backend: its windows.
+    warm, cold:     per backend and setup, per backend: its windows.
     failed:         per backend that gave up the reason, in one line.
     reading, reading_cold: the samples' bytes alone, in the same order, from memory and from the disk.
     step_rates:     images/s of a network's training steps; empty without a network.
@@ -56,7 +56,7 @@ class Measured:
     """
 
     asked: list[str]
-    warm: dict[tuple[str, int], list[Window]] = field(default_factory=dict[tuple[str, int], list[Window]])
+    warm: dict[tuple[str, Setup], list[Window]] = field(default_factory=dict[tuple[str, Setup], list[Window]])
     cold: dict[str, list[Window]] = field(default_factory=dict[str, list[Window]])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     reading: list[Reading] = field(default_factory=list[Reading])
@@ -276,7 +276,7 @@ def _unless_failed(
 
 
 class _Rounds:
-    """A round: reading alone, the network, then each backend warm with each number of workers, and cold."""
+    """A round: reading alone, the network, then each backend warm in each of its setups, and cold."""
 
     def __init__(
         self,
@@ -289,8 +289,8 @@ class _Rounds:
     ) -> None:
         self._split, self._settings, self._steps = split, settings, steps
         self._measured, self._running, self._on_progress = measured, running, on_progress
-        self._workers = [settings.workers, *(each for each in settings.sweep if each != settings.workers)]
-        self._turns = settings.rounds * len(running) * (len(self._workers) + (not measured.cold_reason))
+        turns = [len(settings.setups(name)) + (not measured.cold_reason) for name in running]
+        self._turns = settings.rounds * sum(turns)
         self._mean_bytes = int(split.num_bytes.mean())
         self._done = self._images = 0
 
@@ -310,14 +310,14 @@ class _Rounds:
         if self._steps:
             measured.step_rates.append(self._steps.rate(settings.turn_seconds))
         for name in names:
-            for workers in self._workers:
-                self._take(number, name, Turn(workers, settings.turn_seconds))
+            for setup in settings.setups(name):
+                self._take(number, name, Turn(setup, settings.turn_seconds))
         for name in names if not measured.cold_reason else []:
             drop_cache(split)
-            self._take(number, name, Turn(settings.workers, settings.turn_seconds, cold=True))
+            self._take(number, name, Turn(settings.setup(name), settings.turn_seconds, cold=True))
 
     def _take(self, number: int, name: str, turn: Turn) -> None:
-        self._tell(number, f"{name}, {turn.workers} workers{', from the disk' if turn.cold else ''}")
+        self._tell(number, f"{name}, {turn.setup.workers} workers{', from the disk' if turn.cold else ''}")
         self._done += 1
         if name not in self._running:
             return
@@ -325,9 +325,7 @@ class _Rounds:
         window = _unless_failed(self._running, measured, name, lambda process: process.take(turn))
         if window:
             self._images += window.images
-            kept = (
-                measured.cold.setdefault(name, []) if turn.cold else measured.warm.setdefault((name, turn.workers), [])
-            )
+            kept = measured.cold.setdefault(name, []) if turn.cold else measured.warm.setdefault((name, turn.setup), [])
             kept.append(window)
 
     def _tell(self, number: int, doing: str) -> None:
@@ -335,6 +333,9 @@ class _Rounds:
         self._on_progress(
             Progress(self._done / max(1, self._turns), self._images, self._images * self._mean_bytes, detail)
         )
+
+
+SWEPT_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # of the hardware decoder, from none to all of the JPEGs
 
 
 def sweep_of(cores: int | None = None) -> tuple[int, ...]:

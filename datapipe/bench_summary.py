@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .bench import Measured
-from .bench_turns import BenchSettings, Window
+from .bench_turns import BenchSettings, Setup, Window
 
 NEAR_CEILING = 0.8  # of what reading alone gives: faster decoding would gain little
 AMPLE = 1.1  # times what a network wants: rounds differ by less
@@ -41,11 +41,15 @@ def latencies_ms(windows: Sequence[Window]) -> dict[str, float]:
 
 
 def summarize_backend(name: str, warm: Sequence[Window], cold: Sequence[Window]) -> dict[str, Any]:
-    """Return what a backend's windows amount to; the rate per core is by the processor time that was really taken."""
+    """Return what a backend's windows amount to; the rate per core is by the processor time that was really taken.
+
+    same_samples: whether they were the plan's; webdataset's are of the same shards, in another order.
+    """
     cpu_seconds = sum(window.cpu_seconds for window in warm)
     gpu_bytes = [window.gpu_bytes for window in warm if window.gpu_bytes is not None]
     return {
         "backend": name,
+        "same_samples": name != "webdataset",
         "images_per_s": spread([window.images / window.seconds for window in warm]),
         "images_per_core_s": sum(window.images for window in warm) / cpu_seconds if cpu_seconds > 0 else None,
         "cold_images_per_s": spread([window.images / window.seconds for window in cold]) if cold else None,
@@ -64,9 +68,10 @@ def summarize_backend(name: str, warm: Sequence[Window], cold: Sequence[Window])
 
 def summarize(measured: Measured, settings: BenchSettings, model: str | None = None) -> dict[str, Any]:
     """Return all numbers of a benchmark, fastest backend first, as plain values; the last is the verdict."""
-    names = [name for name, workers in measured.warm if workers == settings.workers]
+    names = [name for name, setup in measured.warm if setup == settings.setup(name)]
     backends = [
-        summarize_backend(name, measured.warm[name, settings.workers], measured.cold.get(name, [])) for name in names
+        summarize_backend(name, measured.warm[name, settings.setup(name)], measured.cold.get(name, []))
+        for name in names
     ]
     backends.sort(key=lambda backend: -backend["images_per_s"]["median"])
     failed = dict(measured.failed)
@@ -86,21 +91,15 @@ def summarize(measured: Measured, settings: BenchSettings, model: str | None = N
         if readings
     }
     steps = spread(measured.step_rates) if model and measured.step_rates else None
+    sweep = summarize_sweep(measured.warm) if settings.sweep else []
     return {
         "backends": backends,
         "failed": failed,
         "ceiling": ceiling,
         "cold_left_out": measured.cold_reason or None,
         "demand": {"model": model, "images_per_s": steps} if steps else None,
-        "sweep": [
-            {
-                "backend": name,
-                "workers": workers,
-                "images_per_s": spread([window.images / window.seconds for window in measured.warm[name, workers]]),
-            }
-            for name, workers in sorted(measured.warm)
-            if settings.sweep
-        ],
+        "sweep": sweep,
+        "sweep_best": best_of_sweep(sweep),
         "verdict": verdict(
             {backend["backend"]: backend["images_per_s"] for backend in backends},
             ceiling["warm"]["images_per_s"]["median"],
@@ -109,6 +108,27 @@ def summarize(measured: Measured, settings: BenchSettings, model: str | None = N
             on_gpu=settings.device != "cpu",
         ),
     }
+
+
+def summarize_sweep(warm: Mapping[tuple[str, Setup], Sequence[Window]]) -> list[dict[str, Any]]:
+    """Return each setup of each backend with its `spread`; a hardware decoder's load where there is one."""
+    return [
+        {
+            "backend": name,
+            "workers": setup.workers,
+            **({} if setup.hw_decoder_load is None else {"hw_decoder_load": setup.hw_decoder_load}),
+            "images_per_s": spread([window.images / window.seconds for window in windows]),
+        }
+        for (name, setup), windows in sorted(warm.items(), key=lambda item: item[0])
+    ]
+
+
+def best_of_sweep(sweep: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each backend's fastest setup, by the median, fastest backend first."""
+    fastest: dict[str, dict[str, Any]] = {}
+    for each in sorted(sweep, key=lambda each: -each["images_per_s"]["median"]):
+        fastest.setdefault(each["backend"], each)
+    return list(fastest.values())
 
 
 def verdict(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,18 @@ from .augment import AUGMENTATIONS, Recipe
 from .feed import Bad, Feed
 from .pixels import NORMALIZATIONS
 from .plan import EpochPlan, PlannedBatch
+from .to_device import one_ahead
+
+if TYPE_CHECKING:
+    from ..shards.ahead import Ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 # The rate of corrupt samples is taken of this many at least, or the epoch would stop at the first one (guessed).
 MIN_RATED = 10_000
 MIN_BAD = 3  # as many are let pass in a split of any size (guessed)
+
+WINDOWS_AT_ONCE = 2  # of remote shards in the cache: the one that is read, and the next
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +59,8 @@ class LoaderSettings:
     max_bad_rate:   corrupt samples stop the epoch once they are more than this part of the samples that this rank was
                     handed, counted as 10,000 (or all of a smaller split) until they are more; three are always let
                     pass, unless it is 0.
+    hw_decoder_load: of dali_gpu alone: the part of the JPEGs (0..1) that the GPU's hardware decoder gets, where it has
+                    one; None: 0.65. `in21k bench-loader --sweep` measures what is best.
     """
 
     batch_size: int
@@ -68,6 +77,7 @@ class LoaderSettings:
     channels_last: bool = False
     crop_pct: float | None = None
     max_bad_rate: float = 0.001
+    hw_decoder_load: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "image_size"):
@@ -85,6 +95,8 @@ class LoaderSettings:
             raise ValueError(f"crop_pct goes with augment none; augment is {self.augment!r}")
         if not 0 <= self.max_bad_rate <= 1:
             raise ValueError(f"max_bad_rate is {self.max_bad_rate}; wanted 0 to 1")
+        if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; wanted 0 to 1")
         if self.normalize is not None and self.normalize not in NORMALIZATIONS:
             raise ValueError(f"normalize is {self.normalize!r}; known: {', '.join(NORMALIZATIONS)} and None")
         if self.dtype not in DTYPES:
@@ -110,6 +122,48 @@ class Loaded(NamedTuple):
     bad: list[Bad]
 
 
+class BadSamples:
+    """Counts the corrupt samples of an epoch, each once, and names them in the log.
+
+    rate:        `max_bad_rate`.
+    num_samples: of the epoch.
+    instead:     what becomes of one.
+    way_out:     how a message ends.
+    describe:    names a sample for messages.
+    """
+
+    def __init__(
+        self, rate: float, num_samples: int, *, instead: str, way_out: str, describe: Callable[[Any], str] = str
+    ) -> None:
+        self._rate, self._num_rated = rate, min(MIN_RATED, num_samples)
+        self._instead, self._way_out, self._describe = instead, way_out, describe
+        self._met: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def add(self, sample: Hashable, reason: str, handed: int) -> None:
+        """Count a sample met among the first `handed` of the epoch; raises ValueError once there are too many."""
+        if sample in self._met:
+            return
+        self._met.add(sample)
+        if len(self._met) > (self._rate and max(MIN_BAD, self._rate * max(handed, self._num_rated))):
+            found = f"{len(self._met)} of {handed:,} samples are corrupt"
+            raise self.stopped(sample, reason, f"{found}, past max_bad_rate {self._rate}")
+        log.warning("%s %s; %s", self._describe(sample), reason, self._instead)
+
+    def stopped(self, sample: Hashable, reason: str, why: str) -> ValueError:
+        """Return what the epoch ends with."""
+        return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
+
+
+def _once_fetched(batches: Iterable[PlannedBatch], ahead: Ahead) -> Iterator[PlannedBatch]:
+    """Hand each batch on when its shards are in the cache: who reads it, a forked process too, finds files there."""
+    for batch in batches:
+        ahead.wait(batch.positions)
+        yield batch
+
+
 class Loader(ABC):
     """Iterates (images B x 3 x H x W, labels int64 (B,)) over one epoch of a split.
 
@@ -125,15 +179,28 @@ class Loader(ABC):
         self._epoch = 0
         self._consumed = 0
         self._active: Generator[Loaded] | None = None
-        self._bad: set[int] = set()
+        self._bad = self._no_bad()
         self._feed = Feed(split, stand_in=settings.training)
         plan = self._plan()  # which checks the numbers
+        if split.remote and settings.training:
+            split.remote.check_room(split.shard_bytes, WINDOWS_AT_ONCE * plan.window_shards)
         if settings.training and len(split) < plan.global_batch:
             raise ValueError(
-                f"{split.folder}: {split.name} has {len(split):,} samples, fewer than one global batch of "
+                f"{split.location}: {split.name} has {len(split):,} samples, fewer than one global batch of "
                 f"{plan.global_batch:,} ({settings.world_size} ranks x {settings.batch_size}); "
                 "lower batch_size"
             )
+
+    def _no_bad(self) -> BadSamples:
+        split, training = self.split, self.settings.training
+        folder = "A-LOCAL-COPY" if split.remote else split.folder
+        return BadSamples(
+            self.settings.max_bad_rate,
+            len(split),
+            instead="the next good one of its shard stands in" if training else "it is left out",
+            way_out=f"`in21k verify --deep {folder}` lists all such",
+            describe=split.describe,
+        )
 
     def _plan(self) -> EpochPlan:
         settings = self.settings
@@ -159,6 +226,8 @@ class Loader(ABC):
 
     def _labels(self, positions: NDArray[np.int64]) -> Tensor:
         labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
+        if self.settings.device.type == "cuda":
+            labels = labels.pin_memory()  # from other memory the host would wait for the copy
         return labels.to(self.settings.device, non_blocking=True)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -166,9 +235,12 @@ class Loader(ABC):
         if self._active is not None:
             self._active.close()
         plan = self._plan()
-        self._bad, handed = set(), 0
+        self._bad, handed = self._no_bad(), 0
         left = plan.num_batches(self._consumed)
-        stream = self._stream(takewhile(len, plan.batches(self.settings.rank, self._consumed)))
+        batches = takewhile(len, plan.batches(self.settings.rank, self._consumed))
+        stream = self._stream(batches) if self.split.remote is None else self._remote_stream(plan, batches)
+        if self.settings.device.type == "cuda":
+            stream = one_ahead(stream, self.settings.device)
         self._active = stream
         try:
             for _ in range(left):
@@ -176,38 +248,32 @@ class Loader(ABC):
                     return  # a newer iteration goes on from here
                 images, labels, bad = self._next(stream) or self._empty()
                 handed += self.settings.batch_size
-                self._account(bad, handed)
+                for each in bad:
+                    self._bad.add(each.position, each.reason, handed)
                 self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
                 yield images, labels
             self._consumed = 0
         finally:
             stream.close()
 
+    def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+        """Yield as `_stream` does, and have the shards fetched ahead of it."""
+        from ..shards.ahead import Ahead
+
+        done, windows = self._consumed, plan.order(self._consumed)
+        ahead = Ahead(self.split, windows, done, WINDOWS_AT_ONCE * plan.window_shards)
+        with closing(ahead), closing(self._stream(_once_fetched(batches, ahead))) as stream:
+            for loaded in stream:
+                yield loaded
+                done += plan.global_batch
+                ahead.done(done)
+
     def _next(self, stream: Iterator[Loaded]) -> Loaded | None:
         try:
             return next(stream, None)
         except CorruptSampleError as error:
-            raise self._stopped(Bad(error.position, error.reason), "no sample near it can stand in") from error
-
-    def _account(self, bad: list[Bad], handed: int) -> None:
-        """Name the corrupt samples in the log, each once an epoch; raise ValueError once they are too many."""
-        rate, instead = self.settings.max_bad_rate, "the next good one of its shard stands in"
-        allowed = rate and max(MIN_BAD, rate * max(handed, min(MIN_RATED, len(self.split))))
-        for each in bad:
-            if each.position in self._bad:
-                continue
-            self._bad.add(each.position)
-            if len(self._bad) > allowed:
-                found = f"{len(self._bad)} of {handed:,} samples are corrupt"
-                raise self._stopped(each, f"{found}, past max_bad_rate {rate}")
-            done = instead if self.settings.training else "it is left out"
-            log.warning("%s %s; %s", self.split.describe(each.position), each.reason, done)
-
-    def _stopped(self, bad: Bad, why: str) -> ValueError:
-        return ValueError(
-            f"{self.split.describe(bad.position)} {bad.reason}; {why}; "
-            f"`in21k verify --deep {self.split.folder}` lists all such"
-        )
+            why = "no sample near it can stand in"
+            raise self._bad.stopped(error.position, error.reason, why) from error
 
     @property
     def num_bad(self) -> int:
@@ -217,6 +283,16 @@ class Loader(ABC):
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""
         return self._plan().num_batches()
+
+    def num_left(self) -> int:
+        """Return the batches that are left of the epoch, the same on every rank."""
+        return self._plan().num_batches(self._consumed)
+
+    def describe_batch(self, state: dict[str, int]) -> list[str]:
+        """Name the samples, by shard and key, of this rank's batch at the place of a `state_dict()`, as planned."""
+        plan = replace(self._plan(), epoch=state["epoch"])
+        batch = next(plan.batches(self.settings.rank, state["samples"]))
+        return [self.split.describe(position) for position in batch.positions.tolist()]
 
     def set_epoch(self, epoch: int) -> None:
         """Pick the epoch whose order comes next; another one than the current begins at its first sample."""

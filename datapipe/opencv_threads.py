@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -48,6 +49,14 @@ class BufferPool:
             self._free.append(array)
 
 
+class _Scratch(threading.local):
+    """Each thread's own memory for an image, S x S x 3, and for its three planes."""
+
+    def __init__(self, size: int) -> None:
+        self.pixels = np.empty((size, size, 3), np.uint8)
+        self.planes = list(np.empty((3, size, size), np.uint8))
+
+
 class _Job(NamedTuple):
     """A batch under way: where its pixels go, and its tasks, whose results are those of `fill`."""
 
@@ -67,6 +76,7 @@ class OpenCVLoader(Loader):
         self._on_gpu = settings.device.type == "cuda"
         self._dtype = torch.uint8 if self._on_gpu else settings.dtype
         self._channels_last = settings.channels_last or self._on_gpu
+        self._scratch = _Scratch(settings.image_size)
         self._table: NDArray[Any] | None = None
         self._values: list[list[float]] = []
         if self._dtype != torch.uint8:
@@ -112,22 +122,24 @@ class OpenCVLoader(Loader):
         return torch.from_numpy(array).view(self._dtype), array
 
     def _paint(self, images: NDArray[Any], sample: Sample, plan: SamplePlan, row: int) -> None:
-        size, out = self.settings.image_size, images[row]
+        out = images[row]
         if self._table is None and self._channels_last:
-            draw(sample.jpeg, plan, out)
+            draw(sample, plan, out)
             return
-        pixels = np.empty((size, size, 3), np.uint8)
-        draw(sample.jpeg, plan, pixels)
+        pixels, planes = self._scratch.pixels, self._scratch.planes
+        draw(sample, plan, pixels)
         if self._table is None:
             cv2.split(pixels, list(out))
         elif self._dtype == torch.float32 and not self._channels_last:  # as the table has it, and a third faster
-            for plane, values, plane_out in zip(cv2.split(pixels), self._values, out, strict=True):
+            cv2.split(pixels, planes)
+            for plane, values, plane_out in zip(planes, self._values, out, strict=True):
                 scale, shift = (values[-1] - values[0]) / 255, values[0]
                 cv2.addWeighted(plane, scale, plane, 0, shift, dst=plane_out, dtype=cv2.CV_32F)
         elif self._channels_last:
             cv2.LUT(pixels, np.ascontiguousarray(self._table.T)[None], dst=out)
         else:
-            for plane, values, plane_out in zip(cv2.split(pixels), self._table, out, strict=True):
+            cv2.split(pixels, planes)
+            for plane, values, plane_out in zip(planes, self._table, out, strict=True):
                 cv2.LUT(plane, values, dst=plane_out)
 
     def _finish(self, job: _Job) -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from .class_table import ClassRow, read_class_table
 from .files import read_json
-from .manifest import checksum_numbers, pc, read_row_groups, read_table
+from .manifest import checksum_numbers, num_rows, pc, read_row_groups, read_table
 from .sample import checksum
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from .remote import RemoteShards
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -29,22 +32,23 @@ class Dataset:
     made_by: ClassVar[str]
     contents: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, location: str = "") -> None:
         self.path = Path(path)
+        self.location = location or str(path)  # as messages name it
         if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such folder; wanted one that `{self.made_by}` made")
+            raise ValueError(f"{self.location}: no such folder; wanted one that `{self.made_by}` made")
         if not (self.path / "dataset.json").is_file():
             unfinished = (self.path / ".work").exists()
             state = "unfinished: start the command that makes it again" if unfinished else "holds no dataset.json"
-            raise ValueError(f"{self.path}: {state}; wanted a folder that `{self.made_by}` made")
+            raise ValueError(f"{self.location}: {state}; wanted a folder that `{self.made_by}` made")
         self.info: dict[str, Any] = read_json(self.path / "dataset.json")
         if self.info.get("format") != self.format:
             raise ValueError(
-                f"{self.path}: is {self.info.get('format')!r}; wanted {self.format!r}, which `{self.made_by}` makes"
+                f"{self.location}: is {self.info.get('format')!r}; wanted {self.format!r}, which `{self.made_by}` makes"
             )
         if self.info.get("version") != VERSION:
             raise ValueError(
-                f"{self.path}: version {self.info.get('version')!r} of the format; this in21k reads {VERSION}"
+                f"{self.location}: version {self.info.get('version')!r} of the format; this in21k reads {VERSION}"
             )
 
         self._check_shape()
@@ -57,7 +61,7 @@ class Dataset:
             raise self._damaged() from error
 
     def _damaged(self) -> ValueError:
-        return ValueError(f"{self.path}: its dataset.json is damaged; make the folder again with `{self.made_by}`")
+        return ValueError(f"{self.location}: its dataset.json is damaged; make the folder again with `{self.made_by}`")
 
     @cached_property
     def tree(self) -> SemanticTree:
@@ -89,11 +93,18 @@ class PreparedSet(Dataset):
 
 
 class ShardSet(Dataset):
-    """A shard set: shuffled tars of samples, with indexes and a manifest."""
+    """A shard set: shuffled tars of samples, with indexes and a manifest.
+
+    Of a remote one `path` is a folder of the cache that holds the tables, and shards while they are needed.
+    """
 
     format = "in21k-shards"
     made_by = "in21k shard"
     contents = ("classes.parquet", "tree.json", "manifest.parquet", "_info.json", "README.md", "train", "val")
+
+    def __init__(self, path: str | Path, remote: RemoteShards | None = None) -> None:
+        self.remote = remote
+        super().__init__(path, remote.store.url if remote else "")
 
     def _check_shape(self) -> None:
         super()._check_shape()
@@ -120,7 +131,7 @@ class ShardSet(Dataset):
         shards = self.info["shards"].get(split)
         if not shards:
             held = ", ".join(self.info["shards"])
-            raise ValueError(f"{self.path}: has no split {split!r}; it holds {held}")
+            raise ValueError(f"{self.location}: has no split {split!r}; it holds {held}")
         return shards
 
     def split(self, split: str) -> ShardSplit:
@@ -157,6 +168,7 @@ class ShardSet(Dataset):
             labels=labels,
             checksums=checksums,
             manifest_rows=order,
+            remote=self.remote,
         )
 
 
@@ -215,7 +227,8 @@ class ShardSplit:
     """Where the samples of one split lie. A sample's position counts through the shards in order, 0-based.
 
     shard_sizes: samples per shard, int64.  The other arrays have one entry a sample: offsets int64 and num_bytes int32
-    of the image in its shard, labels int32 (class index), checksums uint64, manifest_rows int32.
+    of the image in its shard, labels int32 (class index), checksums uint64, manifest_rows int32.  Of a `remote` split
+    `folder` is a folder of the cache, where a shard lies only while it is needed.
     """
 
     name: str
@@ -227,6 +240,7 @@ class ShardSplit:
     labels: NDArray[np.int32]
     checksums: NDArray[np.uint64]
     manifest_rows: NDArray[np.int32]
+    remote: RemoteShards | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -236,13 +250,25 @@ class ShardSplit:
         """Per shard the position after its last sample."""
         return np.cumsum(self.shard_sizes)
 
+    @cached_property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """Per shard its bytes: to the end of the last image's last block, and two blocks more."""
+        last = self.shard_ends - 1
+        blocks = -(-self.num_bytes[last].astype(np.int64) // BLOCK_BYTES)
+        return self.offsets[last] + (blocks + 2) * BLOCK_BYTES
+
+    @property
+    def location(self) -> str:
+        """The folder or URL, for messages."""
+        return self.remote.store.url if self.remote else str(self.folder)
+
     def shard_of(self, position: int) -> int:
         """Return the number of the shard that holds a sample."""
         return int(np.searchsorted(self.shard_ends, position, side="right"))
 
     def describe(self, position: int) -> str:
         """Return shard and key of a sample, for messages."""
-        return f"{self.folder / self.shard_names[self.shard_of(position)]}: sample {self.key(position)}"
+        return f"{self.location}/{self.shard_names[self.shard_of(position)]}: sample {self.key(position)}"
 
     def key(self, position: int) -> str:
         """Look a sample's key up in the manifest (slow: for messages)."""
@@ -252,8 +278,21 @@ class ShardSplit:
 
 
 def open_dataset(path: str | Path) -> ShardSet:
-    """Open a folder that `in21k shard` made; raises ValueError where it is none."""
-    return ShardSet(path)
+    """Open a folder that `in21k shard` made, or such a one at a URL that fsspec knows; raises ValueError.
+
+    Of a remote one the tables are fetched now, and its shards when they are needed, into the folder IN21K_CACHE (else
+    the user's cache folder), which holds at most IN21K_CACHE_BYTES (else 64e9).
+    """
+    if "://" not in str(path):
+        return ShardSet(path)
+    from .remote import open_remote
+
+    remote = open_remote(str(path))
+    shards = ShardSet(remote.folder, remote)
+    found, wanted = num_rows(shards.manifest_path), sum(shards.num_samples.values())
+    if found != wanted:
+        raise ValueError(f"{path}: its manifest.parquet has {found:,} rows; dataset.json says {wanted:,}")
+    return shards
 
 
 def read_manifest(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from .dataset import ShardSplit
+
+if TYPE_CHECKING:
+    from .remote import RemoteShards
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 64  # guessed: several windows of shards, far below any ulimit
 
@@ -36,9 +43,10 @@ class _OpenFile:
 
 
 class FileCache:
-    """The few files read from last, kept open; threads may share it."""
+    """The few files read from last (`max_open`), kept open; threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_open: int = MAX_OPEN_FILES) -> None:
+        self._max_open = max_open
         self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -52,7 +60,7 @@ class FileCache:
             file = self._open.get(path)
             if file is None:
                 file = self._open[path] = _OpenFile(os.open(path, os.O_RDONLY))
-                if len(self._open) > MAX_OPEN_FILES:
+                if len(self._open) > self._max_open:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(path)
@@ -63,28 +71,58 @@ class FileCache:
         with self._lock:
             self._open.clear()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # another process opens files of its own
+    def __getstate__(self) -> dict[str, int]:
+        return {"max_open": self._max_open}  # another process opens files of its own
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["max_open"])
 
 
 class SampleReader:
-    """Read the images of a split; each is compared with its checksum. Threads may share it."""
+    """Read the images of a split; each is compared with its checksum. Threads may share it.
+
+    A remote shard that is not in the cache is fetched there. What the cache has otherwise than it was written is read
+    again from where it came.
+    """
 
     def __init__(self, split: ShardSplit) -> None:
         self._split = split
         self._paths = [split.folder / shard for shard in split.shard_names]
-        self._files = FileCache()
+        # A file that has left the cache would take room as long as it is open.
+        self._files = FileCache(0 if split.remote else MAX_OPEN_FILES)
 
     def image(self, position: int) -> bytes:
         """Return a sample's JPEG bytes; raises CorruptSampleError where they are not those written, or OSError."""
-        split = self._split
-        path = self._paths[split.shard_of(position)]
-        data = self._files.read(path, int(split.offsets[position]), int(split.num_bytes[position]))
-        if int.from_bytes(hashlib.sha256(data).digest()[:8]) != int(split.checksums[position]):
-            raise CorruptSampleError(position, "has other bytes than were written")
+        data = self._read(position)
+        if self._is_good(position, data):
+            return data
+        if self._split.remote:
+            data = self._read_again(self._split.remote, position)
+            if self._is_good(position, data):
+                return data
+        raise CorruptSampleError(position, "has other bytes than were written")
+
+    def _is_good(self, position: int, data: bytes) -> bool:
+        return int.from_bytes(hashlib.sha256(data).digest()[:8]) == int(self._split.checksums[position])
+
+    def _read(self, position: int) -> bytes:
+        split, shard = self._split, self._split.shard_of(position)
+        place = int(split.offsets[position]), int(split.num_bytes[position])
+        try:
+            return self._files.read(self._paths[shard], *place)
+        except FileNotFoundError:
+            if split.remote is None:
+                raise
+        with split.remote.held(split.shard_names[shard], int(split.shard_bytes[shard])) as path:
+            return self._files.read(path, *place)
+
+    def _read_again(self, remote: RemoteShards, position: int) -> bytes:
+        """Read a sample where the shards come from; where that has it as it was written, so has the cache then."""
+        name, offset = self._split.shard_names[self._split.shard_of(position)], int(self._split.offsets[position])
+        data = remote.read_again(name, offset, int(self._split.num_bytes[position]))
+        if self._is_good(position, data):
+            log.warning("%s had other bytes in the cache; they were fetched again", self._split.describe(position))
+            remote.mend(name, offset, data)
         return data
 
     def close(self) -> None:

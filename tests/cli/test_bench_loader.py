@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from in21k.cli.bench_loader import _best, _render_sweep
 from in21k.datapipe import available_backends
-from in21k.datapipe.bench_summary import HEIGHT, WIDTH
+from in21k.datapipe.bench_summary import HEIGHT, WIDTH, best_of_sweep
 
 from .conftest import run, run_json
 from .test_mistakes import assert_refused
 
 READY = [name for name, reason in available_backends().items() if reason is None]
 QUICK = ("--seconds", 0.2, "--rounds", 2, "--batch-size", 8, "--device", "cpu", "--workers", 2)
+PLANNED = [name for name in READY if name != "webdataset"]
 CPU_READY = [name for name in READY if name != "dali_gpu"]
 
 
@@ -55,6 +58,7 @@ def test_every_backend_that_runs_here_is_measured(measured: tuple[dict[str, Any]
         assert each["memory_mb"]["own"] > 0
         assert each["gpu_memory_mb"] is None
         assert (each["cold_images_per_s"] is None) == (result["cold_left_out"] is not None)
+        assert each["same_samples"] == (each["backend"] != "webdataset")
 
 
 def test_reading_alone_the_network_and_the_sweep_stand_beside_them(measured: tuple[dict[str, Any], Path]) -> None:
@@ -65,6 +69,11 @@ def test_reading_alone_the_network_and_the_sweep_stand_beside_them(measured: tup
     assert len(result["demand"]["images_per_s"]["rounds"]) == 2
     numbers = {(each["backend"], each["workers"]) for each in result["sweep"]}
     assert {(name, workers) for name in CPU_READY for workers in (1, 2)} <= numbers
+    assert all("hw_decoder_load" not in each for each in result["sweep"])
+    assert {each["backend"] for each in result["sweep_best"]} == set(CPU_READY)
+    for best in result["sweep_best"]:
+        rates = [each["images_per_s"]["median"] for each in result["sweep"] if each["backend"] == best["backend"]]
+        assert best["images_per_s"]["median"] == max(rates)
     assert result["verdict"].startswith("resnet10t wants ")
     assert result["backends"][0]["backend"] in result["verdict"]
 
@@ -86,6 +95,40 @@ def test_the_table_names_what_it_shows_and_ends_with_the_verdict(shards: Path) -
     assert lines[2].split()[:4] == ["img/s", "min", "-", "max"]
     assert [line.split()[0] for line in lines[3:5]] == ["torch", "reading"]
     assert lines[-1].startswith("torch gives ")
+
+
+def test_a_sweep_prints_a_table_and_the_best_and_says_nothing_of_hardware_that_is_not_there(shards: Path) -> None:
+    words = ("--sweep", "--backend", "torch", "--backend", "webdataset") if "webdataset" in READY else ("--sweep",)
+    result = run("bench-loader", shards, *QUICK, *words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    (head,) = [line.split() for line in lines if line.startswith("img/s by workers")]
+    assert {"1", "2"} <= set(head)
+    (best,) = [line for line in lines if line.startswith("best of the sweep: ")]
+    assert re.search(r"torch \d+ workers? \([\d,]+ img/s\)", best)
+    assert "hardware" not in result.stdout
+    assert "hw_decoder_load" not in result.stdout
+    noted = [line for line in lines if "of the same shards in another order" in line]
+    assert [line.split(":")[0] for line in noted] == [name for name in ("webdataset",) if name in READY]
+
+
+def test_a_sweep_of_the_hardware_decoder_has_a_row_for_each_load_and_names_the_best_combination() -> None:
+    sweep = [
+        {"backend": "dali_gpu", "workers": workers, "hw_decoder_load": load, "images_per_s": {"median": rate}}
+        for workers, load, rate in ((8, 0.0, 9_000.0), (8, 0.8, 17_000.0), (16, 0.0, 14_000.0), (16, 0.8, 19_500.0))
+    ]
+    sweep += [{"backend": "opencv", "workers": 16, "images_per_s": {"median": 21_000.0}}]
+    rows = [line.split("  ") for line in _render_sweep({"sweep": sweep}).splitlines()]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        ["img/s by workers", "8", "16"],
+        ["dali_gpu, hardware 0", "9,000", "14,000"],
+        ["dali_gpu, hardware 0.8", "17,000", "19,500"],
+        ["opencv", "-", "21,000"],
+    ]
+    assert [_best(each) for each in best_of_sweep(sweep)] == [
+        "opencv 16 workers (21,000 img/s)",
+        "dali_gpu 16 workers, hw_decoder_load 0.8 (19,500 img/s)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +170,14 @@ def test_browse_draws_a_sheet_and_says_how_far_the_backends_are_apart(shards: Pa
     result = run_json("browse", shards, out, "--images", 3, "--augment", "miil", "--seed", 5)
     assert result["path"] == str(out)
     assert result["failed"] == {}
-    assert [each["backend"] for each in result["backends"]] == READY
-    assert result["compared_with"] == READY[0]
-    assert result["backends"][0] == {"backend": READY[0], "mean_difference": 0, "largest_difference": 0}
+    assert [each["backend"] for each in result["backends"]] == PLANNED
+    assert result["compared_with"] == PLANNED[0]
+    assert result["backends"][0] == {"backend": PLANNED[0], "mean_difference": 0, "largest_difference": 0}
     assert len(result["samples"]) == 3
     assert all(each["key"].startswith(each["wnid"]) for each in result["samples"])
     with Image.open(out) as opened:
         assert opened.format == "PNG"
-        assert opened.height > 128 * (1 + len(READY))
+        assert opened.height > 128 * (1 + len(PLANNED))
 
 
 def test_browse_prints_a_line_for_each_backend(shards: Path, tmp_path: Path) -> None:

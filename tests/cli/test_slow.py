@@ -162,7 +162,7 @@ def test_a_signal_to_torchrun_ends_all_ranks_in_good_order_and_the_run_goes_on(s
         process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=120)
     stopped = re.search(r"stopped at step (\d+) of 60", printed)
-    assert stopped, said
+    assert stopped, printed + said
     assert steps_of(out) == list(range(1, int(stopped[1]) + 1))
     done = subprocess.run([*launch, *IN21K, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

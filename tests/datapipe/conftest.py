@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
 from in21k.datapipe import Loader, create_loader
 from in21k.shards import ShardSet, open_dataset
+from in21k.shards.reader import SampleReader
 from in21k.shards.sample import checksum
 
 SIZE = 32  # as the images are stored
@@ -38,6 +44,20 @@ def make(shard_set: ShardSet) -> Iterator[Callable[..., Loader]]:
     yield make
     for loader in made:
         loader.close()
+
+
+@pytest.fixture(scope="session")
+def originals(shard_set: ShardSet) -> dict[str, Tensor]:
+    """Per split the stored pixels by position, decoded by Pillow: N x 3 x 32 x 32, uint8."""
+
+    def pixels(split: str) -> Tensor:
+        opened = shard_set.split(split)
+        reader = SampleReader(opened)
+        images = [Image.open(io.BytesIO(reader.image(position))).convert("RGB") for position in range(len(opened))]
+        reader.close()
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+
+    return {split: pixels(split) for split in ("train", "val")}
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where neither a DALI build nor OpenCV is installed; other packages of NVIDIA may be."""
-    absent = ("nvidia.dali", "cv2")
+    """As where no DALI build, OpenCV or webdataset is installed; other packages of NVIDIA may be."""
+    absent = ("nvidia.dali", "cv2", "webdataset")
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
 
 
@@ -38,7 +38,9 @@ def make(shards: ShardSet | Path, **arguments: Any) -> Any:
 def test_an_unknown_backend_is_refused_with_the_known_ones_and_the_nearest(shard_set: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"'dali-cpu' is unknown; known: auto, .*torch.*did you mean dali_cpu\?"):
         make(shard_set, backend="dali-cpu")
-    with pytest.raises(ValueError, match=r"'xyz' is unknown; known: auto, dali_gpu, dali_cpu, opencv, torch$"):
+    with pytest.raises(
+        ValueError, match=r"'xyz' is unknown; known: auto, dali_gpu, dali_cpu, opencv, torch, webdataset$"
+    ):
         make(shard_set, backend="xyz")
 
 
@@ -95,6 +97,7 @@ def test_every_backend_says_whether_it_can_be_used(without_extras: None, without
     assert tuple(found) == BACKENDS
     assert found["torch"] is None
     assert "DALI is not installed" in str(found["dali_cpu"])
+    assert "pip install 'in21k[webdataset]'" in str(found["webdataset"])
 
 
 @pytest.mark.parametrize(
@@ -131,3 +134,46 @@ def test_folders_that_are_no_shard_set_are_refused(tmp_path: Path, prepared: Pre
         make(tmp_path / "missing", backend="torch")
     with pytest.raises(ValueError, match="wanted 'in21k-shards', which `in21k shard` makes"):
         make(prepared.path, backend="torch")
+
+
+# Patterns and URLs
+
+PATTERNS = ["x/{000000..000003}.tar", "a.tar", "a.tar.gz", "https://host/a.tar?key=1", "pipe:cat a", "a.tar::b.tar"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_goes_to_webdataset_and_to_no_other_backend(pattern: str) -> None:
+    pytest.importorskip("webdataset")
+    loader = make(pattern, epoch_samples=8)
+    assert loader.backend == "webdataset"
+    assert len(loader) == 2
+    with pytest.raises(
+        ValueError, match=r"backend torch wants a folder .*manifest; patterns and URLs go with backend web"
+    ):
+        make(pattern, backend="torch")
+
+
+@pytest.mark.parametrize("folder", ["no/such/folder", "no/such/folder.d"])
+def test_what_looks_like_a_folder_is_one(folder: str) -> None:
+    for backend in ("auto", "torch"):
+        with pytest.raises(ValueError, match="no such folder"):
+            make(folder, backend=backend)
+
+
+def test_a_pattern_without_the_library_names_the_extra(without_extras: None) -> None:
+    for backend in ("auto", "webdataset"):
+        with pytest.raises(
+            ValueError, match=r"webdataset library is not installed; `pip install 'in21k\[webdataset\]'`"
+        ):
+            make("pipe:cat a", backend=backend, epoch_samples=8)
+
+
+def test_auto_takes_webdataset_for_no_folder(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = ("nvidia", "nvidia.dali", "cv2")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
+    assert choose_backend("auto", CPU) == "torch"
+
+
+def test_epoch_samples_is_for_streams(shard_set: ShardSet) -> None:
+    with pytest.raises(ValueError, match=r"epoch_samples is 8; backend torch has an index.*take backend webdataset"):
+        make(shard_set, backend="torch", epoch_samples=8)

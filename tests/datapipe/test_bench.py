@@ -10,22 +10,34 @@ import pytest
 import torch
 from torch import nn
 
-from in21k.datapipe.bench import BackendProcess, TrainingSteps, measure, one_line, read_samples, sweep_of
+from in21k.datapipe.bench import (
+    SWEPT_LOADS,
+    BackendProcess,
+    Measured,
+    Reading,
+    TrainingSteps,
+    measure,
+    one_line,
+    read_samples,
+    sweep_of,
+)
 from in21k.datapipe.bench_summary import (
     HEIGHT,
     PAPER,
     WIDTH,
     Demand,
     axis_step,
+    best_of_sweep,
     draw_rates,
     latencies_ms,
     spread,
     summarize,
     summarize_backend,
+    summarize_sweep,
     verdict,
     wrapped,
 )
-from in21k.datapipe.bench_turns import BenchSettings, Station, Turn, Window
+from in21k.datapipe.bench_turns import BenchSettings, Setup, Station, Turn, Window
 from in21k.datapipe.machine import cpu_seconds, descendants, drop_cache, private_bytes, resident_bytes, resident_part
 from in21k.shards import ShardSet
 
@@ -78,6 +90,7 @@ def test_a_backend_is_summed_up_over_its_windows() -> None:
     assert found["memory_mb"] == {"own": 5, "children": 3}
     assert found["gpu_memory_mb"] == 7
     assert (found["num_batches"], found["num_bad"]) == (6, 2)
+    assert found["same_samples"]
     assert summarize_backend("opencv", [window(cpu_seconds=0.0)], [])["images_per_core_s"] is None
 
 
@@ -160,6 +173,57 @@ def test_a_sweep_doubles_up_to_all_cores(cores: int, numbers: tuple[int, ...]) -
     assert sweep_of(cores) == numbers
 
 
+def test_the_hardware_decoders_load_is_swept_with_the_workers_for_dali_gpu_alone() -> None:
+    settings = settings_of(workers=4, sweep=(1, 4), sweep_loads=(0.0, 0.65, 1.0))
+    assert settings.setups("opencv") == [Setup(4), Setup(1)]
+    assert settings.setups("dali_gpu")[0] == settings.setup("dali_gpu") == Setup(4, 0.65)
+    assert set(settings.setups("dali_gpu")) == {Setup(workers, load) for workers in (1, 4) for load in (0, 0.65, 1)}
+    assert settings_of(workers=4).setups("dali_gpu") == [Setup(4, 0.65)]
+    assert settings.loader_arguments(Setup(1, 0.25))["hw_decoder_load"] == 0.25
+    with pytest.raises(ValueError, match=r"hw_decoder_load is 1\.5"):
+        settings_of(sweep_loads=(1.5,))
+    assert settings_of(sweep_loads=SWEPT_LOADS).sweep_loads == (0, 0.25, 0.5, 0.65, 0.8, 1)
+
+
+def swept() -> Measured:
+    """A sweep of two backends; dali_gpu is fastest with one worker and all JPEGs for the hardware."""
+    measured = Measured(asked=["opencv", "dali_gpu"], reading=[Reading(100, 1000, 0.001)], cold_reason="no")
+    measured.warm = {
+        ("opencv", Setup(2)): [window(images=300), window(images=500)],
+        ("opencv", Setup(1)): [window(images=100)],
+        ("dali_gpu", Setup(2, 0.65)): [window(images=800)],
+        ("dali_gpu", Setup(2, 1.0)): [window(images=600)],
+        ("dali_gpu", Setup(1, 1.0)): [window(images=1000)],
+    }
+    return measured
+
+
+def test_a_sweep_names_each_backends_best_combination() -> None:
+    sweep = summarize_sweep(swept().warm)
+    assert [(each["backend"], each["workers"], each.get("hw_decoder_load")) for each in sweep] == [
+        ("dali_gpu", 1, 1.0),
+        ("dali_gpu", 2, 0.65),
+        ("dali_gpu", 2, 1.0),
+        ("opencv", 1, None),
+        ("opencv", 2, None),
+    ]
+    assert all(("hw_decoder_load" in each) == (each["backend"] == "dali_gpu") for each in sweep)
+    best = best_of_sweep(sweep)
+    assert [(each["backend"], each["workers"], each["images_per_s"]["median"]) for each in best] == [
+        ("dali_gpu", 1, 500),
+        ("opencv", 2, 200),
+    ]
+    assert best[0]["hw_decoder_load"] == 1
+
+
+def test_the_table_of_backends_is_of_the_setup_that_was_asked_for() -> None:
+    result = summarize(swept(), settings_of(workers=2, sweep=(1, 2), sweep_loads=(0.65, 1.0)))
+    rates = {each["backend"]: each["images_per_s"]["median"] for each in result["backends"]}
+    assert rates == {"dali_gpu": 400, "opencv": 200}
+    assert len(result["sweep"]) == 5
+    assert summarize(swept(), settings_of(workers=2))["sweep"] == []
+
+
 # The picture.
 
 
@@ -198,7 +262,7 @@ def test_a_long_sentence_is_broken_between_its_words() -> None:
 def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) -> None:
     before = descendants()
     station = Station(shard_set, backend, settings_of())
-    first, second = station.take(Turn(1, 0.1)), station.take(Turn(1, 0.1))
+    first, second = station.take(Turn(Setup(1), 0.1)), station.take(Turn(Setup(1), 0.1))
     station.close()
     assert first is not None
     assert second is not None
@@ -213,9 +277,16 @@ def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) 
     assert set(descendants()) <= set(before)
 
 
+def test_a_loader_is_made_anew_for_another_setup(shard_set: ShardSet) -> None:
+    station = Station(shard_set, "opencv", settings_of())
+    windows = [station.take(Turn(Setup(workers), 0.05)) for workers in (1, 1, 2, 1)]
+    station.close()
+    assert [found is not None and found.first_batch_s is not None for found in windows] == [True, False, True, True]
+
+
 def test_small_data_are_gone_over_again(shard_set: ShardSet) -> None:
     station = Station(shard_set, "torch", settings_of(batch_size=26))
-    found = station.take(Turn(1, 0.6))
+    found = station.take(Turn(Setup(1), 0.6))
     station.close()
     assert found is not None
     assert found.num_epochs >= 2
@@ -223,13 +294,13 @@ def test_small_data_are_gone_over_again(shard_set: ShardSet) -> None:
 
 def test_a_cold_turn_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> None:
     station = Station(shard_set, backend, settings_of())
-    found = station.take(Turn(1, 60.0, cold=True))
+    found = station.take(Turn(Setup(1), 60.0, cold=True))
     assert found is not None
     assert found.images == (NUM_TRAIN // BATCH - 3) * BATCH  # the clock starts once the worker is in its stride
     assert found.num_epochs == 1
     station.close()
     alone = Station(shard_set, backend, settings_of(batch_size=NUM_TRAIN))
-    assert alone.take(Turn(1, 60.0, cold=True)) is None
+    assert alone.take(Turn(Setup(1), 60.0, cold=True)) is None
     alone.close()
 
 
@@ -261,7 +332,7 @@ def test_a_backend_whose_process_dies_says_so(shard_set: ShardSet) -> None:
         process._process.kill()
         process._process.join()
         with pytest.raises(ChildProcessError, match="its process was killed by SIGKILL"):
-            process.take(Turn(1, 0.1))
+            process.take(Turn(Setup(1), 0.1))
 
 
 def test_an_error_of_any_kind_becomes_one_line() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from in21k.datapipe.plan import EpochPlan
 
@@ -117,6 +118,17 @@ def test_going_on_after_any_global_batch_gives_the_rest_also_in_another_world(
     assert len(rest) > sum(sizes) - start - after.global_batch
 
 
+@given(SIZES, st.lists(st.tuples(WORLD, BATCH, st.integers(0, 3)), max_size=6))
+def test_however_often_an_epoch_is_broken_off_and_by_whom_it_goes_on_it_is_one_order(
+    sizes: list[int], parts: list[tuple[int, int, int]]
+) -> None:
+    found: list[int] = []
+    for world_size, batch_size, num_taken in parts:
+        plan = plan_of(sizes, world_size=world_size, batch_size=batch_size)
+        found += consumed(plan, len(found))[: num_taken * plan.global_batch]
+    assert found == order_of(plan_of(sizes))[: len(found)]
+
+
 def test_other_samples_are_left_out_in_other_epochs() -> None:
     left_out = [set(range(23)) - set(consumed(plan_of([8, 7, 8], batch_size=10, epoch=epoch))) for epoch in range(12)]
     assert {len(left) for left in left_out} == {3}
@@ -135,6 +147,47 @@ def test_a_window_holds_the_samples_of_its_few_shards_alone(sizes: list[int], wi
         assert len(window) == sum(sizes[shard] for shard in shards)
         assert not shards & seen
         seen |= shards
+
+
+# How good the shuffle is, on 40 shards of 1,000 samples in windows of 16, 16 and 8
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[NDArray[np.int64]]:
+    return list(plan_of([1000] * 40, window_shards=16).order())
+
+
+def test_a_batch_draws_from_nearly_all_shards_of_its_window(windows: list[NDArray[np.int64]]) -> None:
+    for window in windows:
+        num_shards = len(window) // 1000
+        for start in range(0, len(window) - 255, 256):
+            assert len(np.unique(window[start : start + 256] // 1000)) >= num_shards - 2
+
+
+def test_a_sample_travels_a_third_of_its_window_as_in_any_fair_shuffle(windows: list[NDArray[np.int64]]) -> None:
+    for window in windows:
+        read = np.argsort(np.argsort(window))  # where it comes when the window's shards are read from end to end
+        travelled = np.abs(read - np.arange(len(window)))
+        assert travelled.mean() == pytest.approx(len(window) / 3, rel=0.05)
+        assert travelled.max() > 0.9 * len(window)
+
+
+def test_samples_that_lie_side_by_side_are_parted_and_do_not_meet_more_often_than_others(
+    windows: list[NDArray[np.int64]],
+) -> None:
+    batch_of = np.empty(40_000, np.int64)
+    batch_of[np.concatenate(windows)] = np.arange(40_000) // 250
+    met = (batch_of[1:] == batch_of[:-1]).mean()
+    assert met == pytest.approx(250 / 16_000, rel=0.25)
+
+
+def test_a_sample_has_a_new_place_in_the_next_epoch(windows: list[NDArray[np.int64]]) -> None:
+    places = np.empty((2, 40_000), np.int64)
+    places[0, np.concatenate(windows)] = np.arange(40_000)
+    after = plan_of([1000] * 40, window_shards=16, epoch=1)
+    places[1, np.concatenate(list(after.order()))] = np.arange(40_000)
+    # Two random places are a third of the epoch apart on average; shards move together, so few shards vary it.
+    assert np.abs(places[0] - places[1]).mean() / 40_000 == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_shards_come_in_another_order_each_epoch() -> None:
