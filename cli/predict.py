@@ -1,98 +1,234 @@
-"""`in21k predict`: what an image shows."""
+"""`in21k predict`: what images show."""
 
 from __future__ import annotations
 
-import io
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import PATH, device_option, emit, json_option, overwrite_option, weights_option
+from .options import PATH, device_option, emit, json_option, overwrite_option, weights_option, workers_option
+from .pictures import check_picture, save_picture
+from .progress import ProgressLine
+from .tables import ROW_GROUP_ROWS, check_table, table_writer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from PIL import Image
+
+    from ..training import Classified, OpenModel, Source
+
+MAX_PICTURES = 36
 
 
 @click.command()
-@click.argument("run_or_checkpoint", type=PATH)
-@click.argument("images", metavar="IMAGE...", type=PATH, nargs=-1, required=True)
+@click.argument("model", metavar="RUN|CHECKPOINT|TIMM_NAME")
+@click.argument("images", metavar="IMAGE|FOLDER|TAR...", type=PATH, nargs=-1, required=True)
 @weights_option
-@click.option("--picture", type=PATH, help="Also draw the images with their labels into this PNG.")
+@click.option("--tta", is_flag=True, help="Test-time flip: the mean over each image and its mirror image.")
+@click.option("--jsonl", is_flag=True, help="Print a JSON document a line, as they come.")
+@click.option("--out", type=PATH, metavar="OUT.parquet", help="Write the answers into this table.")
+@click.option(
+    "--picture", type=PATH, metavar="OUT.png", help=f"Draw the first {MAX_PICTURES} images with their labels."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @device_option
+@workers_option
 @overwrite_option
 @json_option
 def predict(
-    run_or_checkpoint: Path,
+    model: str,
     images: tuple[Path, ...],
     weights: Literal["last", "best", "ema"],
+    tta: bool,
+    jsonl: bool,
+    out: Path | None,
     picture: Path | None,
+    batch_size: int,
     device: str | None,
+    workers: int | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Say what each IMAGE shows, from general to particular, with the network of RUN_OR_CHECKPOINT.
+    """Say what each image shows, from general to particular.
 
     The likely label at each level of the tree, as long as each lies below the one before, and the five likeliest of
-    all classes. Images are prepared as the training images were: upright, RGB, stretched to the training size.
+    all classes. Of a timm model (`tresnet_m.miil_in21k`) that knows ImageNet-21K the tree is built; of another there
+    are the five likeliest classes alone. Images are prepared as in validation: upright, RGB, stretched or cropped as
+    the network was trained. A folder gives its images by byte order of their paths, and those of its tars. What cannot
+    be read is said on stderr, has its `error` in the output, and is passed over.
     """
     from .. import training
-    from ..shards.files import whole_file
+    from ..shards.parallel import Progress
+    from .image_sources import image_sources
 
-    if picture and picture.exists() and (not overwrite or picture.resolve() in [path.resolve() for path in images]):
-        raise ValueError(f"{picture}: exists; give --picture another name, or --overwrite to replace an older picture")
-    saved = training.load_run(run_or_checkpoint, weights)
-    with training.join_ranks(device) as ranks:
-        model = saved.model.to(ranks.device)
-        predictions: list[dict[str, Any]] = []
-        pictures: list[Image.Image] = []
-        for path in images:
-            pixels, shown = _prepare(path, saved.settings)
-            (prediction,) = training.predict(model, pixels.to(ranks.device), saved.tree)
-            predictions.append({"image": str(path), **prediction})
-            if picture:
-                pictures.append(training.draw_prediction(shown, prediction))
+    if as_json and jsonl:
+        raise ValueError("--json and --jsonl: give one of them")
+    for path in images:
+        if not path.exists():
+            raise ValueError(f"{path}: does not exist; wanted an image, a folder of images, or a tar of images")
     if picture:
-        with whole_file(picture) as aside:
-            _stack(pictures).save(aside, "PNG")
-    emit(predictions, "\n".join(map(_render, predictions)), as_json=as_json)
+        check_picture(picture, overwrite=overwrite)
+    if out:
+        check_table(out, overwrite=overwrite)
+    opened = training.open_model(model, weights)
+    if opened.run is None and weights != "last":
+        raise ValueError(f"--weights {weights} goes with runs; {model} is a model of timm")
+    tree, definitions = _tree_and_definitions(opened)
+    tally, rows, drawn = _Tally(), list[dict[str, Any]](), list["Image.Image"]()
+    with ExitStack() as stack:
+        ranks = stack.enter_context(training.join_ranks(device))
+        classifier = training.Classifier(
+            opened,
+            tree=tree,
+            definitions=definitions,
+            device=ranks.device,
+            batch_size=batch_size,
+            workers=workers,
+            flip=tta,
+        )
+        table = stack.enter_context(_TableRows(out)) if out else None
+        streams = jsonl or not (as_json or out)
+        progress = None if streams and sys.stdout.isatty() else stack.enter_context(ProgressLine("predict"))
+        for found in classifier.stream(image_sources(images)):
+            tally.add(found)
+            row = {"image": found.source.name, **(found.prediction or {"error": found.error})}
+            if found.prediction and picture and len(drawn) < MAX_PICTURES:
+                drawn.append(_drawn(found.source, found.prediction))
+            if table:
+                table.add(row)
+            if as_json:
+                rows.append(row)
+            elif jsonl:
+                click.echo(json.dumps(row, ensure_ascii=False))
+            elif found.prediction and not out:
+                click.echo(_render(row))
+            if progress:
+                progress(Progress(0.0, tally.num_images, 0))
+        tally.check()
+    if picture:
+        save_picture(training.lay_out(drawn), picture)
+    if as_json:
+        emit(rows, "", as_json=True)
+    elif out and not jsonl:
+        click.echo(f"{out}: {tally.num_images:,} images, {tally.num_unreadable:,} of them unreadable")
 
 
-def _prepare(path: Path, settings: Any) -> tuple[Any, Image.Image]:
-    """Return an image file as the network takes it, 1 x 3 x S x S, and upright for the picture."""
-    from PIL import Image
+def _tree_and_definitions(opened: OpenModel) -> tuple[Any, dict[str, str] | None]:
+    """Return the tree of a network that brings none, where its classes are WordNet's, and the definitions of all."""
+    from ..preprocess import build_tree
+    from ..preprocess.taxonomy import Taxonomy
 
-    from ..datapipe.pixels import decode_squished, normalize_pixels
-    from ..preprocess.image import ImageSettings, RejectedImageError, store_image
-
-    size: int = settings.image_size or 224
-    try:
-        data = path.read_bytes()
-        stored = store_image(data, ImageSettings(size=size))
-        shown = store_image(data, ImageSettings(resize="none"))
-    except RejectedImageError as error:
-        raise ValueError(f"{path}: not readable as an image ({error}); wanted a JPEG, PNG, GIF, BMP or WebP") from error
-    import torch
-
-    pixels = normalize_pixels(decode_squished(stored.data, size).unsqueeze(0), settings.normalize, torch.float32)
-    return pixels, Image.open(io.BytesIO(shown.data))
+    if opened.classes is None:
+        return None, None
+    taxonomy, wnids = Taxonomy.packaged(), opened.classes.wnids
+    known = [wnid for wnid in wnids if wnid in taxonomy]
+    builds = opened.tree is None and opened.classes.name != "in1k" and bool(known)
+    return build_tree(wnids, taxonomy) if builds else None, {wnid: taxonomy.definition(wnid) for wnid in known}
 
 
-def _stack(pictures: list[Image.Image]) -> Image.Image:
-    from PIL import Image
+class _Tally:
+    """Counts images, and tells of those that cannot be read.
 
-    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
-    top = 0
-    for each in pictures:
-        whole.paste(each, (0, top))
-        top += each.height
-    return whole
+    The first is told of only once another could be read: where none could, it is the command's one line.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = self.num_unreadable = 0
+        self._held: str | None = None
+
+    def add(self, found: Classified) -> None:
+        line = f"{found.source.name}: {found.error}"
+        if found.error is not None and self.num_unreadable == self.num_images == 0:
+            self._held = line
+        elif found.error is not None:
+            click.echo(f"{line}; passed over", err=True)
+        elif self._held is not None:
+            click.echo(f"{self._held}; passed over", err=True)
+            self._held = None
+        self.num_images += 1
+        self.num_unreadable += found.error is not None
+
+    def check(self) -> None:
+        """Raise ValueError where nothing could be read."""
+        if not self.num_images:
+            raise ValueError("there is no image in what was named; wanted JPEG, PNG, GIF, BMP or WebP files")
+        if self._held is not None:
+            others = f"; nor could the other {self.num_images - 1:,}" if self.num_images > 1 else ""
+            raise ValueError(f"{self._held}{others}")
 
 
-def _render(prediction: dict[str, Any]) -> str:
-    def shown(answer: dict[str, Any]) -> str:
-        return f"{answer['name']} {100 * answer['probability']:.0f} %"
+class _TableRows:
+    """Rows on their way into a table, a row group at a time."""
 
-    chain = " > ".join(map(shown, prediction["chain"]))
-    top = ", ".join(map(shown, prediction["top5"]))
-    return f"{prediction['image']}: {chain}\n  likeliest of all classes: {top}"
+    def __init__(self, path: Path) -> None:
+        self._schema = _schema()
+        self._file = table_writer(path, self._schema, "predictions of images")
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _TableRows:
+        self._writer = self._file.__enter__()
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if exc_info[0] is None:
+            self._flush()
+        self._file.__exit__(*exc_info)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    answer = [
+        ("wnid", pa.string()),
+        ("name", pa.string()),
+        ("definition", pa.string()),
+        ("probability", pa.float32()),
+    ]
+    at_level = pa.list_(pa.struct([("level", pa.int32()), *answer]))
+    return pa.schema(
+        [
+            pa.field("image", pa.string(), nullable=False),
+            pa.field("levels", at_level),
+            pa.field("chain", at_level),
+            pa.field("top5", pa.list_(pa.struct(answer))),
+            pa.field("error", pa.string()),
+        ]
+    )
+
+
+def _drawn(source: Source, prediction: dict[str, Any]) -> Image.Image:
+    from .. import training
+
+    assert not isinstance(source.picture, training.UnreadableImageError)
+    return training.draw_prediction(training.read_image(source.picture), prediction)
+
+
+def _render(row: dict[str, Any]) -> str:
+    top = f"likeliest of all classes: {_shown(row['top5'], ', ')}"
+    best = row["top5"][0]
+    lines = [f"{row['image']}: {_shown(row['chain'], ' > ')}", top] if row["chain"] else [f"{row['image']}: {top}"]
+    meaning = (row["chain"] or [best])[-1]
+    if meaning.get("definition"):
+        lines.append(f"{meaning['name']} ({meaning['wnid']}): {meaning['definition']}")
+    return "\n  ".join(lines)
+
+
+def _shown(answers: Sequence[dict[str, Any]], between: str) -> str:
+    return between.join(f"{answer['name']} {100 * answer['probability']:.0f} %" for answer in answers)

@@ -94,6 +94,9 @@ class TrainLine(AbstractContextManager["TrainLine"]):
         """Print the validation's line."""
         found = line["validation"]
         self._end_line()
+        if "map" in found:
+            sys.stderr.write(f"epoch {line['epoch']}: mAP {found['map']:.1f} %\n")
+            return
         sys.stderr.write(
             f"epoch {line['epoch']}: semantic top-1 {found['semantic_top1']:.1f} %, top-1 {found['top1']:.1f} %, "
             f"top-5 {found['top5']:.1f} %\n"

@@ -9,19 +9,26 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Protocol
+from typing import Literal, Protocol
 
 import click
 
-from .options import PATH, emit, json_option, overwrite_option
+from .options import (
+    PATH,
+    PATH_OR_URL,
+    device_option,
+    emit,
+    json_option,
+    overwrite_option,
+    weights_option,
+    workers_option,
+)
 from .progress import ProgressLine
-
-if TYPE_CHECKING:
-    from ..shards.parallel import OnProgress
 
 log = logging.getLogger(__name__)
 
 DATA = Path(__file__).parent / "data"
+NUM_IMAGES, NUM_LOOKS = 120, 12  # images to show of a data set, and of runs
 GENERATOR = '<meta name="generator" content="in21k report">'
 
 
@@ -63,12 +70,12 @@ class FolderReport(Protocol):
         ...
 
     @property
-    def style(self) -> str:
+    def styles(self) -> Sequence[str]:
         """CSS that its parts need; equal ones stand in the page once."""
         ...
 
     @property
-    def script(self) -> str:
+    def scripts(self) -> Sequence[str]:
         """JavaScript that its parts need; equal ones stand in the page once."""
         ...
 
@@ -77,20 +84,100 @@ class FolderReport(Protocol):
 @click.argument("paths", metavar="PATH...", nargs=-1, type=PATH, required=True)
 @click.argument("out", metavar="OUT.html", type=PATH)
 @click.option("--seed", default=0, show_default=True, help="Of the images that are drawn by chance.")
-@click.option("--images", default=120, show_default=True, help="How many images to show of each data set, 0 to 400.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=0),
+    help=f"How many images to show: of each data set 0 to 400 [default: {NUM_IMAGES}], of runs 0 to 100 "
+    f"[default: {NUM_LOOKS}].",
+)
+@click.option(
+    "--data", type=PATH_OR_URL, help="The shards of runs: their networks are asked about the validation split."
+)
+@click.option(
+    "--predictions",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="What `in21k validate --save-predictions` wrote, instead of asking again; one for each run, in their order.",
+)
+@click.option(
+    "--look",
+    multiple=True,
+    metavar="IMAGE|KEY",
+    help="Show where runs look in this image, or validation image by its key, and in no other; several times.",
+)
+@weights_option
+@click.option(
+    "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv, torch."
+)
+@device_option
+@workers_option
 @overwrite_option
 @json_option
-def report(paths: tuple[Path, ...], out: Path, seed: int, images: int, overwrite: bool, as_json: bool) -> None:
-    """Write a page about each PATH, a prepared data set, to OUT.html: one file, to be looked at in any browser.
+def report(
+    paths: tuple[Path, ...],
+    out: Path,
+    seed: int,
+    images: int | None,
+    data: Path | str | None,
+    predictions: tuple[Path, ...],
+    look: tuple[str, ...],
+    weights: Literal["last", "best", "ema"],
+    backend: str,
+    device: str | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a page about each PATH, a prepared data set or a run, to OUT.html: one file, for any browser.
 
-    Counts before and after, the long tail of class sizes, the tree as a map, sizes, changes, rejects, and images drawn
-    by chance. The page needs no network; equal data give equal bytes.
+    A shard set among them is what --data names.
+
+    Of a data set: counts before and after, the long tail of class sizes, the tree as a map, sizes, changes, rejects,
+    and images drawn by chance.
+
+    Of runs, all of them over one another: results, curves, accuracy by level, the settings that differ; with --data
+    also the best and worst classes, the most confused pairs with images, where the networks look (Grad-CAM, or of a
+    transformer the roll-out of its attention), and a map of features. Unfinished runs are shown as far as they came.
+
+    The page loads nothing from anywhere; equal data give equal bytes.
     """
+    from ..preprocess.report import render_prepared
+    from ..shards import open_dataset
+    from ..shards.dataset import PreparedSet
     from ..shards.files import write_text
 
     _check_out(paths, out, overwrite=overwrite)
-    with ProgressLine("report") as progress:
-        folders = [_render(path, images, seed, progress) for path in paths]
+    runs = [path for path in paths if (path / "config.yaml").is_file()]
+    shard_sets = [path for path in paths if _is_shard_set(path)]
+    if not runs:
+        _check_without_runs(shard_sets, data, predictions, look)
+    if len(shard_sets) + (data is not None) > 1:
+        raise ValueError("the networks of runs are asked about one shard set, and several are given; give one")
+    folders: list[FolderReport] = []
+    for path in paths:
+        if path not in (*runs, *shard_sets):
+            num_images = NUM_IMAGES if images is None else images
+            with ProgressLine("report") as progress:
+                folders.append(
+                    render_prepared(PreparedSet(path), num_images=num_images, seed=seed, on_progress=progress)
+                )
+        elif runs and path is runs[0]:
+            from .run_report import Question, render_runs
+
+            source = shard_sets[0] if shard_sets else data
+            question = Question(
+                data=open_dataset(source) if source is not None else None,
+                predictions=predictions,
+                chosen=look,
+                num_looks=NUM_LOOKS if images is None else images,
+                seed=seed,
+                weights=weights,
+                device=device,
+                backend=backend,
+                workers=workers,
+            )
+            folders.append(render_runs(runs, question))
     page = assemble(folders)
     num_bytes = len(page.encode())
     if not out.exists() or overwrite:
@@ -125,25 +212,33 @@ def _check_out(paths: Sequence[Path], out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out}: exists and is no report; {way_out}")
 
 
-def _render(path: Path, num_images: int, seed: int, on_progress: OnProgress) -> FolderReport:
-    """Have a folder render itself; raises ValueError for what cannot yet, or is none of ours."""
-    from ..preprocess.report import render_prepared
-    from ..shards.dataset import PreparedSet, ShardSet
+def _is_shard_set(path: Path) -> bool:
+    from ..shards import ShardSet
     from ..shards.files import read_json
 
-    info = read_json(path / "dataset.json") if (path / "dataset.json").is_file() else {}
-    kind = (
-        "a shard set" if info.get("format") == ShardSet.format else "a run" if (path / "config.yaml").is_file() else ""
-    )
-    if kind:
-        raise ValueError(f"{path}: is {kind}; reports show prepared data sets (`in21k preprocess` makes them) so far")
-    return render_prepared(PreparedSet(path), num_images=num_images, seed=seed, on_progress=on_progress)
+    info = path / "dataset.json"
+    return info.is_file() and read_json(info).get("format") == ShardSet.format
+
+
+def _check_without_runs(
+    shard_sets: Sequence[Path], data: Path | str | None, predictions: Sequence[Path], look: Sequence[str]
+) -> None:
+    """Raise ValueError for what only runs have a use for."""
+    if shard_sets:
+        raise ValueError(
+            f"{shard_sets[0]}: is a shard set; a report shows the prepared data set that it was made from, and runs, "
+            "whose networks it asks about a shard set"
+        )
+    if data is not None or predictions or look:
+        raise ValueError("--data, --predictions and --look go with runs, and there is none among the folders")
 
 
 def assemble(folders: Sequence[FolderReport]) -> str:
     """Return the page of what several folders render: self-contained, and nothing but its own scripts can run in it."""
-    scripts = _once(folder.script for folder in folders)
-    styles = _once([(DATA / "page.css").read_text(encoding="utf-8"), *(folder.style for folder in folders)])
+    scripts = _once(script for folder in folders for script in folder.scripts)
+    styles = _once(
+        [(DATA / "page.css").read_text(encoding="utf-8"), *(style for folder in folders for style in folder.styles)]
+    )
     titles = [f"{folder.subject} – {folder.kind.lower()}" for folder in folders]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     several = len(folders) > 1

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def make_plan(
-    shards: ShardSet, out: Path, settings: TrainSettings, network: nn.Module, loader: Loader, ranks: Ranks
+    shards: ShardSet,
+    num_classes: int,
+    out: Path,
+    settings: TrainSettings,
+    network: nn.Module,
+    loader: Loader,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Return the resolved plan as plain values; `lr` is the peak for this many images a step."""
     from ..training.optim import scaled_lr
@@ -28,7 +34,7 @@ def make_plan(
     return {
         "data": shards.location,
         "out": str(out),
-        "num_classes": len(shards.tree),
+        "num_classes": num_classes,
         "num_samples": shards.num_samples,
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "device": str(ranks.device),

@@ -3,82 +3,194 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import PATH, PATH_OR_URL, device_option, emit, json_option, table, weights_option, workers_option
+from .options import (
+    PATH,
+    PATH_OR_URL,
+    device_option,
+    emit,
+    json_option,
+    overwrite_option,
+    table,
+    weights_option,
+    workers_option,
+)
 from .progress import ProgressLine
+from .tables import check_table, table_writer
+from .validation import Work, counted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from ..shards import SemanticTree, ShardSet
+    from ..training import OpenModel, Predictions, Ranks
+
+NUM_SHOWN = 5  # of the confused pairs
 
 
 @click.command()
-@click.argument("run_or_checkpoint", type=PATH)
-@click.option("--data", type=PATH_OR_URL, required=True, help="The shards, or their URL; the validation split is used.")
+@click.argument("model", metavar="[RUN|CHECKPOINT|TIMM_NAME]", required=False)
+@click.option("--data", type=PATH_OR_URL, help="The shards, or their URL; the validation split is used.")
+@click.option(
+    "--imagenet1k",
+    type=PATH_OR_URL,
+    metavar="FOLDER|SHARDS",
+    help="Instead: ImageNet-1K's validation images, in folders named by wnid or in shards, without any training.",
+)
+@click.option("--from-predictions", type=PATH, metavar="FILE", help="Instead: what --save-predictions wrote.")
 @weights_option
-@click.option("--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu or torch.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per rank.  [default: as in training]")
+@click.option("--per-class", type=PATH, metavar="OUT.parquet", help="Write a row for each class into this table.")
+@click.option("--save-predictions", type=PATH, metavar="OUT.parquet", help="Write what was answered for each image.")
+@click.option(
+    "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv or torch."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per rank.  [default: as in training, else 64]")
 @device_option
 @workers_option
+@overwrite_option
 @json_option
 def validate(
-    run_or_checkpoint: Path,
-    data: Path | str,
+    model: str | None,
+    data: Path | str | None,
+    imagenet1k: Path | str | None,
+    from_predictions: Path | None,
     weights: Literal["last", "best", "ema"],
+    per_class: Path | None,
+    save_predictions: Path | None,
     backend: str,
     batch_size: int | None,
     device: str | None,
     workers: int | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Measure RUN_OR_CHECKPOINT on the validation split of shards.
+    """Measure a network on the validation split of shards that hold classes it knows.
 
     Semantic top-1 counts an image once for each level of the tree that its class reaches; the answer of a level is the
-    likeliest of its classes. top-1 and top-5 are over all classes.
+    likeliest of its classes. top-1 and top-5 are over all classes; precision, recall and F1 are means over classes.
+    Under torchrun the ranks share the images, and the result is that of one. --from-predictions needs no network.
+
+    --imagenet1k takes a network that learnt ImageNet-21K as it is: the answer is the likeliest of the classes that both
+    have (991 of 1,000 for the paper's), and images of other classes are left out.
     """
     from .. import training
-    from ..datapipe import create_loader
+
+    _check_words(model, data, imagenet1k, from_predictions, per_class, save_predictions)
+    for path in (per_class, save_predictions):
+        if path:
+            check_table(path, overwrite=overwrite)
+    if from_predictions:
+        predictions, tree, made_from = training.load_predictions(from_predictions)
+        _tell(predictions, tree, per_class, made_from, as_json=as_json)
+        return
+    assert model is not None
+    opened = training.open_model(model, weights)
+    if opened.run is None and weights != "last":
+        raise ValueError(f"--weights {weights} goes with runs; {model} is a model of timm")
+    batch_size = batch_size or (opened.run.settings.batch_size if opened.run else 64)
+    work = Work(model, opened, backend, batch_size, workers)
+    if imagenet1k is not None:
+        from .imagenet1k import render, validate_imagenet1k
+
+        with training.join_ranks(device) as ranks:
+            result = validate_imagenet1k(work, imagenet1k, ranks)
+            if ranks.is_first:
+                emit(result, render(result), as_json=as_json)
+        return
+    assert data is not None
     from ..shards import open_dataset
-    from ..shards.parallel import Progress
 
     shards = open_dataset(data)
-    saved = training.load_run(run_or_checkpoint, weights)
-    if saved.tree.wnids != shards.tree.wnids:
-        raise ValueError(
-            f"{run_or_checkpoint} knows {len(saved.tree)} classes, {data} has {len(shards.tree)}, and they are not "
-            "the same; give the shards it was trained on"
-        )
-    settings = saved.settings
-    num_samples = shards.num_samples.get("val", 0)
-    with training.join_ranks(device) as ranks, ProgressLine("validate") as progress:
-        loader = create_loader(
-            shards,
-            split="val",
-            backend=backend,
-            batch_size=batch_size or settings.batch_size,
-            image_size=settings.image_size or 224,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=workers,
-            device=ranks.device,
-            normalize=settings.normalize,
-            channels_last=settings.channels_last,
-            crop_pct=settings.crop_pct,
-        )
-        done = 0
-
-        def on_batch(num_images: int) -> None:
-            nonlocal done
-            done += num_images * ranks.world_size
-            progress(Progress(min(1.0, done / num_samples), done, 0))
-
-        amp = settings.amp if ranks.device.type == "cuda" else "off"
-        try:
-            model = saved.model.to(ranks.device)
-            result = training.evaluate(model, loader, shards.tree, amp=amp, ranks=ranks, on_batch=on_batch)
-        finally:
-            loader.close()
+    outputs = _outputs(model, opened, data, shards)
+    with training.join_ranks(device) as ranks:
+        predictions, keys = _collect(work, shards, outputs, ranks)
         if ranks.is_first:
-            emit(result, _render(result), as_json=as_json)
+            made_from = {"model": model, "weights": weights, "data": str(data)}
+            if save_predictions:
+                training.save_predictions(save_predictions, predictions, shards.tree, keys, made_from)
+            _tell(predictions, shards.tree, per_class, {}, as_json=as_json)
+
+
+def _check_words(
+    model: str | None,
+    data: Path | str | None,
+    imagenet1k: Path | str | None,
+    from_predictions: Path | None,
+    per_class: Path | None,
+    save_predictions: Path | None,
+) -> None:
+    """Raise ValueError for words that do not go together."""
+    if sum(given is not None for given in (data, imagenet1k, from_predictions)) != 1:
+        raise ValueError("give one of --data SHARDS, --imagenet1k FOLDER|SHARDS and --from-predictions FILE")
+    if (model is None) != (from_predictions is not None):
+        raise ValueError("--from-predictions takes no network, all else takes one: RUN, CHECKPOINT or TIMM_NAME")
+    if save_predictions and data is None:
+        raise ValueError("--save-predictions goes with --data")
+    if per_class and imagenet1k is not None:
+        raise ValueError("--per-class goes with --data and --from-predictions")
+    if per_class and per_class == save_predictions:
+        raise ValueError(f"{per_class}: --per-class and --save-predictions name one file; wanted two")
+
+
+def _outputs(model: str, opened: OpenModel, data: Path | str, shards: ShardSet) -> Tensor:
+    """Return for each class of the shards the network's output; raises ValueError where it lacks one."""
+    from ..models import class_map
+
+    wnids = shards.tree.wnids
+    if opened.classes is None:
+        raise ValueError(f"{model}: nobody knows which classes its outputs are; give a run, or a model of ImageNet-21K")
+    if opened.run and not set(wnids) <= set(opened.classes.wnids):
+        raise ValueError(
+            f"{model} knows {len(opened.classes):,} classes, {data} has {len(wnids):,}, and it does not know them all; "
+            "give the shards it was trained on"
+        )
+    return class_map(opened.classes, wnids)
+
+
+def _collect(work: Work, shards: ShardSet, outputs: Tensor, ranks: Ranks) -> tuple[Predictions, pa.Array]:
+    """Return the answers for the validation split, and the images' keys."""
+    import pyarrow as pa
+    import torch
+
+    from .. import training
+    from ..datapipe.rows import create_row_loader
+    from ..shards.manifest import read_row_groups
+
+    split = shards.split("val")
+    first = int(split.manifest_rows.min())
+    rows = range(first, first + len(split))
+    stored = pa.concat_tables(read_row_groups(shards.manifest_path, ["key", "class_index"], rows=rows))
+    classes = torch.from_numpy(stored["class_index"].to_numpy().astype("int64"))
+    network = training.PixelModel(work.opened, outputs).to(ranks.device)
+    loader = create_row_loader(shards, split, **work.loader_settings(shards, ranks))
+    try:
+        with ProgressLine("validate") as progress:
+            on_batch = counted(progress, len(split), ranks)
+            predictions = training.collect(
+                network, loader, classes, shards.tree, amp=work.amp(ranks), ranks=ranks, on_batch=on_batch
+            )
+    finally:
+        loader.close()
+    return predictions, stored["key"].combine_chunks().take(pa.array(predictions.rows.numpy()))
+
+
+def _tell(
+    predictions: Predictions, tree: SemanticTree, per_class: Path | None, made_from: dict[str, Any], *, as_json: bool
+) -> None:
+    """Measure, write the table of classes where it was asked for, and print."""
+    from .. import training
+
+    if per_class:
+        rows = training.per_class(predictions, tree)
+        with table_writer(per_class, rows.schema, "classes of a validation") as writer:
+            writer.write_table(rows)
+    result = training.measure(predictions, tree)
+    came_from = f"{made_from['model']} ({made_from['weights']}) on {made_from['data']}:\n" if made_from else ""
+    emit(result, came_from + _render(result), as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:
@@ -86,9 +198,17 @@ def _render(result: dict[str, Any]) -> str:
     for row in result["per_level"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
         levels.append([str(row["level"]), f"{row['num_classes']:,}", f"{row['num_samples']:,}", top1])
-    return (
+    text = (
         f"semantic top-1 {result['semantic_top1']:.1f} % "
         f"(always the commonest answer: {result['semantic_top1_commonest']:.1f} %)\n"
         f"top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} % over all classes, "
-        f"{result['num_samples']:,} samples\n\n{table(levels)}"
+        f"{result['num_samples']:,} samples\n"
+        f"means over classes: precision {result['macro_precision']:.1f} %, recall {result['macro_recall']:.1f} %, "
+        f"F1 {result['macro_f1']:.1f} %; calibration error {result['calibration_error']:.1f} %\n\n{table(levels)}"
     )
+    if not result["confusions"]:
+        return text
+    pairs = [["most confused", "taken for", "times", "steps apart"]]
+    for row in result["confusions"][:NUM_SHOWN]:
+        pairs.append([row["name"], row["answer_name"], f"{row['count']:,}", str(row["distance"])])
+    return f"{text}\n\n{table(pairs)}\nwrong answers lie {result['mistake_distance']:.1f} steps through the tree away"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 # (mean, standard deviation) per RGB channel of pixels in 0..1
@@ -23,6 +25,28 @@ def save_weights(model: nn.Module, path: Path) -> None:
     # safetensors refuses tensors that share their storage, so each is copied.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a fingerprint of the names and values of the network's parameters and buffers, 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder into its `SHA256SUMS`, which `sha256sum -c` reads."""
+    lines: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name != CHECKSUMS:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def timm_config(

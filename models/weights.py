@@ -81,11 +81,25 @@ def load_weights(
     Raises ValueError where the file is missing, holds no weights, none that fits, or no head to keep or to slice.
     """
     path = Path(path)
+    part, tensors = read_part(path, average=average)
+    return fit_weights(model, tensors, path, part=part, head=head, wnids=wnids, file_wnids=file_wnids)
+
+
+def fit_weights(
+    model: nn.Module,
+    raw: dict[str, Tensor],
+    path: Path,
+    *,
+    part: str = "",
+    head: Head = "drop",
+    wnids: Sequence[str] | None = None,
+    file_wnids: Sequence[str] | None = None,
+) -> WeightsReport:
+    """Do as `load_weights` with tensors by name, which are the `part` of `path`, as messages and the report say."""
     if head not in get_args(Head):
         raise ValueError(f"head is {head!r}; wanted one of {', '.join(get_args(Head))}")
     if (head == "slice") != (wnids is not None):
         raise ValueError("head='slice' and the network's wnids go together; give both or neither")
-    part, raw = read_part(path, average=average)
     given = _convert(model, raw, path)
     converted = {name for name, tensor in given.items() if name not in raw or raw[name].shape != tensor.shape}
     said, lacking = "", ()

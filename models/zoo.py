@@ -35,6 +35,13 @@ def list_models(pattern: str = "") -> list[str]:
     return timm.list_models(pattern if not pattern or set("*?[") & set(pattern) else f"*{pattern}*")
 
 
+def input_size_of(name: str) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that an architecture is made for, by timm's default settings."""
+    config = get_pretrained_cfg(name)
+    assert config is not None, name
+    return config.input_size
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
     """Weights that timm fetches by name, whose head knows ImageNet-21K classes."""
@@ -115,6 +122,25 @@ def create_model(
         report = load_weights(model, checkpoint, head=head, wnids=wnids)
         log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return model
+
+
+def create_model_for(name: str, image_size: int | None, num_classes: int | None = None) -> tuple[nn.Module, int]:
+    """Build a network with random weights for square images of a size; return it with the side in pixels.
+
+    image_size: None is the architecture's own. An architecture whose layers depend on it is built for it; whether
+                others take it their first image tells.
+
+    Raises ValueError for a name that timm does not know.
+    """
+    _check_name(name)
+    if image_size is not None:
+        try:
+            return create_model(name, num_classes, img_size=image_size), image_size
+        except ValueError:  # it takes no `img_size`: most convolutional networks take any size
+            pass
+    model = create_model(name, num_classes)
+    own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return model, image_size or own["input_size"][-1]
 
 
 def _check_name(name: str) -> None:

@@ -44,7 +44,7 @@ def check_parts(
     if not kept:
         raise SettingsError(f"{source.name}: {_why_none(parts, select)}")
     for part in kept:
-        if not part.num_stored["train"]:
+        if not part.num_stored["train"] and not select.val_only:
             raise NoTrainingImageError(part.wnid, part.num_raw, part.num_val, len(part.rejects), select)
     _check_rejects(kept, lost_members(strays), max_reject_rate)
 

@@ -102,6 +102,7 @@ class SelectSettings:
     classes:         keep exactly these, however many images they have.
     drop_subtree:    drop these synsets, and what lies below them in the taxonomy.
     exclude:         a file that names images which are not stored.
+    val_only:        a class may have images for validation alone, as label sets do; shapes no byte.
 
     A source that makes a split of its own keeps it, and the classes that are in it.
     """
@@ -112,6 +113,7 @@ class SelectSettings:
     classes: frozenset[str] | None = None
     drop_subtree: tuple[str, ...] = ()
     exclude: Path | None = None
+    val_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rare_threshold", "val_per_class"):
@@ -206,7 +208,7 @@ def split_members(
 
 def check_training_images(wnid: str, chosen: Sequence[Chosen], num_rejects: int, select: SelectSettings) -> None:
     """Raise NoTrainingImageError where every image of a class is for validation."""
-    if chosen and all(each.split == "val" for each in chosen):
+    if chosen and not select.val_only and all(each.split == "val" for each in chosen):
         raise NoTrainingImageError(wnid, len(chosen), len(chosen), num_rejects, select)
 
 

@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.export import save_weights, timm_config
 from ..models.zoo import check_image_size
@@ -22,8 +23,9 @@ from .checkpoint import keep_checkpoints, parse_checkpoint, read_checkpoint, sav
 from .distill import Teacher, self_test
 from .distributed import Ranks
 from .logs import check_trackers, open_logs
-from .loop import Loader, Mix, Trainer, place_of
+from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
 from .losses import create_distillation, create_loss
+from .multilabel import evaluate_labels
 from .precision import resolve_amp
 from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, open_run, run_config
 from .settings import TrainSettings
@@ -61,6 +63,7 @@ def train(
     ranks: Ranks | None = None,
     teacher: Teacher | None = None,
     mix: Mix | None = None,
+    label_sets: Tensor | None = None,
     data: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -74,6 +77,8 @@ def train(
                 last checkpoint, one of other settings is refused unless `overwrite`.
     teacher:    who is distilled, on the ranks' device; it is tested before the first step.
     mix:        mixes batches (`in21k.datapipe.mix`).
+    label_sets: of images with several labels, bool (num_sets, len(tree)): the loaders' labels are numbers of its rows,
+                validation measures the mean average precision, and the best is the best by that.
     data:       plain facts of the data set (fingerprint, counts); they go into config.yaml, equal ones may go on.
 
     Raises ValueError where folder, model and data do not fit together, NonFiniteLossError (a ValueError) where the loss
@@ -89,23 +94,24 @@ def train(
     ranks.check_alike({**facts, "tree": tree_digest(tree), **versions})
     trainer = Trainer(
         model,
-        create_loss(settings, tree),
+        create_loss(settings, tree, label_sets),
         settings,
         ranks,
         teacher=teacher,
         distillation=create_distillation(settings, tree) if teacher else None,
         mix=mix,
+        measure=SEMANTIC if label_sets is None else Measure("map", partial(evaluate_labels, table=label_sets)),
     )
     if teacher and (overwrite or not ranks.gather_json(RunFolder(folder).last.exists())[0]):
         tested, split = (val_loader, "validation") if val_loader is not None else (loader, "training")
         found = self_test(teacher, tested, tree, split=split, amp=settings.amp, ranks=ranks)
         log.log(logging.INFO if ranks.is_first else logging.DEBUG, "%s", found)
-    with open_run(folder, config, ranks, overwrite=overwrite) as run:
+    with StopRequests() as stop_requests, open_run(folder, config, ranks, overwrite=overwrite) as run:
         if _is_finished(run, ranks):
             log.info("%s: this run is finished already", folder)
             return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
         _go_on(trainer, loader, run)
-        return _run(trainer, loader, val_loader, tree, run, config, progress)
+        return _run(trainer, loader, val_loader, tree, run, config, progress, stop_requests)
 
 
 def _is_finished(run: RunFolder, ranks: Ranks) -> bool:
@@ -128,6 +134,7 @@ def _run(
     run: RunFolder,
     config: Mapping[str, Any],
     progress: Progress | None,
+    stop_requests: StopRequests,
 ) -> dict[str, Any] | Stopped:
     """Take a run from where it stands to its end, or until a signal comes."""
     ranks, settings, position = trainer.ranks, trainer.settings, trainer.position
@@ -137,10 +144,14 @@ def _run(
         tree.save(run.path / "tree.json")
         if progress:
             progress.on_start(position.step, total_steps)
-    with (
-        StopRequests() as stop_requests,
-        open_logs(run.path, settings.trackers, config, after_step=position.step, here=ranks.is_first) as logs,
-    ):
+    with open_logs(
+        run.path,
+        settings.trackers,
+        config,
+        after_step=position.step,
+        epoch=position.epoch,
+        here=ranks.is_first,
+    ) as logs:
         tracker = Tracker(ranks, logs, progress, steps_per_read=settings.log_every_steps, wants_stop=stop_requests)
 
         def save(path: Path = run.last) -> None:
@@ -148,7 +159,8 @@ def _run(
                 place = place_of(loader) if _within_epoch(loader) else None
                 content = {**trainer.state_dict(), "loader": place, "config": config, "tree": tree_content(tree)}
                 save_checkpoint(path, content)
-                keep_checkpoints(run.last, position.step, settings.keep_last)
+                if path == run.last:
+                    keep_checkpoints(run.last, position.step, settings.keep_last)
 
         while position.step < total_steps or _within_epoch(loader):
             try:
@@ -249,5 +261,5 @@ def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder) -> None:
     metrics: dict[str, Any] = {"num_epochs": position.epoch, "num_steps": position.step}
     if position.validation is not None:
         metrics |= position.validation
-        metrics |= {"best_semantic_top1": position.best, "best_epoch": position.best_epoch}
+        metrics |= {f"best_{trainer.measure.headline}": position.best, "best_epoch": position.best_epoch}
     write_json(run.path / "metrics.json", metrics)

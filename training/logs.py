@@ -36,13 +36,15 @@ class JsonLog:
     """log.jsonl: one JSON object per line, each with its `step`.
 
     after_step: what an unfinished run wrote beyond this step is cut off, so that each step stands there once.
+    epoch:      the epoch that the run goes on in; a validation of it comes again, and is cut off too.
     """
 
-    def __init__(self, path: Path, *, after_step: int) -> None:
+    def __init__(self, path: Path, *, after_step: int, epoch: int | None = None) -> None:
         kept: list[str] = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
-                if json.loads(line)["step"] > after_step:
+                told = json.loads(line)
+                if told["step"] > after_step or ("validation" in told and epoch is not None and told["epoch"] >= epoch):
                     break
             except ValueError:  # the run was killed in the middle of this line
                 break
@@ -131,11 +133,18 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_logs(
-    folder: Path, trackers: Sequence[str], config: Mapping[str, Any], *, after_step: int, here: bool
+    folder: Path,
+    trackers: Sequence[str],
+    config: Mapping[str, Any],
+    *,
+    after_step: int,
+    epoch: int | None = None,
+    here: bool,
 ) -> Generator[list[Log]]:
     """Open log.jsonl in a run's folder, and the trackers; they close when the block ends.
 
     after_step: the step that the run goes on after, 0 where it begins.
+    epoch:      the epoch (0..) that it goes on in, and may validate again; None: nothing is validated again.
     here:       whether this rank logs; the others have an empty list.
     """
     if not here:
@@ -149,7 +158,7 @@ def open_logs(
         "mlflow": lambda: MLflowLog(run, config, folder),
     }
     with ExitStack() as stack:
-        logs: list[Log] = [JsonLog(folder / "log.jsonl", after_step=after_step)]
+        logs: list[Log] = [JsonLog(folder / "log.jsonl", after_step=after_step, epoch=epoch)]
         stack.callback(logs[0].close)
         for name in trackers:
             logs.append(makers[name]())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -67,13 +67,23 @@ class Loader(Protocol):
 
 @dataclass
 class Position:
-    """Where a run stands: finished epochs and steps, its best semantic top-1 (percent), its last validation."""
+    """Where a run stands: finished epochs and steps, its best headline (percent), its last validation."""
 
     epoch: int = 0
     step: int = 0
     best: float | None = None
     best_epoch: int | None = None
     validation: dict[str, Any] | None = None
+
+
+class Measure(NamedTuple):
+    """How good a model is: what `evaluate` returns, as a validation's line has it, of which `headline` ranks models."""
+
+    headline: str
+    evaluate: Callable[..., dict[str, Any]]
+
+
+SEMANTIC = Measure("semantic_top1", evaluate)
 
 
 class Trainer:
@@ -85,6 +95,7 @@ class Trainer:
     teacher, distillation: who is distilled, on the ranks' device, from images to logits (B, C); and the loss of
                   (logits, the teacher's).
     mix:          what mixes batches.
+    measure:      what validation measures, by the arguments of `evaluation.evaluate`.
     """
 
     def __init__(
@@ -97,8 +108,10 @@ class Trainer:
         teacher: nn.Module | None = None,
         distillation: nn.Module | None = None,
         mix: Mix | None = None,
+        measure: Measure = SEMANTIC,
     ) -> None:
         self.settings, self.ranks, self.position = settings, ranks, Position()
+        self.measure = measure
         self._layout = torch.channels_last if settings.channels_last else torch.preserve_format
         self.model = _prepared(model, settings, ranks).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
         self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
@@ -200,14 +213,15 @@ class Trainer:
         Where there is a moving average, the best is the best of its.
         """
         position = self.position
-        measure = partial(evaluate, loader=loader, tree=tree, amp=self.settings.amp, ranks=self.ranks)
+        headline = self.measure.headline
+        measure = partial(self.measure.evaluate, loader=loader, tree=tree, amp=self.settings.amp, ranks=self.ranks)
         self.ranks.copy_buffers(self.model)
         position.validation = measure(self.model)
-        reached: float = position.validation["semantic_top1"]
+        reached: float = position.validation[headline]
         if self.ema:
             self.ranks.copy_buffers(self.ema.module)
             position.validation["ema"] = measure(self.ema.module)
-            reached = position.validation["ema"]["semantic_top1"]
+            reached = position.validation["ema"][headline]
         better = position.best is None or reached > position.best
         if better:
             position.best, position.best_epoch = reached, position.epoch - 1

@@ -28,9 +28,13 @@ class SemanticAccuracy:
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, num_classes), labels int64 (B,); counts on the logits' device, without waiting."""
         self._levels, self.sums = self._levels.to(logits.device), self.sums.to(logits.device)
-        right = self._levels.ancestors_of(labels)
         by_level = zip(self._levels.classes, self._levels.split(logits), strict=True)
         answers = torch.stack([classes[level_logits.argmax(dim=1)] for classes, level_logits in by_level], dim=1)
+        self.count(answers, labels)
+
+    def count(self, answers: Tensor, labels: Tensor) -> None:
+        """Count a batch by its answers: int64 (B, K), the likeliest class of each hierarchy."""
+        right = self._levels.ancestors_of(labels)
         self.sums += torch.stack([(answers == right).sum(dim=0), (right >= 0).sum(dim=0)])
 
     def compute(self) -> float:
@@ -71,7 +75,11 @@ class TopAccuracy:
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, num_classes), labels int64 (B,)."""
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self.count(logits.topk(min(5, logits.shape[1]), dim=1).indices, labels)
+
+    def count(self, top: Tensor, labels: Tensor) -> None:
+        """Count a batch by its answers: int64 (B, 5), the likeliest classes, the likeliest first."""
+        hits = top == labels[:, None]
         self.sums[0] += hits[:, 0].sum()
         self.sums[1] += hits.sum()
         self.sums[2:].index_add_(0, labels, torch.ones_like(labels))

@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 _INFINITE = float("inf")
@@ -22,8 +22,16 @@ _MOST = {
 # Of other settings: which, what holds for a value that is not None, and that in words.
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("lr", "clip_grad", "kd_temperature"), lambda value: 0 < value < _INFINITE, "more than 0"),
-    (("weight_decay", "kd_weight"), lambda value: 0 <= value < _INFINITE, "at least 0"),
-    (("label_smoothing", "momentum", "max_bad_rate"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    (
+        ("weight_decay", "kd_weight", "asl_gamma_positive", "asl_gamma_negative"),
+        lambda value: 0 <= value < _INFINITE,
+        "at least 0",
+    ),
+    (
+        ("label_smoothing", "momentum", "max_bad_rate", "asl_margin"),
+        lambda value: 0 <= value < 1,
+        "at least 0 and less than 1",
+    ),
     (("ema",), lambda value: 0 < value < 1, "more than 0 and less than 1, or off"),
     (("crop_pct", "layer_decay", "gamma"), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     (("mixup", "cutmix"), lambda value: 0 <= value <= 1, "0 to 1"),
@@ -38,6 +46,11 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: set(value) <= set(TRACKERS) and len(set(value)) == len(value),
         f"a list of some of {', '.join(TRACKERS)}",
     ),
+    (
+        ("model_args",),
+        lambda value: not value.keys() & {"num_classes", "in_chans"},
+        "neither num_classes nor in_chans, which come from the data",
+    ),
     (("seed",), lambda value: 0 <= value < 2**63, "0 to 2^63 - 1"),
 )
 
@@ -51,11 +64,19 @@ class TrainSettings:
     model_args: dict[str, Any] = field(default_factory=dict)
     """What else the architecture takes, as {drop_path_rate: 0.1}."""
     init: str | None = None
-    """A file of weights to begin with (see `in21k.models.load_weights`); None: random weights."""
+    """Weights to begin with: a run's folder, a checkpoint of one, a file of weights (see `in21k.models.load_weights`),
+    or a timm model with pretrained weights; None: random weights."""
     init_head: Literal["drop", "slice"] = "drop"
     """The head of `init`, where it has other classes: left out; or each class gets its own row of it, by wnid."""
-    loss: Literal["semantic", "cross-entropy", "bce"] = "semantic"
-    """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class."""
+    loss: Literal["semantic", "cross-entropy", "bce", "asymmetric"] = "semantic"
+    """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class; images of
+    several labels take `bce` or `asymmetric`."""
+    asl_gamma_positive: float = 0.0
+    """Of `asymmetric`: the power that makes present labels count little where they are right already, 0 or more."""
+    asl_gamma_negative: float = 4.0
+    """Of `asymmetric`: the same of absent labels."""
+    asl_margin: float = 0.05
+    """Of `asymmetric`: absent labels of a lower probability do not count at all, 0 <= x < 1."""
     label_smoothing: float = 0.2
     """The share of the target that is spread evenly over the classes, 0 <= x < 1."""
     teacher: str | None = None
@@ -242,6 +263,8 @@ def _convert(name: str, value: object, hint: Any) -> Any:
         pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(_bad(name, value, _WORDS[kind]))
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in cast(dict[object, object], value)):
+        raise ValueError(_bad(name, cast(object, value), f"{_WORDS[dict]} with names of text"))
     if isinstance(value, list):
         (item_kind,) = get_args(kinds[0])
         return [_convert(name, item, item_kind) for item in value]

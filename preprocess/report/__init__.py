@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ...shards.dataset import PreparedSet
 from ...shards.parallel import OnProgress, ignore_progress
 from . import sections
+from .charts import chart_style
 from .numbers import count_images
 from .sheet import contact_sheet
 
@@ -29,14 +30,15 @@ class FolderReport:
     """What one folder renders of itself.
 
     kind, subject:  what it is, and of what (plain text).
-    style, script:  CSS and JavaScript that the sections need, once a page; both come from this package, not from data.
+    styles, scripts: CSS and JavaScript that the sections need; equal ones stand once in a page. They come from the
+                     package, not from data.
     """
 
     kind: str
     subject: str
     sections: list[Section]
-    style: str
-    script: str
+    styles: tuple[str, ...]
+    scripts: tuple[str, ...]
 
 
 def render_prepared(
@@ -65,6 +67,6 @@ def render_prepared(
             Section("rejects", "Rejects", sections.rejects(facts)),
             Section("settings", "Settings", sections.made_with(facts)),
         ],
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
-        script=(HERE / "report.js").read_text(encoding="utf-8"),
+        styles=(chart_style(), (HERE / "report.css").read_text(encoding="utf-8")),
+        scripts=((HERE / "report.js").read_text(encoding="utf-8"),),
     )

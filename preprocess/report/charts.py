@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,11 @@ from .numbers import SideHistogram
 SIDE = 1000  # the drawing's units along each side
 MAX_STEPS = 700  # of the long tail's outline: more than a screen shows
 NUM_SHADES = 6
+
+
+def chart_style() -> str:
+    """Return the CSS of what `charts` and `markup` make."""
+    return Path(__file__).with_name("charts.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,13 @@ class Axis:
     is_log: bool
 
     @classmethod
-    def linear(cls, high: float, title: str, label: Callable[[float], str] = brief) -> Axis:
-        """An axis from 0."""
-        step = 10.0 ** math.floor(math.log10(high / 4))
-        step *= next((factor for factor in (1, 2, 5) if high / (step * factor) <= 5), 10)
-        ticks = tuple(step * count for count in range(int(high / step + 1e-9) + 1))
-        return cls(0.0, high, ticks, label, title, is_log=False)
+    def linear(cls, high: float, title: str, label: Callable[[float], str] = brief, *, low: float = 0.0) -> Axis:
+        """A linear axis."""
+        length = high - low
+        step = 10.0 ** math.floor(math.log10(length / 4))
+        step *= next((factor for factor in (1, 2, 5) if length / (step * factor) <= 5), 10)
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        return cls(low, high, tuple(step * count for count in range(first, last + 1)), label, title, is_log=False)
 
     @classmethod
     def log(cls, low: float, high: float, title: str, label: Callable[[float], str] = brief) -> Axis:

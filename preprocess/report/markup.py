@@ -98,18 +98,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def bars(rows: Sequence[tuple[str, int, str]], whole: int, kind: str = "kept") -> str:
-    """Return a bar for each (label, count, what to say of the count); labels are HTML, a full bar is `whole`."""
+def bars(rows: Sequence[tuple[str, float, str]], whole: float, kinds: str | Sequence[str] = "kept") -> str:
+    """Return a bar for each (label, count, what to say of the count); labels are HTML, a full bar is `whole`.
+
+    kinds: the colour of all bars, or of each.
+    """
+    of_each = [kinds] * len(rows) if isinstance(kinds, str) else kinds
     items = "".join(
         f'<li><span class="bar-label">{label}</span>'
         f'<span class="bar-track"><span class="bar {kind}" style="width:{_share(count, whole)}%"></span></span>'
         f'<span class="bar-value">{note}</span></li>'
-        for label, count, note in rows
+        for (label, count, note), kind in zip(rows, of_each, strict=True)
     )
     return f'<ul class="bars">{items}</ul>'
 
 
-def _share(count: int, whole: int) -> str:
+def _share(count: float, whole: float) -> str:
     return f"{100 * count / whole if whole else 0:.2f}"
 
 

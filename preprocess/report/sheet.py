@@ -112,12 +112,13 @@ def _image(prepared: PreparedSet, entry: dict[str, Any], files: FileCache) -> Sh
         raise ValueError(
             f"{prepared.path / entry['archive']}: image {entry['key']} is not what was written; run `in21k verify`"
         )
-    return SheetImage(prepared.tree.names[entry["class_index"]], entry["source_name"], _data_uri(data))
-
-
-def _data_uri(data: bytes) -> str:
     with Image.open(io.BytesIO(data)) as image:
-        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+        return SheetImage(prepared.tree.names[entry["class_index"]], entry["source_name"], data_uri(image))
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an image, which it shrinks, as a small JPEG in a data URI."""
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getbuffer()).decode()}"

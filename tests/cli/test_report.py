@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
+
+from in21k.cli.run_report import named
+from in21k.cli.run_report.look import coloured_branches
+from in21k.shards import open_dataset
+from in21k.shards.reader import SampleReader
+from in21k.shards.tree import SemanticTree
 
 from .conftest import run, run_json
 
 SECTIONS = ["Counts", "The long tail", "The tree", "Images", "Sizes", "Changes", "Rejects", "Settings"]
+RUN_SECTIONS = ["Results", "Curves", "Levels", "Classes", "Mistakes", "Where it looks", "Features", "Settings"]
+HOSTILE = "</script><script>window.owned = 1</script>"
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +86,27 @@ def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: P
         (["PREPARED", "PREPARED/.."], "is a folder; wanted the page to write"),
         (["PREPARED", "nowhere/report.html"], "there is no folder nowhere"),
         (["nowhere", "OUT"], "no such folder; wanted one that `in21k preprocess` made"),
-        (["SHARDS", "OUT"], "is a shard set; reports show prepared data sets"),
+        (["SHARDS", "OUT"], "is a shard set; a report shows the prepared data set that it was made from, and runs"),
+        (["PREPARED", "OUT", "--data", "SHARDS"], "--data, --predictions and --look go with runs, and there is none"),
+        (["RUN", "RUN/report.html"], "lies inside a folder that it is about"),
+        (["RUN", "SHARDS", "OUT", "--data", "SHARDS"], "asked about one shard set, and several are given"),
+        (["RUN", "OUT", "--images", "101"], "101 images to look at: wanted 0 to 100"),
+        (
+            ["RUN", "OUT", "--look", "n01503061_7"],
+            "no such file; to choose validation images by key, give their shards",
+        ),
+        (["RUN", "OUT", "--data", "SHARDS", "--look", "n01503061_7777"], "its split val has no image n01503061_7777"),
+        (["RUN", "RUN", "OUT", "--predictions", "X"], "1 files of predictions for 2 runs; wanted one for each"),
+        (["RUN", "OUT", "--data", "PREPARED"], "wanted 'in21k-shards'"),
         (["PREPARED", "OUT", "--images", "401"], "401 images: wanted 0 to 400"),
         (["OUT"], "Missing argument 'PATH...'"),
     ],
 )
-def test_a_mistake_ends_in_one_line(words: list[str], says: str, prepared: Path, shards: Path, tmp_path: Path) -> None:
-    names = {"PREPARED": str(prepared), "SHARDS": str(shards), "OUT": str(tmp_path / "out.html")}
+def test_a_mistake_ends_in_one_line(
+    words: list[str], says: str, prepared: Path, shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.html"
+    names = {"PREPARED": str(prepared), "SHARDS": str(shards), "RUN": str(trained), "OUT": str(out)}
     for name, path in names.items():
         words = [word.replace(name, path) for word in words]
     result = run("report", *words)
@@ -87,9 +116,235 @@ def test_a_mistake_ends_in_one_line(words: list[str], says: str, prepared: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_of_a_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").touch()
-    result = run("report", tmp_path / "run", tmp_path / "out.html")
+VOID = {"img", "meta", "br", "input"}
+
+
+class Page(HTMLParser):
+    """A page's text by section, and how many of each tag it has; fails where a tag is not closed in its turn."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.section = ""
+        self.sections: dict[str, str] = {}
+        self.feed(self.text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:  # noqa: ARG002
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.sections[self.section] = self.sections.get(self.section, "") + data
+
+    def rows(self, section: str) -> dict[str, list[str]]:
+        """Return the cells of a section's table rows by the first."""
+        part = self.text.partition(f'<section id="{section}"')[2].partition("</section>")[0]
+        rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", part)]
+        cells = [[cell for cell in row.split("|") if cell] for row in rows]
+        return {row[0]: row[1:] for row in reversed(cells) if row}  # of equal ones the first
+
+
+@pytest.fixture
+def changed(trained: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a copy of the run without some of what it holds, and with other lines in its log."""
+
+    def change(name: str, *gone: str, lines: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list) -> Path:
+        path = tmp_path / name
+        shutil.copytree(trained, path, ignore=shutil.ignore_patterns("tensorboard", *gone))
+        if (path / "log.jsonl").exists():
+            log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+            (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(log)))
+        return path
+
+    return change
+
+
+def test_a_run_is_shown_with_what_its_network_answers(trained: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.html"
+    words = ("report", trained, out, "--data", shards, "--images", 3)
+    assert run_json(*words)["sections"] == RUN_SECTIONS
+    page = Page(out)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    for name, title in (("semantic_top1", "semantic top-1"), ("top1", "top-1"), ("top5", "top-5")):
+        assert page.rows("results")[title] == [f"{metrics[name]:.2f} %"]
+        assert page.rows("classes")[title] == [f"{metrics[name]:.2f} %"]  # asked anew, the network answers alike
+    assert page.text.count('<figure class="look ') == 6  # each image as it is, and where the network looks
+    assert "Grad-CAM" in page.sections["looks"]
+    num_images = open_dataset(shards).num_samples["val"]
+    assert f"{num_images} validation images, laid out by t-SNE" in page.sections["features"]
+    assert sum(path.count("h0") for path in re.findall(r'class="dots branch-[^>]+', page.text)) == num_images
+    assert re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:|#)[^\s\"')]+", page.text) == []
+    assert str(trained.parent) not in page.text
+    assert "http:" not in page.text.replace("https:", "http:")
+    assert run(*words).exit_code == 0  # equal data give equal bytes
+
+
+def test_saved_predictions_stand_in_for_the_network(trained: Path, shards: Path, tmp_path: Path) -> None:
+    saved, out = tmp_path / "answers.parquet", tmp_path / "out.html"
+    measured = run_json("validate", trained, "--data", shards, "--save-predictions", saved)
+    run_json("report", trained, out, "--predictions", saved)
+    page = Page(out)
+    assert page.rows("classes")["F1, mean over classes"] == [f"{measured['macro_f1']:.2f} %"]
+    pairs = page.rows("mistakes")
+    for each in measured["confusions"]:
+        assert each["name"] in pairs
+    assert "img" not in page.tags
+    for section in ("looks", "features"):
+        assert "--data SHARDS" in page.sections[section]
+    other = pq.read_table(saved)
+    content = json.loads(other.schema.metadata[b"in21k"])
+    content["tree"]["wnids"][0] = "n00000001"
+    pq.write_table(other.replace_schema_metadata({b"in21k": json.dumps(content)}), saved)
+    result = run("report", trained, tmp_path / "no.html", "--predictions", saved, "--data", shards)
     assert result.exit_code == 2
-    assert "is a run; reports show prepared data sets" in result.stderr
+    assert "was not made from" in result.stderr
+
+
+def test_without_data_the_page_says_what_to_give(trained: Path, tmp_path: Path) -> None:
+    run_json("report", trained, tmp_path / "out.html")
+    page = Page(tmp_path / "out.html")
+    for section in ("classes", "mistakes", "looks", "features"):
+        assert "--data SHARDS" in page.sections[section]
+    assert "top-1" in page.sections["results"]
+
+
+def test_chosen_images_are_looked_at(trained: Path, shards: Path, tmp_path: Path) -> None:
+    data = open_dataset(shards)
+    split = data.split("val")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(SampleReader(split).image(0))
+    stored = pq.read_table(data.manifest_path, columns=["key"], filters=[("split", "==", "val")])
+    name = stored["key"][3].as_py()
+    run_json("report", trained, tmp_path / "both.html", "--data", shards, "--look", photo, "--look", name)
+    page = Page(tmp_path / "both.html")
+    assert "photo.jpg" in page.sections["looks"]
+    assert name in page.sections["looks"]
+    assert page.text.count('<figure class="look ') == 4
+    run_json("report", trained, tmp_path / "file.html", "--look", photo)  # a file needs no shards
+    assert Page(tmp_path / "file.html").text.count('<figure class="look ') == 2
+    (tmp_path / "text.jpg").write_text("no image")
+    result = run("report", trained, tmp_path / "no.html", "--look", tmp_path / "text.jpg")
+    assert result.exit_code == 2
+    assert "not an image" in result.stderr
+
+
+def test_several_runs_are_shown_over_one_another_beside_their_data(
+    trained: Path, prepared: Path, shards: Path, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = changed("other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "lr": 0.5, "batch_size": 8}))
+    out = tmp_path / "all.html"
+    words = ("report", shards, trained, prepared, other, out, "--images", 2)  # the shards are what --data names
+    assert run_json(*words)["sections"] == [*RUN_SECTIONS, *SECTIONS]
+    page = Page(out)
+    addresses = re.findall(r'<section id="([^"]+)"', page.text)
+    assert len(addresses) == len(set(addresses)) == len(RUN_SECTIONS) + len(SECTIONS)
+    assert page.text.count("/* Charts, bars, tiles and thumbnails.") == 1
+    assert "images seen" in page.sections["curves"]  # steps of other sizes have no axis of their own
+    settings = page.rows("run-settings")
+    assert settings["lr"][:2] == [f"{config['lr']:g}", "0.5"]
+    assert page.text.count('class="line run-0"') == page.text.count('class="line run-1"') > 5
+
+
+def test_two_runs_of_equal_steps_are_shown_over_steps(
+    trained: Path, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_json("report", trained, changed("other"), tmp_path / "out.html")
+    page = Page(tmp_path / "out.html")
+    assert "images seen" not in page.sections["curves"]
+    assert "The runs have equal settings." in page.sections["run-settings"]
+
+
+def test_unfinished_runs_are_shown_as_far_as_they_came(
+    changed: Callable[..., Path], shards: Path, tmp_path: Path
+) -> None:
+    unvalidated = changed("unvalidated", "metrics.json", lines=lambda log: [line for line in log if "loss" in line][:7])
+    begun = changed("begun", "metrics.json", "log.jsonl", "checkpoints", "*.safetensors")
+    lost = changed("lost", "metrics.json", lines=lambda log: log[:5])
+    ranks = [{"rank": 0, "loss": "nan", "samples": [HOSTILE, *(f"image_{n}" for n in range(20))]}]
+    (lost / "nonfinite.json").write_text(json.dumps({"step": 6, "epoch": 0, "lr": 1.0, "place": None, "ranks": ranks}))
+    averaged = changed(
+        "averaged",
+        lines=lambda log: [
+            {**line, "validation": {**line["validation"], "ema": line["validation"]}} if "validation" in line else line
+            for line in log
+        ],
+    )
+    out = tmp_path / "out.html"
+    result = run("report", unvalidated, begun, lost, averaged, out, "--data", shards, "--images", 1)
+    assert result.exit_code == 0, result.output
+    page = Page(out)
+    results = page.sections["results"]
+    assert "unvalidated is not finished: step 7 in epoch 1" in results
+    assert "begun is not finished: not begun" in results
+    assert "lost: the loss of step 6 was no number" in results
+    assert "and 9 more" in results
+    assert "averaged, moving average" in page.sections["curves"]
+    assert "(epoch 1, moving average)" in results
+    assert "has no last checkpoint (yet)" in page.sections["classes"]
+    assert HOSTILE not in page.text
+    assert str(tmp_path) not in page.text
+    for path in (unvalidated, begun, lost, averaged):
+        run_json("report", path, tmp_path / f"{path.name}.html")
+        Page(tmp_path / f"{path.name}.html")
+
+
+def test_a_run_of_other_classes_is_refused_alone_and_noted_beside_others(
+    trained: Path, shards: Path, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = changed("other")
+    tree = SemanticTree.load(other / "tree.json")
+    SemanticTree(("n00000001", *tree.wnids[1:]), tree.names, tree.paths).save(other / "tree.json")
+    alone = run("report", other, tmp_path / "out.html", "--data", shards)
+    assert alone.exit_code == 2
+    assert "does not know them all; give by --data the shards it was trained on" in alone.stderr
+    assert run("report", trained, other, tmp_path / "out.html", "--data", shards, "--images", 0).exit_code == 0
+    page = Page(tmp_path / "out.html")
+    assert "does not know them all" in page.sections["classes"]
+    assert "Best classes, run" in page.sections["classes"]
+
+
+def test_a_run_of_several_labels_is_shown_by_its_mean_average_precision(
+    changed: Callable[..., Path], shards: Path, tmp_path: Path
+) -> None:
+    path = changed(
+        "labels",
+        lines=lambda log: [{**line, "validation": {"map": 41.25}} if "validation" in line else line for line in log],
+    )
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config["data"]["label_sets"] = 5
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    run_json("report", path, tmp_path / "out.html")
+    page = Page(tmp_path / "out.html")
+    assert page.rows("results")["mAP"] == ["41.25 %"]
+    assert "semantic" not in page.sections["results"]
+    assert "No validation by levels yet." in page.sections["levels"]
+    result = run("report", path, tmp_path / "no.html", "--data", shards)
+    assert "gives images several labels" in result.stderr
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    names = [name for name, _ in named([Path("/a/b/run"), Path("/a/c/run"), Path("/x"), Path("/a/b/run")])]
+    assert names == ["run (1)", "c/run", "x", "run (4)"]
+
+
+def test_the_largest_branches_are_coloured_and_opened_while_there_are_colours() -> None:
+    # 0 holds 3 and 4, 3 holds 5 to 14.
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(15)], ["x"] * 15, [-1, -1, -1, 0, 0, *[3] * 10])
+    assert coloured_branches(tree, [1] * 15) == [3, 1, 2, 4]
+    assert coloured_branches(tree, [0, 9, 0, 0, 0, *[1] * 10]) == [3, 1]

@@ -46,7 +46,7 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector(".tile")
+        self.page.wait_for_selector(".tile, .curves .pointer", state="attached")
 
     def __enter__(self) -> Visit:
         return self
@@ -92,6 +92,34 @@ def hostile_report(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     info["source"]["name"] = HOSTILE
     write_json(path / "dataset.json", info)
     run_json("report", path, folder / "report.html", "--images", 30)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def run_report(trained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two runs with all that their networks answer; the second has half of the steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = Path(shutil.copytree(trained, folder / "shorter"))
+    lines = (other / "log.jsonl").read_text().splitlines()
+    (other / "log.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    (other / "metrics.json").unlink()
+    run_json("report", trained, other, folder / "report.html", "--data", shards, "--images", 4)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile_run_report(trained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a run that holds markup in its name, its classes, its settings and the images that it was lost at."""
+    folder = tmp_path_factory.mktemp("hostile_run")
+    run = Path(shutil.copytree(trained, folder / HOSTILE.replace("/", "")))
+    data = Path(shutil.copytree(shards, folder / "shards"))
+    for path in (run / "tree.json", data / "tree.json"):
+        tree = read_json(path)
+        write_json(path, {**tree, "names": [HOSTILE] * len(tree["names"])})
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("trackers:", f'init: "{HOSTILE}"\ntrackers:'))
+    write_json(run / "nonfinite.json", {"step": 9, "ranks": [{"rank": 0, "loss": HOSTILE, "samples": [HOSTILE]}]})
+    run_json("report", run, folder / "report.html", "--data", data, "--images", 4)
     return folder / "report.html"
 
 
@@ -162,5 +190,88 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
                 summary.tap()
             visit.page.locator(".tile").first.tap()
             assert len(visit.crumbs()) == 2
+            assert visit.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+            assert visit.complaints == []
+
+
+def readout(visit: Visit, chart: int) -> list[str]:
+    return visit.page.locator(".readout").nth(chart).locator("strong, .at").all_inner_texts()
+
+
+def test_curves_are_read_off_together_at_the_pointer_and_by_keyboard(browser: Any, run_report: Path) -> None:
+    with Visit(browser, run_report) as visit:
+        first = visit.page.locator(".curves .area").first
+        first.scroll_into_view_if_needed()
+        at_the_end = readout(visit, 0), readout(visit, 1)
+        assert at_the_end[0][-1] == "at the end"
+        box = first.bounding_box()
+        visit.page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
+        there = readout(visit, 0)
+        assert there[-1].startswith("step ")
+        assert there[:-1] != at_the_end[0][:-1]
+        assert readout(visit, 1)[-1] == there[-1]
+        visit.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 20)
+        assert readout(visit, 0)[1] == "–"  # the second run has no such step
+        visit.page.mouse.move(0, 0)
+        assert (readout(visit, 0), readout(visit, 1)) == at_the_end
+        first.focus()
+        for _ in range(30):
+            visit.page.keyboard.press("ArrowLeft")
+        by_key = readout(visit, 0)
+        assert by_key[-1].startswith("step ")
+        visit.page.keyboard.press("Tab")
+        assert readout(visit, 0) == at_the_end[0]
+        assert visit.complaints == []
+
+
+def test_a_branch_is_picked_out_of_its_map_and_of_no_other(browser: Any, run_report: Path) -> None:
+    with Visit(browser, run_report) as visit:
+        maps, button = visit.page.locator(".scatter"), visit.page.locator(".branches button").first
+        assert maps.count() == 2
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        picked = maps.first.locator("path.picked")
+        assert 0 < picked.count() < maps.first.locator("path").count()
+        assert picked.count() == maps.first.locator("path.branch-0").count()
+        assert maps.nth(1).locator("path.picked").count() == 0
+        button.click()
+        assert picked.count() == 0
+        assert visit.complaints == []
+
+
+def test_the_images_of_a_run_are_there(browser: Any, run_report: Path) -> None:
+    with Visit(browser, run_report) as visit:
+        for section in ("#mistakes", "#looks"):
+            images = visit.page.locator(f"{section} img")
+            assert images.count() > 0
+            images.last.scroll_into_view_if_needed()
+            visit.page.wait_for_function(
+                "(section) => [...document.querySelectorAll(section + ' img')].at(-1).naturalWidth > 0", arg=section
+            )
+        assert visit.complaints == []
+
+
+def test_markup_in_a_run_is_shown_and_never_run(browser: Any, hostile_run_report: Path) -> None:
+    with Visit(browser, hostile_run_report) as visit:
+        visit.page.locator(".branches button").first.click()
+        visit.page.locator(".curves .area").first.hover()
+        assert visit.page.evaluate("window.owned") is None
+        assert visit.page.locator("img[src=x]").count() == 0
+        assert visit.page.locator("h1").inner_text() == HOSTILE.replace("/", "")
+        for section in ("results", "looks", "mistakes", "run-settings"):
+            assert HOSTILE in visit.page.locator(f"#{section}").inner_text()
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_no_run_is_wider_than_the_screen(
+    browser: Any, run_report: Path, hostile_run_report: Path, scheme: str
+) -> None:
+    for path in (run_report, hostile_run_report):
+        with Visit(browser, path, viewport=PHONE, has_touch=True, color_scheme=scheme) as visit:
+            for summary in visit.page.locator("summary").all():
+                summary.tap()
+            visit.page.locator(".curves .area").first.tap()
+            assert readout(visit, 0)[-1].startswith("step ")
             assert visit.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
             assert visit.complaints == []

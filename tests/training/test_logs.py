@@ -41,6 +41,17 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
     assert [json.loads(line)["step"] for line in told] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_validation_that_is_going_to_come_again_stands_there_once(tmp_path: Path) -> None:
+    # Killed between the validation and the save after it: the checkpoint is the one from before the validation.
+    told = [*lines(range(1, 4)), {"step": 3, "epoch": 0, "validation": {"top1": 50.0}}]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    JsonLog(path, after_step=3, epoch=1).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == told
+    JsonLog(path, after_step=3, epoch=0).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == told[:-1]
+
+
 def test_tensorboard_has_each_step_once_also_after_going_on(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -170,6 +170,28 @@ def test_whatever_was_killed_at_every_second_step_ends_bit_equal(
     assert_equal_runs(run_path, tmp_path / "whole")
 
 
+class SignalledAtTheStart(Watcher):
+    """Is asked to stop before the first step."""
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        super().on_start(step, total_steps)
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_signal_before_the_first_step_stops_the_run_after_it(run_training: Train) -> None:
+    assert run_training(progress=SignalledAtTheStart()) == Stopped(1, 18)
+
+
+def test_checkpoints_are_kept_also_of_data_that_has_no_place(
+    run_training: Train, settings: TrainSettings, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("in21k.training.job.place_of", lambda _: None)  # `best` is then saved before the first `last`
+    run_training(settings=replace(settings, keep_last=2))
+    for step in (12, 18):
+        kept = torch.load(run_path / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)
+        assert kept["position"]["step"] == step
+
+
 @pytest.mark.parametrize("step", [3, 6, 18])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_the_run_after_its_step_and_it_goes_on_from_there(

@@ -152,3 +152,24 @@ def test_pycls_recipes_give_its_published_configurations(
     assert settings.image_size is not None
     assert settings.crop_pct is not None
     assert round(settings.image_size / settings.crop_pct) == test_size
+
+
+TRANSFERS: dict[str, dict[str, Any]] = {
+    "finetune-imagenet1k": {"loss": "cross-entropy", "optimizer": "adam", "lr": 2e-4, "weight_decay": 1e-4},
+    "finetune-cifar100": {"loss": "cross-entropy", "optimizer": "sgd", "lr": 1e-2, "weight_decay": 1e-4, "epochs": 50},
+    "finetune-multilabel": {"loss": "asymmetric", "optimizer": "adam", "lr": 1e-4, "epochs": 40, "image_size": 448},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_the_recipes_of_finetune_hold_what_was_published(name: str) -> None:
+    settings = resolve_settings(name)
+    assert {key: getattr(settings, key) for key in TRANSFERS[name]} == TRANSFERS[name]
+    assert settings.augment == "miil"
+    assert settings.ema is not None
+
+
+def test_the_dials_of_the_asymmetric_loss_are_the_published_ones() -> None:
+    settings = resolve_settings("finetune-multilabel")
+    assert (settings.asl_gamma_positive, settings.asl_gamma_negative, settings.asl_margin) == (0, 4, 0.05)
+    assert settings.weight_decay * settings.batch_size == pytest.approx(1e-4, rel=0.02)

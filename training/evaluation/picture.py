@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -18,23 +19,43 @@ OTHER = (154, 165, 177)
 def draw_prediction(image: Image.Image, prediction: Mapping[str, Any]) -> Image.Image:
     """Draw an image and its prediction (one of `predict`'s) side by side, as an RGB picture.
 
-    On top the chain of labels, each below the one before; beneath it the likeliest classes of all.
+    On top the chain of labels, each below the one before, where there is one; beneath it the likeliest classes of all.
     """
     chain, top = prediction["chain"], prediction["top5"]
     photo = _fit(image.convert("RGB"), IMAGE_SIDE)
-    rows_height = 2 * TITLE_HEIGHT + (len(chain) + len(top)) * ROW_HEIGHT + GAP
+    rows_height = TITLE_HEIGHT + len(top) * ROW_HEIGHT
+    if chain:
+        rows_height += TITLE_HEIGHT + len(chain) * ROW_HEIGHT + GAP
     height = max(photo.height, rows_height) + 2 * MARGIN
     picture = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH + 3 * MARGIN, height), PAPER)
     picture.paste(photo, (MARGIN + (IMAGE_SIDE - photo.width) // 2, MARGIN))
     panel = _Panel(picture, left=IMAGE_SIDE + 2 * MARGIN, top=MARGIN)
-    panel.title("From general to particular")
-    for depth, answer in enumerate(chain):
-        panel.row(answer, _between(depth / max(len(chain) - 1, 1)), indent=14 * depth)
-    panel.y += GAP
+    if chain:
+        panel.title("From general to particular")
+        for depth, answer in enumerate(chain):
+            panel.row(answer, _between(depth / max(len(chain) - 1, 1)), indent=14 * depth)
+        panel.y += GAP
     panel.title("Likeliest of all classes")
     for answer in top:
         panel.row(answer, OTHER, indent=0)
     return picture
+
+
+def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Lay pictures out one below the other; more than three in a square of rows."""
+    across = 1 if len(pictures) <= 3 else math.ceil(math.sqrt(len(pictures)))
+    rows = [pictures[start : start + across] for start in range(0, len(pictures), across)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    width = max(sum(picture.width for picture in row) for row in rows)
+    whole = Image.new("RGB", (width, sum(heights)), PAPER)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
+            whole.paste(picture, (left, top))
+            left += picture.width
+        top += height
+    return whole
 
 
 class _Panel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ...shards.tree import SemanticTree
 from ..levels import Levels
+from .answers import answers_of
 
 
 def predict(model: nn.Module, images: Tensor, tree: SemanticTree) -> list[dict[str, Any]]:
@@ -17,53 +19,73 @@ def predict(model: nn.Module, images: Tensor, tree: SemanticTree) -> list[dict[s
     model:  on the images' device; put into evaluation mode for the call.
     images: (B, 3, H, W), resized and normalised as the model was trained.
 
-    Returns per image {levels, chain, top5}:
-    levels: per hierarchy {level, wnid, name, probability}, the probability within that hierarchy (semantic softmax).
-    chain:  the leading ones of `levels`, as long as each lies below the one before: animal, bird, swan.
-    top5:   the likeliest of all classes {wnid, name, probability}, the probability among all (plain softmax).
+    Returns per image {levels, chain, top5}; see `Describer`.
     """
-    levels = Levels(tree).to(images.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        logits: Tensor = model(images).float()
-        by_level = [level_logits.softmax(dim=1).max(dim=1) for level_logits in levels.split(logits)]
-        classes = torch.stack([levels.classes_of(k)[best.indices] for k, best in enumerate(by_level)], dim=1)
-        probabilities = torch.stack([best.values for best in by_level], dim=1)
-        top = logits.softmax(dim=1).topk(min(5, len(tree)), dim=1)
+        logits: Tensor = model(images)
     model.train(was_training)
-    return [
-        _prediction(tree, levels.numbers, *row)
-        for row in zip(classes.tolist(), probabilities.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
+    return Describer(tree.wnids, tree.names, tree)(logits)
 
 
-def _prediction(
-    tree: SemanticTree,
-    numbers: tuple[int, ...],
-    classes: list[int],
-    probabilities: list[float],
-    top_classes: list[int],
-    top_probabilities: list[float],
-) -> dict[str, Any]:
-    per_level = [
-        {"level": level, **_answer(tree, index, probability)}
-        for level, index, probability in zip(numbers, classes, probabilities, strict=True)
-    ]
-    return {
-        "levels": per_level,
-        "chain": per_level[: _chain_length(tree, classes)],
-        "top5": [_answer(tree, index, p) for index, p in zip(top_classes, top_probabilities, strict=True)],
-    }
+class Describer:
+    """Turns logits (B, num_classes) into words: per image {levels, chain, top5}.
 
+    levels: per hierarchy {level, wnid, name, probability}, the probability within that hierarchy (semantic softmax).
+    chain:  the leading ones of `levels`, as long as each lies below the one before: animal, bird, swan.
+    top5:   the likeliest of all classes {wnid, name, probability}, the probability among all (plain softmax).
 
-def _answer(tree: SemanticTree, index: int, probability: float) -> dict[str, Any]:
-    return {"wnid": tree.wnids[index], "name": tree.names[index], "probability": probability}
+    wnids:       of the outputs, None where they have none.
+    names:       of the outputs.
+    tree:        over the outputs; without it `levels` and `chain` are empty.
+    definitions: by wnid; where given, each answer has its `definition`, empty where it lacks one.
+    """
 
+    def __init__(
+        self,
+        wnids: Sequence[str | None],
+        names: Sequence[str],
+        tree: SemanticTree | None = None,
+        definitions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._tree, self._levels = tree, Levels(tree) if tree else None
+        self._answers: list[dict[str, Any]] = [
+            {"wnid": wnid, "name": name} for wnid, name in zip(wnids, names, strict=True)
+        ]
+        if definitions is not None:
+            for answer in self._answers:
+                answer["definition"] = definitions.get(answer["wnid"], "")
 
-def _chain_length(tree: SemanticTree, classes: list[int]) -> int:
-    """Return how many of the leading classes lie each below the one before."""
-    for length in range(1, len(classes)):
-        if classes[length - 1] not in tree.paths[classes[length]]:
-            return length
-    return len(classes)
+    def __call__(self, logits: Tensor) -> list[dict[str, Any]]:
+        """Describe a batch."""
+        if self._levels:
+            self._levels = self._levels.to(logits.device)
+        return [
+            self._row(*row) for row in zip(*(part.tolist() for part in answers_of(logits, self._levels)), strict=True)
+        ]
+
+    def _row(
+        self, top: list[int], top_probabilities: list[float], levels: list[int], level_probabilities: list[float]
+    ) -> dict[str, Any]:
+        numbers = self._levels.numbers if self._levels else ()
+        per_level = [
+            {"level": level, **self._answer(index, probability)}
+            for level, index, probability in zip(numbers, levels, level_probabilities, strict=True)
+        ]
+        return {
+            "levels": per_level,
+            "chain": per_level[: self._chain_length(levels)],
+            "top5": [self._answer(index, p) for index, p in zip(top, top_probabilities, strict=True)],
+        }
+
+    def _answer(self, index: int, probability: float) -> dict[str, Any]:
+        return {**self._answers[index], "probability": probability}
+
+    def _chain_length(self, classes: list[int]) -> int:
+        """Return how many of the leading classes lie each below the one before."""
+        for length in range(1, len(classes)):
+            assert self._tree
+            if classes[length - 1] not in self._tree.paths[classes[length]]:
+                return length
+        return len(classes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
+from ...models.export import timm_config
 from ...models.weights_file import read_weights
 from ...models.zoo import create_model
 from ...shards.tree import SemanticTree
@@ -28,6 +29,30 @@ class SavedRun(NamedTuple):
     def settings(self) -> TrainSettings:
         """The settings of the run."""
         return TrainSettings(**{name: value for name, value in self.config.items() if name != "data"})
+
+
+def load_model(path: str | Path, weights: Weights = "last") -> nn.Module:
+    """Load the network of a run folder, or of a checkpoint file of a run, in evaluation mode on the CPU.
+
+    weights: see `load_run`, as for the errors.
+
+    Its `pretrained_cfg` says of the run what timm's models say of themselves: size, mean and standard deviation of the
+    images, how they are cropped, and the classes; `timm.data.resolve_model_data_config` reads it.
+    """
+    model, tree, _ = run = load_run(path, weights)
+    settings = run.settings
+    config = timm_config(
+        model,
+        architecture=settings.model,
+        model_args=settings.model_args,
+        image_size=settings.image_size or 224,
+        crop_pct=settings.crop_pct,
+        normalize=settings.normalize,
+        wnids=tree.wnids,
+        names=tree.names,
+    )
+    cast(Any, model).pretrained_cfg = {"architecture": config["architecture"], **config["pretrained_cfg"]}
+    return model
 
 
 def load_run(path: str | Path, weights: Weights = "last") -> SavedRun:

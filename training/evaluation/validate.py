@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...shards.tree import SemanticTree
 from ..distributed import Ranks
@@ -31,26 +31,46 @@ def evaluate(
     on_batch: called with the number of images after each batch.
 
     Returns {semantic_top1, semantic_top1_commonest, top1, top5 (percent), num_samples, per_level}, in which
-    semantic_top1_commonest is what always answering each level's commonest class would give. Raises ValueError where
-    there is no sample, or the model has another number of classes than the tree.
+    semantic_top1_commonest is what always answering each level's commonest class would give. `collect` and `measure`
+    give more. Raises ValueError where there is no sample, or the model has another number of classes than the tree.
     """
     ranks = ranks or Ranks()
     semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(len(tree), ranks.device)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for images, labels in loader:
-            if len(labels):
-                images, labels = images.to(ranks.device, non_blocking=True), labels.to(ranks.device, non_blocking=True)
-                with autocast(ranks.device, amp):
-                    logits = model(images)
-                semantic.update(logits, labels)
-                top.update(logits, labels)
-            if on_batch:
-                on_batch(len(labels))
-    model.train(was_training)
+    for logits, labels in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
+        semantic.update(logits, labels)
+        top.update(logits, labels)
     # Counts are added over the ranks, and divided once: no average of averages.
     semantic.sums, top.sums = ranks.sum(semantic.sums), ranks.sum(top.sums)
+    return summary(semantic, top, tree)
+
+
+def answered(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    amp: str,
+    ranks: Ranks,
+    on_batch: Callable[[int], object] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of each batch that is not empty, and what came with its images, on the ranks' device.
+
+    The model is in evaluation mode meanwhile. The other arguments are those of `evaluate`.
+    """
+    was_training = model.training
+    model.eval()
+    for images, labels in loader:
+        if len(labels):
+            images, moved = images.to(ranks.device, non_blocking=True), labels.to(ranks.device, non_blocking=True)
+            with torch.inference_mode(), autocast(ranks.device, amp):
+                logits: Tensor = model(images)
+            yield logits, moved
+        if on_batch:
+            on_batch(len(labels))
+    model.train(was_training)
+
+
+def summary(semantic: SemanticAccuracy, top: TopAccuracy, tree: SemanticTree) -> dict[str, Any]:
+    """Return what `evaluate` returns, of what was counted on all ranks."""
     if not int(top.class_counts.sum()):
         raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
     return {

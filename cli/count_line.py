@@ -1,0 +1,32 @@
+"""The progress line of long work that goes through a known number of things which are no images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .progress import ProgressLine, clock
+
+if TYPE_CHECKING:
+    from ..shards.parallel import Progress
+
+
+class CountLine(ProgressLine):
+    """Draws `label 40 %, what is being done, 0:12 left`; tell it before each thing."""
+
+    def __init__(self, label: str, total: int) -> None:
+        super().__init__(label)
+        self._total, self._begun_with = total, 0
+
+    def __enter__(self) -> CountLine:
+        return self
+
+    def next(self, detail: str) -> None:
+        """Another one begins."""
+        from ..shards.parallel import Progress
+
+        self(Progress(self._begun_with / self._total, self._begun_with, 0, detail))
+        self._begun_with += 1
+
+    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
+        left = seconds / (progress.fraction - start.fraction) * (1 - progress.fraction)
+        return f"{self._label} {100 * progress.fraction:.0f} %, {progress.detail}, {clock(left)} left"

@@ -1,0 +1,94 @@
+"""`in21k export`: a trained network for timm and the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from .export_folder import measured, write_export
+from .options import PATH, emit, json_option, overwrite_option, weights_option
+
+DESCRIBED = {
+    "last": "The weights are those of the last step.",
+    "ema": "The weights are the moving average of those of all steps.",
+    "best": "The weights are the best of the run on its validation images.",
+}
+
+
+@click.command()
+@click.argument("run_or_checkpoint", type=PATH)
+@click.argument("out", type=PATH)
+@weights_option
+@click.option("--onnx", is_flag=True, help="Also write model.onnx, and compare its logits with the network's.")
+@click.option(
+    "--license",
+    "license_id",
+    default="other",
+    show_default=True,
+    metavar="ID",
+    help="Of the weights, as the hub names licences (apache-2.0, cc-by-nc-4.0, ...).",
+)
+@click.option("--push", metavar="USER/NAME", help="Then upload the folder to the Hugging Face hub.")
+@click.option("--public", is_flag=True, help="With --push: make a new repository that all can see, not a private one.")
+@overwrite_option
+@json_option
+def export(
+    run_or_checkpoint: Path,
+    out: Path,
+    weights: Literal["last", "best", "ema"],
+    onnx: bool,
+    license_id: str,
+    push: str | None,
+    public: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the network of RUN_OR_CHECKPOINT into the folder OUT, which timm, the Hugging Face hub and in21k open.
+
+    Weights without optimizer (model.safetensors), config.json with the names of the classes, a model card (README.md),
+    the settings without this machine's paths (config.yaml), metrics of these weights, the semantic tree, SHA256SUMS.
+    `timm.create_model("local-dir:OUT", pretrained=True)` opens it, and so do `in21k validate`, `predict` and `train
+    --teacher`.
+    """
+    from ..models.hub import check_hub, push_folder
+    from ..models.onnx_file import check_onnx_installed
+    from ..training import load_run
+
+    if public and not push:
+        raise ValueError("--public goes with --push USER/NAME")
+    if push:
+        check_hub(push)
+    if onnx:
+        check_onnx_installed()
+    saved = load_run(run_or_checkpoint, weights)
+    content = write_export(
+        saved,
+        out,
+        weights=weights,
+        described=DESCRIBED[weights],
+        metrics=measured(run_or_checkpoint, weights, saved.config),
+        license_id=license_id,
+        onnx=onnx,
+        overwrite=overwrite,
+    )
+    address = push_folder(out, push, private=not public) if push else None
+    result = {"path": str(out), **content, "pushed_to": address}
+    emit(result, render_export(result), as_json=as_json)
+
+
+def render_export(result: dict[str, Any]) -> str:
+    """Return as text what an export holds."""
+    lines = [
+        f"{result['path']}: {result['architecture']}, {result['num_classes']:,} classes, {result['weights']} weights"
+    ]
+    if check := result.get("onnx_check"):
+        lines += [
+            f"model.onnx: logits at most {check['largest_difference']:.2g} from the network's, "
+            f"of which the largest is {check['largest_logit']:.2g}"
+        ]
+    lines += [f'open it with timm.create_model("local-dir:{result["path"]}", pretrained=True)']
+    if result.get("pushed_to"):
+        lines += [f"uploaded to {result['pushed_to']}"]
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""`in21k features`: what a network makes of every image of a split, one vector each."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from .options import (
+    PATH,
+    PATH_OR_URL,
+    device_option,
+    emit,
+    json_option,
+    overwrite_option,
+    table,
+    weights_option,
+    workers_option,
+)
+from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..shards import ShardSet
+    from ..training import Layer, OpenModel, Ranks, RowStore
+
+LIST = "list"
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out", metavar="OUT.parquet|OUT.npy", type=PATH, required=False)
+@click.option("--data", type=PATH_OR_URL, help="The shards, or their URL.")
+@click.option("--split", default="val", show_default=True, help="train or val.")
+@click.option("--layer", default="pre-logits", show_default=True, help="Of which layer; `list` prints those there are.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="How to store."
+)
+@weights_option
+@click.option("--image-size", type=click.IntRange(min=1), help="Pixels.  [default: as the network was trained]")
+@click.option(
+    "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv, torch."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images per rank.")
+@click.option(
+    "--amp",
+    type=click.Choice(["auto", "off", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Mixed precision; auto: bf16 on a GPU, off on a CPU.",
+)
+@device_option
+@workers_option
+@overwrite_option
+@json_option
+def features(
+    model: str,
+    out: Path | None,
+    data: Path | str | None,
+    split: str,
+    layer: str,
+    dtype: str,
+    weights: Literal["last", "best", "ema"],
+    image_size: int | None,
+    backend: str,
+    batch_size: int,
+    amp: str,
+    device: str | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the features of every image of a split: MODEL is a run, a checkpoint of one, or a timm model by its name.
+
+    A row is an image: its key, wnid and class index, and the features of a layer, averaged over space. Rows are in the
+    manifest's order, whatever the loader, the workers and the ranks; corrupt images are left out, and the log names
+    them. An .npy holds the features alone, N x D, and NAME.keys.parquet beside it the rest. Images are prepared as the
+    network was trained. Killed on the way, the same command goes on; under torchrun each rank does its share.
+    """
+    from .. import training
+    from ..shards import open_dataset
+
+    opened = training.open_model(model, weights)
+    size = image_size or opened.image_size
+    if layer == LIST:
+        _list(training.list_layers(opened.model, size), as_json=as_json)
+        return
+    if out is None or data is None:
+        raise ValueError("nothing says where the images are and where the features go; give --data SHARDS and OUT")
+    shards = open_dataset(data)
+    made_from = _describe(opened, shards, weights, split, layer, dtype, size)
+    with training.join_ranks(device) as ranks:
+        made_from["amp"] = ("bf16" if ranks.device.type == "cuda" else "off") if amp == "auto" else amp
+        ranks.check_alike(made_from)
+        settings = {"backend": backend, "batch_size": batch_size, "workers": workers}
+        found = _prepared(out, made_from, ranks, overwrite=overwrite)
+        if not found:
+            _make(out, opened, shards, made_from, ranks, settings)
+        if ranks.is_first:
+            file = training.open_features(out)
+            result = {
+                "path": str(out),
+                "num_rows": len(file),
+                "left_out": made_from["num_samples"] - len(file),
+                **made_from,
+            }
+            emit(result, ("finished already: " if found else "") + _render(result), as_json=as_json)
+
+
+def _describe(
+    opened: OpenModel, shards: ShardSet, weights: str, split: str, layer: str, dtype: str, image_size: int
+) -> dict[str, Any]:
+    """Return what shapes the features: it goes into the file."""
+    import torch
+
+    from .. import training
+
+    if split not in shards.num_samples:
+        raise ValueError(f"{shards.location}: has no split {split!r}; it holds {', '.join(shards.num_samples)}")
+    with torch.inference_mode():
+        extractor = training.FeatureExtractor(opened.model, layer)
+        try:
+            width = extractor(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{opened.name} takes no images of {image_size} x {image_size} pixels ({reason})"
+            ) from error
+    return {
+        "model": opened.name,
+        "weights": weights if opened.run else "published",
+        "fingerprint": opened.fingerprint(),
+        "layer": layer,
+        "num_features": width,
+        "dtype": dtype,
+        "image_size": image_size,
+        "crop_pct": opened.crop_pct,
+        "mean": list(opened.mean),
+        "std": list(opened.std),
+        "shards": shards.fingerprint,
+        "split": split,
+        "num_samples": shards.num_samples[split],
+    }
+
+
+def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool) -> bool:
+    """Return whether the file is there already; what rank 0 finds wrong is a ValueError on every rank."""
+    from .. import training
+
+    found, problem = False, ""
+    if ranks.is_first:
+        try:
+            found = training.finished_features(out, made_from, overwrite=overwrite) is not None
+        except ValueError as error:
+            problem = str(error)
+    found, problem = ranks.gather_json([found, problem])[0]
+    if problem:
+        raise ValueError(problem)
+    return found
+
+
+def _make(
+    out: Path, opened: OpenModel, shards: ShardSet, made_from: dict[str, Any], ranks: Ranks, settings: dict[str, Any]
+) -> None:
+    import torch
+
+    from .. import training
+    from ..datapipe.rows import create_row_loader
+    from ..shards.parallel import Progress
+
+    split = shards.split(made_from["split"])
+    loader = create_row_loader(
+        shards,
+        split,
+        **settings,
+        image_size=made_from["image_size"],
+        crop_pct=opened.crop_pct,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+    shape = (len(split), made_from["num_features"])
+    with ExitStack() as stack:
+        stack.callback(loader.close)
+        store = _enter_store(stack, training.RowStore(out, made_from, shape, made_from["dtype"]), ranks)
+        progress = stack.enter_context(ProgressLine("features"))
+        done = store.place["samples"] if store and store.place else 0
+
+        def on_rows(num_rows: int) -> None:
+            nonlocal done
+            done += num_rows
+            progress(Progress(min(1.0, done / len(split)), done, 0))
+
+        training.collect_features(
+            training.FeatureExtractor(opened.model, made_from["layer"]).to(ranks.device),
+            loader,
+            store,
+            normalize=opened.normalize,
+            num_features=shape[1],
+            batch_size=settings["batch_size"],
+            dtype=getattr(torch, made_from["dtype"]),
+            amp=made_from["amp"],
+            ranks=ranks,
+            on_rows=on_rows,
+        )
+        if store:
+            rows = _rows(shards, int(split.manifest_rows.min()), store, len(split))
+            training.write_features(out, rows, made_from, store.num_filled, made_from["dtype"])
+            store.remove()
+
+
+def _enter_store(stack: ExitStack, store: RowStore, ranks: Ranks) -> RowStore | None:
+    """Take the work file on rank 0; None on the others. What is wrong with it is a ValueError on every rank."""
+    problem = ""
+    if ranks.is_first:
+        try:
+            stack.enter_context(store)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    problem = ranks.gather_json(problem)[0]
+    if problem:
+        raise ValueError(problem)
+    return store if ranks.is_first else None
+
+
+def _rows(shards: ShardSet, first: int, store: RowStore, num_rows: int) -> Iterator[tuple[Any, Any]]:
+    """Yield key, wnid and class index of some images at a time, and their features, in the manifest's order."""
+    from .. import training
+    from ..shards.manifest import read_row_groups
+
+    start = 0
+    columns = list(training.FEATURE_KEYS)
+    for keys in read_row_groups(shards.manifest_path, columns, rows=range(first, first + num_rows)):
+        for part in range(0, keys.num_rows, size := 4096):
+            some = keys.slice(part, size)
+            filled, values = store.part(start, start + some.num_rows)
+            yield some.filter(filled), values
+            start += some.num_rows
+
+
+def _list(layers: list[Layer], *, as_json: bool) -> None:
+    result = [
+        {"layer": each.name, "kind": each.kind, "shape": list(each.shape), "num_features": each.num_features}
+        for each in layers
+    ]
+    rows = [[each.name, each.kind, " x ".join(map(str, each.shape)), str(each.num_features)] for each in layers]
+    emit(result, table([["layer", "kind", "of an image", "features"], *rows]), as_json=as_json)
+
+
+def _render(result: dict[str, Any]) -> str:
+    left = f"; {result['left_out']:,} corrupt ones left out" if result["left_out"] else ""
+    return (
+        f"{result['path']}: {result['num_rows']:,} images of {result['split']}, {result['num_features']:,} features "
+        f"each ({result['dtype']}) of {result['model']}, layer {result['layer']}{left}"
+    )

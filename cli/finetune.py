@@ -1,0 +1,141 @@
+"""`in21k finetune`: a trained network to other data, of one label an image or of several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .finetune_data import find_data, is_finished_data, open_finished, pack_data
+from .options import PATH, device_option, emit, json_option, overwrite_option, workers_option
+from .train import Labels, run_training
+
+if TYPE_CHECKING:
+    from ..preprocess.pack_labelled import LabelledSet
+    from ..training import Start, TrainSettings
+    from ..training.recipes import Resolved
+
+DEFAULT_SIZE = 224
+
+
+@click.command()
+@click.option("--init", required=True, help="A run, a checkpoint of one, a file of weights, or a timm model.")
+@click.option("--data", required=True, help="Shards, class folders, a list, or torchvision:NAME:FOLDER.")
+@click.option("--val-data", type=PATH, help="Class folders or a list for validation; without, a part is held back.")
+@click.option("--val-share", default=0.1, show_default=True, help="The part of each class to hold back; 0: none.")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--data-out", type=PATH, help="The folder for images packed into shards.  [default: OUT-data]")
+@click.option("--pack-only", is_flag=True, help="Pack the images and stop.")
+@click.option("--max-reject-rate", default=0.01, show_default=True, help="Fail when more of the images are bad.")
+@click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
+@click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv or torch.")
+@click.option("--model", help="A timm architecture.  [default: that of --init, where it has one]")
+@click.option("--loss", help="semantic, cross-entropy, bce or asymmetric; several labels take the last two.")
+@device_option
+@click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
+@workers_option
+@overwrite_option
+@json_option
+def finetune(
+    init: str,
+    data: str,
+    val_data: Path | None,
+    val_share: float,
+    out: Path,
+    data_out: Path | None,
+    pack_only: bool,
+    max_reject_rate: float,
+    recipe: str | None,
+    sets: tuple[str, ...],
+    backend: str | None,
+    model: str | None,
+    loss: str | None,
+    device: str | None,
+    dry_run: bool,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train a network that begins with the weights of --init on other data; all else is as in `in21k train`.
+
+    --data is shards of ours (a folder or a URL); class folders, FOLDER/CLASS/... or FOLDER/train/CLASS/... and
+    FOLDER/val/CLASS/...; a list of `path label[,label]` lines (`-` for no label), paths from the list's folder on; or
+    torchvision:NAME:FOLDER, nothing of which is downloaded. What is no shards is packed into some first, into OUT-data,
+    which --data takes too the next time. Where an image has several labels, validation measures the mAP.
+
+    Model, its arguments and the normalisation of pixels are those of --init, unless --model or --set says otherwise;
+    a head of other classes begins anew (--set init_head=slice: each class by its wnid).
+    """
+    from .. import training
+
+    if not 0 <= val_share < 1 or not 0 <= max_reject_rate <= 1:
+        raise ValueError(f"--val-share is {val_share}, --max-reject-rate {max_reject_rate}; wanted shares of 1")
+    flags = {"init": init, "backend": backend, "model": model, "loss": loss}
+    resolved = training.resolve_with_sources(recipe, sets, flags)
+    start = training.open_start(resolved.settings.init or init)
+    settings = _started(resolved, start)
+    if is_finished_data(data):
+        if val_data or data_out or pack_only:
+            raise ValueError(f"{data}: are shards, with their own split; leave --val-data, --data-out, --pack-only out")
+        found = open_finished(data)
+    else:
+        settings = replace(settings, image_size=settings.image_size or _own_size(start))
+        found = pack_data(
+            find_data(data, val_data, val_share, settings),
+            data_out or out.with_name(f"{out.name}-data"),
+            max_reject_rate=max_reject_rate,
+            workers=workers,
+            dry_run=dry_run,
+            overwrite=overwrite,
+        )
+    if pack_only:
+        counts = found.shards.num_samples
+        text = f"{found.shards.location}: {' + '.join(f'{count:,} {split}' for split, count in counts.items())}"
+        emit({"path": found.shards.location, "num_samples": counts}, text, as_json=as_json)
+        return
+    run_training(
+        found.shards,
+        out,
+        settings,
+        start=start,
+        labels=_labels(found),
+        device=device,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+def _started(resolved: Resolved, start: Start) -> TrainSettings:
+    """Return the settings with what the weights come with, where nobody asked for something else.
+
+    Raises ValueError for another model than theirs.
+    """
+    settings, sources = resolved
+    asked = {name for name, source in sources.items() if source.startswith("--")}
+    own = start.settings.get("model")
+    if "model" in asked and own and settings.model.partition(".")[0] != own.partition(".")[0]:
+        raise ValueError(f"--init {start.name} is a {own}, and --model {settings.model} was asked for; leave it out")
+    return replace(settings, **{name: value for name, value in start.settings.items() if name not in asked})
+
+
+def _own_size(start: Start) -> int:
+    return start.opened.image_size if start.opened else DEFAULT_SIZE
+
+
+def _labels(found: LabelledSet) -> Labels | None:
+    """Return what the outputs of a network for images of several labels stand for; None for one label an image."""
+    if found.sets is None:
+        return None
+    from ..preprocess.labelled import class_names
+    from ..shards.tree import SemanticTree
+    from ..training import multi_hot
+
+    names = found.labels
+    wnid_of = class_names(names)
+    number_of = {name: number for number, name in enumerate(names)}
+    tree = SemanticTree.from_parents([wnid_of[name] for name in names], names, [-1] * len(names))
+    return Labels(tree, multi_hot([[number_of[name] for name in labels] for labels in found.sets], len(names)))

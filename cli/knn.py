@@ -1,0 +1,60 @@
+"""`in21k knn`: nearest-neighbour classification of cached features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .on_features import MEASURES, ShareLine, read_tree, tree_option
+from .options import PATH, device_option, emit, json_option, table
+
+
+@click.command()
+@click.argument("train_features", type=PATH)
+@click.argument("test_features", type=PATH)
+@click.option(
+    "--k", "ks", type=int, multiple=True, help="Neighbours; may be given several times.  [default: 10, 20, 100, 200]"
+)
+@click.option("--temperature", type=float, default=0.07, show_default=True, help="Of the votes, exp(cosine / it).")
+@tree_option
+@device_option
+@json_option
+def knn(
+    train_features: Path,
+    test_features: Path,
+    ks: tuple[int, ...],
+    temperature: float,
+    tree: Path | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Classify TEST_FEATURES by the nearest of TRAIN_FEATURES: files that `in21k features` wrote.
+
+    Each of the k nearest by cosine votes for its class with the weight exp(cosine / temperature), as Wu et al. (2018)
+    and DINO have it. Both files are read a part at a time. In the semantic top-1 a vote counts for the ancestors too.
+    """
+    from .. import training
+
+    train, test = training.open_features(train_features), training.open_features(test_features)
+    with training.join_ranks(device) as ranks, ShareLine("knn") as progress:
+        result = training.knn(
+            train,
+            test,
+            ks=ks or training.default_ks(len(train)),
+            temperature=temperature,
+            tree=read_tree(tree),
+            device=ranks.device,
+            on_rows=lambda done, total: progress.show(f"{done:,} of {total:,} rows compared", done / total),
+        )
+    emit(result, _render(result), as_json=as_json)
+
+
+def _render(result: dict[str, Any]) -> str:
+    shown = [name for name in MEASURES if name in result["results"][0]]
+    rows = [[str(row["k"]), *(f"{row[name]:.1f}" for name in shown)] for row in result["results"]]
+    return (
+        f"{result['num_test']:,} rows by their nearest of {result['num_train']:,}: {result['num_features']:,} "
+        f"features, {result['num_classes']:,} classes\n\n{table([['k', *(MEASURES[name] for name in shown)], *rows])}"
+    )

@@ -1,0 +1,54 @@
+"""What the commands on cached features share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import click
+
+from .options import PATH, Command
+from .progress import ProgressLine, clock
+
+if TYPE_CHECKING:
+    from ..shards import SemanticTree
+    from ..shards.parallel import Progress
+
+MEASURES = {"top1": "top-1 %", "top5": "top-5 %", "semantic_top1": "semantic top-1 %"}
+
+
+def tree_option(command: Command) -> Command:
+    """Add `--tree`."""
+    return click.option("--tree", type=PATH, help="Also semantic top-1, by the tree of shards, a run or a tree.json.")(
+        command
+    )
+
+
+def read_tree(path: Path | None) -> SemanticTree | None:
+    """Read the tree of a folder that has one, or of a file; raises ValueError where there is none."""
+    from ..shards import SemanticTree
+
+    if path is None:
+        return None
+    file = path / "tree.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; wanted a tree.json, or a folder that has one (shards, a run)")
+    return SemanticTree.load(file)
+
+
+class ShareLine(ProgressLine):
+    """The progress line of work that is no stream of images: what is being done, how much of it, the time left."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def show(self, what: str, fraction: float) -> None:
+        """Draw, when it is time again."""
+        from ..shards.parallel import Progress
+
+        self(Progress(fraction, 0, 0, what))
+
+    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
+        done = progress.fraction - start.fraction
+        left = f", {clock(seconds / done * (1 - progress.fraction))} left" if done > 0 else ""
+        return f"{100 * progress.fraction:.0f} %, {progress.detail}{left}"

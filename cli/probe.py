@@ -1,0 +1,96 @@
+"""`in21k probe`: linear classifiers on cached features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .on_features import MEASURES, ShareLine, read_tree, tree_option
+from .options import PATH, device_option, emit, json_option, table
+
+
+@click.command()
+@click.argument("train_features", type=PATH)
+@click.argument("test_features", type=PATH)
+@click.option(
+    "--shots", type=int, multiple=True, help="Images of a class; may be given several times.  [default: 1, 5, 10, 25]"
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of the shots.")
+@click.option("--few-shot/--no-few-shot", default=True, show_default=True, help="Ridge regressions of few shots.")
+@click.option("--ridge/--no-ridge", default=True, show_default=True, help="A ridge regression of all images.")
+@click.option("--linear/--no-linear", default=True, show_default=True, help="Logistic regression of all images.")
+@click.option("--lr", "rates", type=float, multiple=True, help="Its learning rates to choose from.  [default: a grid]")
+@click.option("--epochs", default=10, show_default=True, help="Its passes over the images.")
+@tree_option
+@device_option
+@json_option
+def probe(
+    train_features: Path,
+    test_features: Path,
+    shots: tuple[int, ...],
+    seeds: int,
+    few_shot: bool,
+    ridge: bool,
+    linear: bool,
+    rates: tuple[float, ...],
+    epochs: int,
+    tree: Path | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Fit linear classifiers to TRAIN_FEATURES, and measure each once on TEST_FEATURES (`in21k features` writes both).
+
+    Ridge regression in closed form, one class against all others, of few shots (as big_vision's few-shot evaluation)
+    and of all images; logistic regression by SGD. What has to be chosen (lambda, the learning rate) is chosen on a
+    tenth of each class of train that is held back, never on test. Train features of a Parquet file are held in memory
+    (images x features x 2 bytes), those of an .npy read where they lie.
+    """
+    from .. import training
+
+    if not (few_shot or ridge or linear):
+        raise ValueError("nothing is left to fit; leave out one of --no-few-shot, --no-ridge, --no-linear")
+    train, test = training.open_features(train_features), training.open_features(test_features)
+    with training.join_ranks(device) as ranks, ShareLine("probe") as progress:
+        result = training.probe(
+            train,
+            test,
+            shots=(shots or training.PROBE_SHOTS) if few_shot else (),
+            seeds=range(seeds),
+            ridge=ridge,
+            linear=linear,
+            learning_rates=rates or training.PROBE_LEARNING_RATES,
+            epochs=epochs,
+            tree=read_tree(tree),
+            device=ranks.device,
+            on_work=progress.show,
+        )
+    emit(result, _render(result), as_json=as_json)
+
+
+def _render(result: dict[str, Any]) -> str:
+    found = [*result["few_shot"], *(result[name] for name in ("ridge", "linear") if name in result)]
+    shown = [name for name in MEASURES if name in found[0]]
+    rows = [["classifier", *(MEASURES[name] for name in shown), "+-", "chosen"]]
+    for each in result["few_shot"]:
+        chosen = ", ".join(f"{seed['lambda']:g}" for seed in each["seeds"])
+        rows.append([f"ridge, {each['shots']} shots", *_scores(each, shown), _spread(each), f"lambda {chosen}"])
+    if "ridge" in result:
+        each = result["ridge"]
+        rows.append(["ridge, all images", *_scores(each, shown), "", f"lambda {each['lambda']:g}"])
+    if "linear" in result:
+        each = result["linear"]
+        rows.append(["logistic, all images", *_scores(each, shown), "", f"lr {each['lr']:g}"])
+    return (
+        f"{result['num_train']:,} rows to fit, {result['num_test']:,} to test: {result['num_features']:,} features, "
+        f"{result['num_classes']:,} classes\n\n{table(rows)}"
+    )
+
+
+def _scores(found: dict[str, Any], shown: list[str]) -> list[str]:
+    return [f"{found[name]:.1f}" for name in shown]
+
+
+def _spread(found: dict[str, Any]) -> str:
+    return "" if found["top1_deviation"] is None else f"{found['top1_deviation']:.1f}"

@@ -1,0 +1,302 @@
+"""What the networks of runs answer when a report asks them: predictions, where they look, features."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ... import training
+from ...datapipe.rows import create_row_loader, read_images
+from ...models import class_map
+from ...shards import SemanticTree, ShardSet
+from ...shards.dataset import ShardSplit
+from ...shards.manifest import read_row_groups
+from ...training import OpenModel, Predictions, Ranks
+from ...training.evaluation import UnreadableImageError, fit_image, read_image
+from ...training.report import HeatMaps, flatten, heat_maps, share_alike
+from ..progress import ProgressLine
+from ..validation import Work, counted
+from .shown import Shown
+
+log = logging.getLogger(__name__)
+
+MAX_LOOKS = 100  # images in which the page shows where runs look
+MAX_POINTS = 2000  # of a map of features: ten seconds on a CPU, and as many as a screen can tell apart
+LOOKS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What to ask the networks of runs.
+
+    data:        shards whose validation images they are asked about; None: none.
+    predictions: files that `in21k validate --save-predictions` wrote, one for each run in their order; or none.
+    chosen:      image files, and keys of validation images, to show where the networks look; none: `num_looks`
+                 validation images, drawn by `seed`.
+    """
+
+    data: ShardSet | None = None
+    predictions: Sequence[Path] = ()
+    chosen: Sequence[str] = ()
+    num_looks: int = 12
+    seed: int = 0
+    weights: Literal["last", "best", "ema"] = "last"
+    device: str | None = None
+    backend: str = "auto"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.chosen) or self.num_looks
+        if not 0 <= count <= MAX_LOOKS:
+            raise ValueError(f"{count} images to look at: wanted 0 to {MAX_LOOKS}, so that the page stays small")
+
+
+class Picture(NamedTuple):
+    """An image to look at, uint8 (height, width, 3), and its class where that is known."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    wnid: str | None
+
+
+@dataclass(frozen=True)
+class FlatFeatures:
+    """Features of validation images laid out flat: places (N, 2), and the number of each in the split.
+
+    alike_flat, alike: of the 10 nearest of an image the share of its own branch, 0..1, in the map and by the features.
+    """
+
+    places: torch.Tensor
+    rows: torch.Tensor
+    alike_flat: float
+    alike: float
+
+
+@dataclass
+class Answer:
+    """What one run answered; of what it was not or could not be asked, nothing.
+
+    problem:  why it could not be asked for its answers to the data's images.
+    look_problem, feature_problem: why there are no heat maps, or no map of features.
+    tree:     of the classes of the predictions.
+    outputs:  of the classes of the network.
+    """
+
+    problem: str = ""
+    predictions: Predictions | None = None
+    tree: SemanticTree | None = None
+    looks: HeatMaps | None = None
+    look_problem: str = ""
+    outputs: SemanticTree | None = None
+    flat: FlatFeatures | None = None
+    feature_problem: str = ""
+
+    @cached_property
+    def measures(self) -> dict[str, Any]:
+        """What `training.measure` says of the predictions, which have to be there."""
+        return training.measure(*self.predicted)
+
+    @property
+    def predicted(self) -> tuple[Predictions, SemanticTree]:
+        """The predictions, which have to be there, and the tree of their classes."""
+        assert self.predictions is not None
+        assert self.tree is not None
+        return self.predictions, self.tree
+
+
+class Asked:
+    """The answers, by run, and the images that they are about."""
+
+    def __init__(self, question: Question, answers: Sequence[Answer]) -> None:
+        self.question, self.answers = question, answers
+        self.data = question.data
+        self.pictures: list[Picture] = []
+        self.split: ShardSplit | None = None
+        self.keys = pa.array([], pa.string())
+        self.labels = torch.empty(0, dtype=torch.int64)
+        if self.data:
+            self.split = self.data.split("val")
+            first = int(self.split.manifest_rows.min())
+            rows = range(first, first + len(self.split))
+            stored = pa.concat_tables(read_row_groups(self.data.manifest_path, ["key", "class_index"], rows=rows))
+            self.keys = stored["key"].combine_chunks()
+            self.labels = torch.from_numpy(stored["class_index"].to_numpy().astype(np.int64))
+
+    def images(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        """Return validation images by their numbers; None for what is corrupt."""
+        assert self.data is not None
+        assert self.split is not None
+        return read_images(self.data, self.split, self.keys.take(pa.array(rows, pa.int64())).to_pylist())
+
+
+def ask(runs: Sequence[Shown], question: Question) -> Asked:
+    """Ask the networks of runs; raises ValueError where the question fits no run."""
+    asked = Asked(question, [Answer() for _ in runs])
+    if question.predictions:
+        _take_files(runs, asked)
+    if not question.data and not question.chosen:
+        return asked
+    asked.pictures += _pictures(asked)
+    opened = [_open(run, question, answer) for run, answer in zip(runs, asked.answers, strict=True)]
+    unfit = 0
+    with training.join_ranks(question.device) as ranks:
+        for run, network, answer in zip(runs, opened, asked.answers, strict=True):
+            if network is None:
+                continue
+            network.model.to(ranks.device)
+            _look(run, network, asked, answer, ranks)
+            if asked.data:
+                answer.problem = _unfit(run, network, asked.data)
+                unfit += bool(answer.problem)
+                if not answer.problem:
+                    _measure(run, network, asked, answer, ranks)
+            network.model.cpu()
+    if unfit and unfit == sum(network is not None for network in opened):
+        raise ValueError(next(answer.problem for answer in asked.answers if answer.problem))
+    for problem in dict.fromkeys(
+        each for answer in asked.answers for each in (answer.problem, answer.look_problem, answer.feature_problem)
+    ):
+        if problem:
+            log.warning("%s", problem)
+    return asked
+
+
+def _take_files(runs: Sequence[Shown], asked: Asked) -> None:
+    paths = asked.question.predictions
+    if len(paths) != len(runs):
+        raise ValueError(f"{len(paths)} files of predictions for {len(runs)} runs; wanted one for each, in their order")
+    for path, answer in zip(paths, asked.answers, strict=True):
+        answer.predictions, answer.tree, _ = training.load_predictions(path)
+        if asked.data and (
+            answer.tree.wnids != asked.data.tree.wnids
+            or not torch.equal(asked.labels[answer.predictions.rows], answer.predictions.labels)
+        ):
+            raise ValueError(f"{path}: was not made from {asked.data.location}; give the shards that it was made from")
+
+
+def _open(run: Shown, question: Question, answer: Answer) -> OpenModel | None:
+    try:
+        opened = training.open_model(run.record.path, question.weights)
+    except ValueError as error:
+        # A page says names, as it may travel.
+        problem = str(error).replace(str(run.record.path), run.name)
+        answer.problem = answer.look_problem = answer.feature_problem = problem
+        return None
+    answer.outputs = opened.tree
+    return opened
+
+
+def _unfit(run: Shown, opened: OpenModel, data: ShardSet) -> str:
+    """Return why a run cannot be asked about shards' classes."""
+    if "label_sets" in run.record.config["data"]:
+        return f"{run.name} gives images several labels, and the report counts answers of one class an image"
+    known = opened.tree.wnids if opened.tree else ()
+    if not set(data.tree.wnids) <= set(known):
+        return (
+            f"{run.name} knows {len(known):,} classes, the shards have {len(data.tree):,}, and it does not know "
+            "them all; give by --data the shards it was trained on"
+        )
+    return ""
+
+
+def _measure(run: Shown, opened: OpenModel, asked: Asked, answer: Answer, ranks: Ranks) -> None:
+    """Have a run's network answer every validation image, where no file has that, and lay out the features of some."""
+    shards, question = asked.data, asked.question
+    assert shards is not None
+    assert asked.split is not None
+    assert opened.run is not None
+    assert opened.classes is not None
+    work = Work(run.name, opened, question.backend, opened.run.settings.batch_size, question.workers)
+    loader = create_row_loader(shards, asked.split, **work.loader_settings(shards, ranks))
+    try:
+        if answer.predictions is None:
+            network = training.PixelModel(opened, class_map(opened.classes, shards.tree.wnids)).to(ranks.device)
+            with ProgressLine(f"answers of {run.name}") as progress:
+                answer.predictions = training.collect(
+                    network,
+                    loader,
+                    asked.labels,
+                    shards.tree,
+                    amp=work.amp(ranks),
+                    ranks=ranks,
+                    on_batch=counted(progress, len(asked.split), ranks),
+                )
+            answer.tree = shards.tree
+    finally:
+        loader.close()
+    loader = create_row_loader(shards, asked.split, **work.loader_settings(shards, ranks))
+    try:
+        answer.flat = _features(opened, loader, asked, work.batch_size, ranks)
+    except ValueError as error:
+        answer.feature_problem = f"{run.name}: {error}"
+    finally:
+        loader.close()
+
+
+def _features(opened: OpenModel, loader: Any, asked: Asked, batch_size: int, ranks: Ranks) -> FlatFeatures:
+    extractor = training.FeatureExtractor(opened.model).eval()
+    found: list[torch.Tensor] = []
+    numbers: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for images, rows in islice(loader, -(-MAX_POINTS // batch_size)):
+            found.append(extractor(opened.normalize(images.to(ranks.device))).float())
+            numbers.append(rows.cpu())
+    features, rows = torch.cat(found)[:MAX_POINTS], torch.cat(numbers)[:MAX_POINTS]
+    assert asked.data is not None
+    tree = asked.data.tree
+    tops = torch.tensor([tree.paths[label][-1] for label in asked.labels[rows].tolist()])
+    places = flatten(features, asked.question.seed)
+    unit = torch.nn.functional.normalize(features, dim=1).cpu()
+    return FlatFeatures(places, rows, share_alike(places, tops), share_alike(unit, tops))
+
+
+def _pictures(asked: Asked) -> Iterator[Picture]:
+    """Yield the images to look at: those chosen, else some drawn by chance from the validation split."""
+    question, data = asked.question, asked.data
+    files = [name for name in question.chosen if Path(name).is_file()]
+    for name in files:
+        try:
+            yield Picture(Path(name).name, np.array(read_image(name)), None)
+        except UnreadableImageError as error:
+            raise ValueError(f"{name}: {error}") from error
+    keys = [name for name in question.chosen if name not in files]
+    if keys and data is None:
+        raise ValueError(f"{keys[0]}: no such file; to choose validation images by key, give their shards by --data")
+    if not question.chosen:
+        rows = random.Random(question.seed).sample(range(len(asked.keys)), min(question.num_looks, len(asked.keys)))
+        keys = asked.keys.take(pa.array(sorted(rows), pa.int64())).to_pylist()
+    if keys and data and asked.split:
+        wnids = dict(zip(asked.keys.to_pylist(), asked.labels.tolist(), strict=True))
+        for key, pixels in zip(keys, read_images(data, asked.split, keys), strict=True):
+            if pixels is not None:
+                yield Picture(key, pixels, data.tree.wnids[wnids[key]])
+
+
+def _look(run: Shown, opened: OpenModel, asked: Asked, answer: Answer, ranks: Ranks) -> None:
+    """See where a network looks, a few images at a time."""
+    if not asked.pictures:
+        return
+    pixels = [
+        fit_image(Image.fromarray(picture.pixels), opened.image_size, opened.crop_pct, opened.interpolation)
+        for picture in asked.pictures
+    ]
+    batches = torch.stack(pixels).split(LOOKS_AT_ONCE)
+    try:
+        found = [heat_maps(opened.model, opened.normalize(batch.to(ranks.device))) for batch in batches]
+    except ValueError as error:
+        answer.look_problem = f"{run.name}: {error}"
+        return
+    maps, answers, probabilities = map(torch.cat, zip(*(each[:3] for each in found), strict=True))
+    answer.looks = HeatMaps(maps, answers, probabilities, found[0].kind)

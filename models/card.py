@@ -1,0 +1,147 @@
+"""The model card that lies in an exported folder as README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_CARD = """\
+---
+library_name: timm
+pipeline_tag: image-classification
+tags: [image-classification, timm, in21k]
+license: {license}
+---
+# {architecture}, {num_classes:,} classes
+
+{architecture} with {num_parameters:.1f} M parameters, trained with [in21k](https://pypi.org/project/in21k/). {weights}
+
+## How to use it
+
+```python
+{code}
+```
+
+`hf-hub:USER/NAME` on the Hugging Face hub; `local-dir:FOLDER` where this folder lies on a disk. `label_names` are
+WordNet 3.0 identifiers in the order of the outputs, `label_descriptions` their names; `tree.json` is the semantic tree
+over them, by which `in21k predict FOLDER IMAGE` answers from general to particular. {onnx}
+
+## Images
+
+{images}
+
+## Data
+
+{data}
+
+## Metrics
+
+{metrics}
+
+## Training
+
+{training}
+{notes}
+## Terms
+
+Where the images were ImageNet's: ImageNet does not own their copyright; access to them is given to researchers for
+non-commercial research and educational use, under the terms of access at <https://image-net.org/download>. Whoever uses
+weights that were trained on them has to find out what those terms mean for that use. Images of another source have the
+terms of that source.
+
+The licence of these weights is named at the top of this card; `other` says that their publisher has chosen none yet.
+Class names and the tree come from WordNet 3.0, Copyright 2006 by Princeton University. All rights reserved. The WordNet
+licence allows use, copying, modification and distribution for any purpose and without fee, with its notice kept:
+<https://wordnet.princeton.edu/license-and-commercial-use>.
+"""
+
+_CODE = """\
+import timm
+from PIL import Image
+{imports}
+model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+logits = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))
+wnid = model.pretrained_cfg["label_names"][int(logits.argmax())]
+print(wnid, model.pretrained_cfg["label_descriptions"][wnid])"""
+
+_OVERLAP = """\
+It was distilled from the teacher `{teacher}`. Where the teacher has seen the images of this validation split (published
+ImageNet-21K weights were trained on splits of their own, or on all images), the metrics above are higher than on
+images that neither has seen.
+"""
+
+# Of the measured values: how a table names them, and their unit.
+_METRICS = {
+    "semantic_top1": ("semantic top-1", " %"),
+    "top1": ("top-1 over all classes", " %"),
+    "top5": ("top-5 over all classes", " %"),
+    "semantic_top1_commonest": ("semantic top-1 of always answering the commonest class", " %"),
+    "map": ("mean average precision", " %"),
+    "num_samples": ("validation images", ""),
+}
+
+
+def render_model_card(
+    *,
+    config: Mapping[str, Any],
+    num_parameters: int,
+    weights: str,
+    label_space: str | None,
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    teacher: str | None,
+    notes: Sequence[str],
+    license_id: str,
+    with_onnx: bool,
+) -> str:
+    """Return the card's Markdown.
+
+    config:      the content of `config.json` (`timm_config`).
+    weights:     which ones these are, in a sentence.
+    label_space: the name of the known label space that the classes are, if any.
+    data:        facts of the data set: num_samples per split, and what else there is.
+    settings:    those of the training that are worth a line.
+    metrics:     what was measured of these very weights, percent; empty where nothing was.
+    teacher:     who was distilled.
+    notes:       paragraphs.
+    """
+    prepared: Mapping[str, Any] = config["pretrained_cfg"]
+    architecture: str = config["architecture"]
+    size: int = prepared["input_size"][-1]
+    ours = architecture == "ofa_flops_595m_s"
+    whole = f"the whole image, stretched to {size} x {size} pixels"
+    middle = (
+        f"the middle {size} x {size} pixels of the image, its shorter side resized to {size / prepared['crop_pct']:.0f}"
+    )
+    rows = [
+        f"| {name} | {metrics[key]:,.{1 if unit else 0}f}{unit} |"
+        for key, (name, unit) in _METRICS.items()
+        if key in metrics
+    ]
+    paragraphs = [*([_OVERLAP.format(teacher=teacher)] if teacher else []), *(f"{note}\n" for note in notes)]
+    return _CARD.format(
+        license=license_id,
+        architecture=architecture,
+        num_classes=config["num_classes"],
+        num_parameters=num_parameters / 1e6,
+        weights=weights,
+        code=_CODE.format(imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else ""),
+        onnx="`model.onnx` takes `images` (batch, 3, height, width) and gives `logits`." if with_onnx else "",
+        images=f"RGB, {whole if prepared['crop_mode'] == 'squash' else middle} (bilinear); pixels 0..1 less the mean "
+        f"{prepared['mean']}, over the standard deviation {prepared['std']}.",
+        data="\n".join(
+            [
+                f"- {config['num_classes']:,} classes{f': those of {label_space}' if label_space else ''}",
+                *(f"- {count:,} {split} images" for split, count in data.get("num_samples", {}).items()),
+                *([f"- shards: fingerprint {data['shards']}"] if "shards" in data else []),
+            ]
+        ),
+        metrics="\n".join(["| metric | value |", "|---|---:|", *rows])
+        if rows
+        else "Nothing was measured of these weights.",
+        training="\n".join(f"- {name}: {value}" for name, value in settings.items())
+        + "\n\nAll settings: `config.yaml`; what they mean: `in21k config show --explain`.",
+        notes="\n## Notes\n\n" + "\n".join(paragraphs) if paragraphs else "",
+    )

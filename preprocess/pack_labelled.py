@@ -1,0 +1,263 @@
+"""Labelled images to a small shard set, by way of a prepared one: what fine-tuning feeds from.
+
+Where images have several labels, a class of the shard set is a label set, and a table says which labels are in which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from ..shards.dataset import PreparedSet, ShardSet
+from ..shards.files import OutputFolder, differing, read_json
+from ..shards.manifest import TableWriter, read_table
+from ..shards.pack import ShardSettings, pack
+from ..shards.parallel import OnProgress, ignore_progress
+from .archive import Member, Reject, readable, to_bytes
+from .engines import open_engine
+from .image import ImageSettings
+from .labelled import LabelledImage, class_names
+from .layouts import LooseClass, RawClass
+from .run import prepare
+from .select import SelectSettings
+from .sources import Seekable
+from .taxonomy import Taxonomy
+from .wordnet import WordNet
+
+FORMAT, VERSION = "in21k-labelled", 1
+LABEL_SETS = "label_sets.parquet"
+_SHARDS, _PREPARED = "shards", "prepared"
+_SCHEMA = pa.schema(
+    [
+        pa.field("wnid", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+
+# Who wants to know how far a step is, by its name.
+Watch: TypeAlias = Callable[[str], AbstractContextManager[OnProgress]]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Packed labelled images.
+
+    shards: their shard set.
+    sets:   where images have several labels, those of each class of the shard set, in class order; else None.
+    """
+
+    shards: ShardSet
+    sets: list[list[str]] | None
+
+    @property
+    def labels(self) -> list[str]:
+        """Every label, in the order of their class names."""
+        names = class_names(label for labels in self.sets or () for label in labels)
+        return sorted(names, key=names.__getitem__)
+
+
+def is_labelled_set(path: Path) -> bool:
+    """Tell whether a folder is one that `pack_labelled` finished."""
+    mark = path / "dataset.json"
+    return mark.is_file() and read_json(mark).get("format") == FORMAT
+
+
+def open_labelled(path: Path) -> LabelledSet:
+    """Open a folder that `pack_labelled` finished; raises ValueError where its parts do not fit."""
+    shards, table = ShardSet(path / _SHARDS), path / LABEL_SETS
+    if not table.exists():
+        return LabelledSet(shards, None)
+    rows = read_table(table, _SCHEMA.names)
+    labels = dict(zip(rows["wnid"].to_pylist(), rows["labels"].to_pylist(), strict=True))
+    if missing := set(shards.tree.wnids) - labels.keys():
+        raise ValueError(f"{table}: lacks the label set {min(missing)} of its shards; pack the images again")
+    return LabelledSet(shards, [labels[wnid] for wnid in shards.tree.wnids])
+
+
+def describe_images(images: Sequence[LabelledImage]) -> dict[str, Any]:
+    """Return what tells these images from others, wherever they lie: how many, and a digest of names, sizes, labels."""
+    digest, root = hashlib.sha256(), _common_folder(images)
+    for image in images:
+        size = image.path.stat().st_size if image.path.is_file() else None
+        facts = [str(image.path.relative_to(root)), size, image.labels, image.split]
+        digest.update(to_bytes(json.dumps(facts, ensure_ascii=False)))
+    return {"num_images": len(images), "digest": digest.hexdigest()[:16]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """Labelled images, and how they are stored.
+
+    name:        of the source, as the shards' card says it.
+    made_from:   what tells the source from others, as JSON values.
+    list_images: returns the images, each with its split; it may put files of its own into the folder that it is given.
+    image:       how they are stored.
+    several:     whether images have several labels, or may have: a class of their shards is then a label set.
+    """
+
+    name: str
+    made_from: dict[str, Any]
+    list_images: Callable[[Path], Sequence[LabelledImage]]
+    image: ImageSettings
+    several: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What shapes the bytes of their shards."""
+        settings = {**vars(self.image), "several_labels": self.several}
+        return {"source": {"name": self.name, **self.made_from}, "settings": settings}
+
+    def is_packed(self, out: Path) -> bool:
+        """Tell whether `out` holds them, finished."""
+        if not is_labelled_set(out):
+            return False
+        made = read_json(out / "dataset.json")
+        return not differing({key: made.get(key) for key in self.facts}, self.facts)
+
+
+def pack_labelled(
+    data: LabelledData,
+    out: Path,
+    *,
+    max_reject_rate: float = 0.01,
+    workers: int = 1,
+    overwrite: bool = False,
+    watch: Watch = lambda _: nullcontext(ignore_progress),
+) -> LabelledSet:
+    """Store labelled images as a shard set in the folder `out`; a run that was killed goes on where it was.
+
+    overwrite: an output of other images or settings is made anew; one of the same is kept.
+    watch:     by the name of a step, who wants to know how far it is.
+
+    Raises ValueError as `prepare`, for images without a training split, and for an output of other images or settings.
+    """
+    folder = _output(data, out, overwrite=overwrite)
+    if folder.finished:
+        return open_labelled(out)
+    with folder:
+        try:
+            prepared, sets = _prepare(data, folder.work, max_reject_rate, workers, watch)
+        except ValueError:
+            if not (folder.work / _PREPARED).exists():
+                folder.discard()  # nothing of it is of use to another try
+            raise
+        with watch("shard") as on_progress:
+            pack(prepared, out / _SHARDS, ShardSettings(), workers=workers, on_progress=on_progress)
+        if sets is not None:
+            with TableWriter(out / LABEL_SETS, _SCHEMA) as table:
+                rows = [{"wnid": wnid, "labels": list(labels)} for wnid, labels in sorted(sets.items())]
+                table.write(pa.Table.from_pylist(rows, schema=_SCHEMA))
+        folder.finish({"format": FORMAT, "version": VERSION})
+    return open_labelled(out)
+
+
+def _prepare(
+    data: LabelledData, work: Path, max_reject_rate: float, workers: int, watch: Watch
+) -> tuple[PreparedSet, dict[str, tuple[str, ...]] | None]:
+    """Store the images as a prepared data set below `work`; returns it, and where they have several the label sets."""
+    images = data.list_images(work)
+    if not any(each.split == "train" for each in images):
+        raise ValueError(f"{data.name}: holds no image to train on; wanted some beside those for validation")
+    source, taxonomy, sets = _as_source(data.name, images, several=data.several)
+    with open_engine("local", workers=workers) as run_tasks, watch("store") as on_progress:
+        prepared = prepare(
+            source,
+            work / _PREPARED,
+            select=SelectSettings(rare_threshold=0, val_per_class=0, val_only=data.several),
+            image=data.image,
+            taxonomy=taxonomy,
+            run_tasks=run_tasks,
+            max_reject_rate=max_reject_rate,
+            on_progress=on_progress,
+        )
+    return prepared, sets if data.several else None
+
+
+def _output(data: LabelledData, out: Path, *, overwrite: bool) -> OutputFolder:
+    options: dict[str, Any] = {"made_from": data.facts, "contents": (_SHARDS, LABEL_SETS)}
+    try:
+        return OutputFolder(out, **options)
+    except ValueError:
+        if not overwrite:
+            raise
+        return OutputFolder(out, **options, overwrite=True)
+
+
+def _as_source(
+    name: str, images: Sequence[LabelledImage], *, several: bool
+) -> tuple[LabelledSource, Taxonomy, dict[str, tuple[str, ...]]]:
+    """Return the images as a source of classes, what these are called, and the labels of each."""
+    sets = sorted({image.labels for image in images})
+    class_of: dict[tuple[str, ...], str]
+    if several:
+        class_of = {labels: f"set{number:0{len(str(len(sets)))}d}" for number, labels in enumerate(sets)}
+    else:
+        class_of = {(label,): found for label, found in class_names(label for (label,) in sets).items()}
+    root = _common_folder(images)
+    classes = {wnid: LabelledClass(wnid, root, in_tar=False) for wnid in class_of.values()}
+    missing: list[Reject] = []
+    for image in images:
+        shown = str(image.path.relative_to(root))
+        if not image.path.is_file():
+            missing.append(Reject(None, readable(shown), "missing", "there is no such file"))
+        else:
+            classes[class_of[image.labels]].add_labelled(shown, image.path.stat().st_size, image.split)
+    nouns = WordNet.packaged()
+    strangers = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
+    taxonomy = Taxonomy(nouns, dict.fromkeys(strangers), strangers)
+    found = [classes[wnid] for wnid in sorted(classes) if len(classes[wnid])]
+    return LabelledSource(name, found, missing), taxonomy, {wnid: labels for labels, wnid in class_of.items()}
+
+
+def _common_folder(images: Iterable[LabelledImage]) -> Path:
+    return Path(os.path.commonpath({image.path.parent for image in images}))
+
+
+@dataclass
+class LabelledClass(LooseClass):
+    """A class of image files, each with the split that its list or folder puts it in."""
+
+    _for_val: bytearray = field(default_factory=bytearray, repr=False)  # of each image
+
+    def add_labelled(self, path: str, num_bytes: int, split: str | None) -> None:
+        """Take in a file by its path below the holder."""
+        self.add(path, 0, num_bytes)
+        self._for_val.append(split == "val")
+
+    def _members(self) -> Iterator[Member]:
+        for path, for_val, num_bytes in zip(self.paths(), self._for_val, self._numbers[1::2], strict=True):
+            yield Member(path, path, 0, num_bytes, "val" if for_val else "train")
+
+
+class LabelledSource(Seekable):
+    """Labelled images as a source that is known before an image is read."""
+
+    def __init__(self, name: str, classes: Sequence[LabelledClass], missing: list[Reject]) -> None:
+        if not classes:
+            raise ValueError(f"{name}: none of the images listed is there (the first: {missing[0].name})")
+        self.name = name
+        self.num_bytes: int | None = sum(each.num_bytes for each in classes)
+        self._found: list[RawClass] = list(classes)
+        self._missing = missing
+
+    @property
+    def rejects(self) -> list[Reject]:
+        """Files that are listed and are not there."""
+        return self._missing
+
+    def is_processed(self) -> bool:
+        """Tell that its images do not have their size yet."""
+        return False
+
+    def classes(self) -> list[RawClass]:
+        """Return every class by name."""
+        return self._found

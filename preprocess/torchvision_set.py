@@ -1,0 +1,102 @@
+"""A data set of torchvision's by name, from a folder that holds it, as labelled image files."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..shards.files import whole_file
+from .image import ImageSettings, store_image
+from .labelled import LabelledImage
+
+# What the argument that chooses a part may be called, and what each part, the first that the data set knows.
+_PARTS = {
+    "train": {"train": (True,), "split": ("train", "trainval", "train-standard"), "image_set": ("train",)},
+    "val": {"train": (False,), "split": ("val", "valid", "test"), "image_set": ("val", "test")},
+}
+
+
+class TorchvisionSet:
+    """A data set that torchvision knows, of one label an image. Nothing is downloaded.
+
+    name:   its class in `torchvision.datasets`, such as CIFAR100.
+    folder: the `root` that the class takes.
+
+    The parts are its train and val; where there is no val, test is taken for it. Raises ValueError for an unknown name,
+    a data set without such parts, and where torchvision finds nothing in the folder.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from torchvision import datasets
+
+        known = [each for each in datasets.__all__ if each.isidentifier()]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            raise ValueError(f"torchvision has no data set {name!r}; nearest: {', '.join(near or known)}")
+        self.name = name
+        self._parts = {split: _open_part(name, getattr(datasets, name), folder, split) for split in _PARTS}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells it from others: its parts' sizes, as JSON values."""
+        return {"torchvision": self.name, "num_images": {split: len(part) for split, part in self._parts.items()}}
+
+    def save_images(self, folder: Path, settings: ImageSettings) -> list[LabelledImage]:
+        """Store the images as JPEG files below a folder; those that are there already are not made again.
+
+        They are stored as `settings` say, and so not changed a second time when they are packed. Raises ValueError for
+        a data set whose targets are no class numbers.
+        """
+        found: list[LabelledImage] = []
+        for split, part in self._parts.items():
+            home, labels = folder / split, _labels_of(part)
+            home.mkdir(parents=True, exist_ok=True)
+            for number in range(len(part)):
+                image, target = part[number]
+                if not isinstance(target, int):
+                    raise ValueError(
+                        f"torchvision:{self.name}: its targets are {type(target).__name__}; wanted a data set of one "
+                        "class an image (write a list of `path label,label` lines for others)"
+                    )
+                path = home / f"{number:08d}.jpg"
+                if not path.exists():
+                    _save(image, path, settings)
+                found.append(LabelledImage(path.absolute(), (labels[target] if labels else str(target),), split))
+        return found
+
+
+def _open_part(name: str, kind: Any, folder: Path, split: str) -> Any:
+    takes = inspect.signature(kind.__init__).parameters
+    argument = next((each for each in _PARTS[split] if each in takes), None)
+    if argument is None:
+        raise ValueError(f"torchvision:{name}: has no parts to train and to validate on; give class folders or a list")
+    options = {"download": False} if "download" in takes else {}
+    error = None
+    for value in _PARTS[split][argument]:
+        try:
+            return kind(str(folder), **{argument: value}, **options)
+        except ValueError as unknown_part:
+            error = unknown_part
+        except (OSError, RuntimeError, ImportError) as missing:
+            first = (str(missing).splitlines() or [type(missing).__name__])[0]
+            raise ValueError(f"torchvision:{name}:{folder}: torchvision finds it not there ({first})") from missing
+    raise ValueError(f"torchvision:{name}: has no part for {split} ({error})")
+
+
+def _labels_of(part: Any) -> Sequence[str] | None:
+    """Return the names of a data set's classes, where it has one for each: of several names the first."""
+    names = getattr(part, "classes", None)
+    if not isinstance(names, (list, tuple)):
+        return None
+    plain = [each if isinstance(each, str) else str(each[0]) for each in names]
+    return plain if len(set(plain)) == len(plain) else None
+
+
+def _save(image: Any, path: Path, settings: ImageSettings) -> None:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    with whole_file(path) as aside:
+        aside.write_bytes(store_image(buffer.getvalue(), settings).data)

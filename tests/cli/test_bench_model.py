@@ -1,0 +1,70 @@
+"""bench-model: what it counts, and the shape of its tables. No time is asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import run, run_json
+
+torch.set_num_threads(1)  # the networks are small, and the tests' processes share the cores
+
+SHORT = ("--device", "cpu", "--rounds", 2, "--seconds", 0, "--batch-size", 2)
+
+
+def test_a_named_network_and_a_run_are_counted_and_measured(trained: Path) -> None:
+    result = run_json("bench-model", "vit_tiny_patch16_224", trained, "--image-size", 32, *SHORT)
+    named, own = result["models"]
+    assert (named["name"], own["name"]) == ("vit_tiny_patch16_224", str(trained))
+    assert own["num_parameters"] < 5_000_000 < named["num_parameters"]
+    for each in result["models"]:
+        assert (each["precision"], each["image_size"], each["batch_size"]) == ("float32", 32, 2)
+        assert each["num_flops"] == 2 * each["num_macs"] > 0
+        assert "largest_training_batch" not in each
+        for rate in (each["training_images_per_s"], each["inference_images_per_s"]):
+            assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+            assert len(rate["rounds"]) == 2
+        assert set(each["latency_ms"]) == {"1", "64"}
+        assert all(0 < took["min"] <= took["median"] <= took["p95"] for took in each["latency_ms"].values())
+    assert result["failed"] == {}
+
+
+def test_the_tables_have_a_row_for_each_network_and_precision() -> None:
+    words = ("bench-model", "resnet10t", "--image-size", 32, *SHORT, "--precision", "float32", "--precision", "bf16")
+    text = run(*words, "--num-classes", 7, "--channels-last")
+    assert text.exit_code == 0, text.output
+    head, first, second, *rest = text.stdout.splitlines()
+    assert head.split()[:3] == ["model", "precision", "pixels"]
+    assert (first.split()[1], second.split()[1]) == ("float32", "bf16")
+    assert rest[-1].startswith("cpu, torch ")
+    assert "channels last" in rest[-1]
+    lines = run(*words, "--markdown").stdout.splitlines()
+    assert lines[1].startswith("|---|---:|")
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert lines[2].startswith("| resnet10t | float32 | 32 |")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("resnet5O",), "unknown model 'resnet5O'"),
+        (("resnet10t", "--markdown", "--json"), "wanted one of them"),
+        (("maxvit_nano_rw_256", "--image-size", 33), "takes no images of 33 x 33"),
+        (("resnet10t", "--batch-size", 1), "--batch-size"),
+        ((), "Missing argument"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(words: tuple[object, ...], said: str) -> None:
+    refused = run("bench-model", *words, "--device", "cpu")
+    assert refused.exit_code == 2
+    assert said in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed() -> None:
+    refused = run("bench-model", "resnet10t", "--device", "cuda")
+    assert refused.exit_code == 2
+    assert "GPU" in refused.stderr

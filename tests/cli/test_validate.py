@@ -1,0 +1,270 @@
+"""validate: judged by what it prints and the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from in21k.models import create_model, label_space_of, save_weights, timm_config
+from in21k.shards import open_dataset
+from in21k.shards.manifest import read_table
+from in21k.training import fit_image, load_run
+
+from .conftest import run, run_json
+
+MORE = {"macro_precision", "macro_recall", "macro_f1", "calibration_error", "mistake_distance", "confusions"}
+Draw, Encode = Callable[..., Image.Image], Callable[..., bytes]
+
+
+def save_for_timm(model: Any, folder: Path, wnids: list[str], **described: Any) -> str:
+    """Write a network as a folder that timm opens, and return timm's name for it."""
+    described = {"image_size": 32, "crop_pct": None, "normalize": "unit", **described}
+    config = timm_config(model, architecture="resnet10t", model_args={}, wnids=wnids, names=wnids, **described)
+    folder.mkdir()
+    save_weights(model, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("weights", ["last", "best"])
+@pytest.mark.parametrize("backend", ["torch", "opencv", "dali_cpu"])
+def test_validate_prints_what_training_measured(trained: Path, shards: Path, weights: str, backend: str) -> None:
+    if backend == "dali_cpu":
+        pytest.importorskip("nvidia.dali")
+    result = run_json("validate", trained, "--data", shards, "--weights", weights, "--backend", backend)
+    assert set(result) == MORE | {
+        *("semantic_top1", "semantic_top1_commonest", "top1", "top5", "num_samples", "per_level")
+    }
+    assert [set(row) for row in result["per_level"]] == [{"level", "num_classes", "num_samples", "top1"}] * len(
+        result["per_level"]
+    )
+    metrics = json.loads((trained / "metrics.json").read_text())
+    key = "semantic_top1" if weights == "last" else "best_semantic_top1"
+    assert result["semantic_top1"] == pytest.approx(metrics[key])
+    text = run("validate", trained / "checkpoints/last.pt", "--data", shards).stdout
+    for words in ("always the commonest answer", "calibration error", "most confused", "steps apart"):
+        assert words in text
+
+
+def test_metrics_from_saved_predictions_are_those_of_the_network(trained: Path, shards: Path, tmp_path: Path) -> None:
+    saved, one, other = (tmp_path / f"{name}.parquet" for name in ("saved", "one", "other"))
+    direct = run_json("validate", trained, "--data", shards, "--save-predictions", saved, "--per-class", one)
+    assert run_json("validate", "--from-predictions", saved, "--per-class", other) == direct
+    assert one.read_bytes() == other.read_bytes()
+    classes = pq.read_table(one).to_pylist()
+    assert [row["wnid"] for row in classes] == list(open_dataset(shards).tree.wnids)
+    assert sum(row["num_samples"] for row in classes) == direct["num_samples"]
+    manifest = {row["key"]: row["class_index"] for row in read_table(shards / "manifest.parquet").to_pylist()}
+    stored = pq.read_table(saved).to_pylist()
+    assert len({row["key"] for row in stored}) == direct["num_samples"]
+    assert all(manifest[row["key"]] == row["class_index"] for row in stored)
+    assert str(shards) in run("validate", "--from-predictions", saved).stdout
+    for words in (
+        ("validate", trained, "--data", shards, "--save-predictions", saved),
+        ("validate", "--from-predictions", saved, "--per-class", one),
+    ):
+        refused = run(*words)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "--overwrite" in refused.stderr
+        assert run(*words, "--overwrite").exit_code == 0
+
+
+def test_a_corrupt_image_is_left_out_and_the_others_keep_their_keys(
+    trained: Path, shards: Path, tmp_path: Path, write_damaged: Callable[[Path], tuple[Path, str]]
+) -> None:
+    damaged, key = write_damaged(shards)
+    whole, rest = tmp_path / "whole.parquet", tmp_path / "rest.parquet"
+    run_json("validate", trained, "--data", shards, "--save-predictions", whole, "--batch-size", 5)
+    run_json("validate", trained, "--data", damaged, "--save-predictions", rest, "--batch-size", 5)
+    expected = [row for row in pq.read_table(whole).to_pylist() if row["key"] != key]
+    found = pq.read_table(rest).to_pylist()
+    assert [row["key"] for row in found] == [row["key"] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
+
+
+@pytest.fixture
+def write_damaged(tmp_path: Path) -> Callable[[Path], tuple[Path, str]]:
+    """Copy shards and flip a byte of one validation image; return the copy and the image's key."""
+
+    def write_damaged(shards: Path) -> tuple[Path, str]:
+        copy = tmp_path / "damaged"
+        for path in sorted(shards.rglob("*")):
+            target = copy / path.relative_to(shards)
+            if path.is_dir():
+                target.mkdir(parents=True)
+            else:
+                target.parent.mkdir(exist_ok=True, parents=True)
+                target.write_bytes(path.read_bytes())
+        split = open_dataset(copy).split("val")
+        with (copy / split.shard_names[0]).open("r+b") as file:
+            file.seek(int(split.offsets[7]) + 100)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        return copy, split.key(7)
+
+    return write_damaged
+
+
+def test_two_ranks_give_exactly_the_result_of_one(trained: Path, shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+    words = ["validate", trained, "--data", shards, "--batch-size", 3, "--backend", "torch", "--workers", 1]
+    alone = run_json(*words, "--save-predictions", one)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command += [sys.executable, "-c", "from in21k.cli.main import main; main()"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [*command, *map(str, words), "--save-predictions", str(two), "--device", "cpu", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == alone
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_timm_model_that_covers_the_classes_is_measured_by_its_outputs_of_them(
+    trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    run_of_ours = load_run(trained)
+    wnids = list(run_of_ours.tree.wnids)
+    model = create_model("resnet10t", num_classes=len(wnids) + 2)
+    tensors = run_of_ours.model.state_dict()
+    order = torch.tensor([3, 1, 0, 2, *range(4, len(wnids))])
+    for name in ("fc.weight", "fc.bias"):  # in another order, and two classes more, which always win
+        rest = model.state_dict()[name][:2] + (1000 if name == "fc.bias" else 0)
+        tensors[name] = torch.cat([tensors[name][order], rest])
+    model.load_state_dict(tensors)
+    others = [wnids[index] for index in order.tolist()] + ["n00000001", "n00000002"]
+    name = save_for_timm(model, tmp_path / "model", others)
+    size = run_of_ours.settings.image_size
+    assert size == 32
+    direct = run_json("validate", trained, "--data", shards, "--backend", "torch", "--batch-size", 16)
+    found = run_json("validate", name, "--data", shards, "--backend", "torch", "--batch-size", 16)
+    for key in ("semantic_top1", "top1", "top5", "per_level", "macro_f1", "confusions"):
+        assert found[key] == direct[key]
+    refused = run("validate", save_for_timm(model, tmp_path / "lacks", ["n1", *others[1:]]), "--data", shards)
+    assert refused.exit_code == 2
+    assert "lacks 1 of the data set's 8" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def imagenet1k(tmp_path_factory: pytest.TempPathFactory, draw: Draw, encode: Encode) -> Path:
+    """Class folders of ImageNet-1K: two that 21K-P has too, one that it has not, and something else."""
+    folder = tmp_path_factory.mktemp("imagenet1k") / "val"
+    in1k, in21k = label_space_of(1_000).wnids, set(label_space_of(11_221).wnids)
+    shared = [wnid for wnid in in1k if wnid in in21k]
+    lacking = next(wnid for wnid in in1k if wnid not in in21k)
+    for number, wnid in enumerate([shared[0], shared[700], lacking, "other"]):
+        (folder / wnid).mkdir(parents=True)
+        for image in range(5):
+            data = encode(draw(40 + image, 50, seed=10 * number + image))
+            (folder / wnid / f"ILSVRC2012_val_{image}.JPEG").write_bytes(data)
+    (folder / shared[0] / "broken.JPEG").write_bytes(b"junk")
+    return folder
+
+
+def test_imagenet1k_needs_no_training(imagenet1k: Path, tmp_path: Path) -> None:
+    wnids = label_space_of(11_221).wnids
+    torch.manual_seed(0)
+    model = create_model("resnet10t", num_classes=len(wnids)).eval()
+    name = save_for_timm(model, tmp_path / "model", list(wnids), crop_pct=0.8)
+    result = run("validate", name, "--imagenet1k", imagenet1k, "--batch-size", 4, "--json")
+    found = json.loads(result.stdout)
+    assert (found["num_classes"], found["num_imagenet1k_classes"]) == (991, 1000)
+    assert (found["num_samples"], found["num_left_out"], found["num_unreadable"]) == (10, 5, 1)
+    assert "broken.JPEG: not an image" in result.stderr
+    shared = [wnid for wnid in label_space_of(1_000).wnids if wnid in set(wnids)]
+    columns = torch.tensor([wnids.index(wnid) for wnid in shared])
+    hits = [0, 0]
+    for wnid in {path.parent.name for path in imagenet1k.glob("*/ILSVRC*")} & set(shared):
+        for path in sorted((imagenet1k / wnid).glob("ILSVRC*")):
+            with Image.open(path) as opened, torch.inference_mode():
+                logits = model(fit_image(opened, 32, 0.8)[None].float() / 255)[0, columns]
+            top5 = logits.topk(5).indices.tolist()
+            hits[0] += top5[0] == shared.index(wnid)
+            hits[1] += shared.index(wnid) in top5
+    assert (found["top1"], found["top5"]) == (10 * hits[0], 10 * hits[1])
+    assert "991 of 1,000 classes" in run("validate", name, "--imagenet1k", imagenet1k).stdout
+
+
+def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, tmp_path: Path) -> None:
+    words = ("--rare-threshold", 0, "--val-per-class", 4, "--resize", "none", "--max-reject-rate", 1, "--workers", 1)
+    run_json("preprocess", "folder", imagenet1k, tmp_path / "prepared", *words)
+    run_json("shard", tmp_path / "prepared", tmp_path / "shards", "--workers", 1)
+    # A head that tells the two shared classes apart by chance, so that some answers are right.
+    wnids = [path.name for path in sorted(imagenet1k.iterdir()) if path.name != "other"]
+    known = set(label_space_of(11_221).wnids)
+    torch.manual_seed(1)
+    wnids = [wnid for wnid in wnids if wnid in known]
+    name = save_for_timm(create_model("resnet10t", num_classes=2).eval(), tmp_path / "model", wnids)
+    folder = tmp_path / "first"
+    for wnid in wnids:  # the images that --val-per-class takes
+        (folder / wnid).mkdir(parents=True)
+        for path in sorted(path for path in (imagenet1k / wnid).glob("*.JPEG") if path.name != "broken.JPEG")[:4]:
+            (folder / wnid / path.name).write_bytes(path.read_bytes())
+    from_shards = run_json("validate", name, "--imagenet1k", tmp_path / "shards", "--backend", "torch", "--workers", 1)
+    from_folder = run_json("validate", name, "--imagenet1k", folder)
+    assert from_shards["num_samples"] == from_folder["num_samples"] == 8
+    assert from_shards["num_left_out"] == 8  # of the class that 21K-P lacks, and of `other`
+    assert (from_shards["top1"], from_shards["num_classes"]) == (from_folder["top1"], 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("RUN",), "give one of --data"),
+        (("RUN", "--data", "SHARDS", "--imagenet1k", "x"), "give one of --data"),
+        (("--data", "SHARDS"), "all else takes one"),
+        (("RUN", "--from-predictions", "x"), "takes no network"),
+        (("RUN", "--imagenet1k", "x", "--save-predictions", "y.parquet"), "--save-predictions goes with --data"),
+        (("RUN", "--imagenet1k", "x", "--per-class", "y.parquet"), "--per-class goes with"),
+        (("RUN", "--data", "SHARDS", "--per-class", "y.parquet", "--save-predictions", "y.parquet"), "wanted two"),
+        (("RUN", "--data", "SHARDS", "--per-class", "y.csv"), "ends in .parquet"),
+        (("--from-predictions", "nowhere.parquet"), "no such file"),
+        (("RUN", "--imagenet1k", "nowhere"), "share none"),
+        (("RUN", "--data", "SHARDS", "--weights", "ema"), "without a moving average"),
+    ],
+)
+def test_words_that_do_not_fit_are_named(
+    words: tuple[str, ...],
+    said: str,
+    trained: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("validate", *({"RUN": trained, "SHARDS": shards}.get(word, word) for word in words))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_holds_no_imagenet1k_is_refused(imagenet1k: Path, tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=1000)
+    name = save_for_timm(model, tmp_path / "model", list(label_space_of(1_000).wnids))
+    for data, said in ((tmp_path / "nowhere", "no such folder"), (imagenet1k / "other", "no folder of images named")):
+        result = run("validate", name, "--imagenet1k", data)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    nobody = save_for_timm(timm.create_model("resnet10t", num_classes=7), tmp_path / "seven", [])
+    config = json.loads((tmp_path / "seven" / "config.json").read_text())
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 7
+    (tmp_path / "seven" / "config.json").write_text(json.dumps(config))
+    result = run("validate", nobody, "--imagenet1k", imagenet1k)
+    assert result.exit_code == 2
+    assert "nobody knows which classes" in result.stderr

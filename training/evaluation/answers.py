@@ -1,0 +1,43 @@
+"""What a network's logits say: the likeliest class of every hierarchy, and the likeliest classes of all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..levels import Levels
+
+NUM_TOP = 5
+
+
+class Answers(NamedTuple):
+    """The answers for B images; of a network without a tree K is 0.
+
+    top:                 int64 (B, 5), the likeliest classes of all, the likeliest first; fewer where there are fewer.
+    top_probabilities:   float32 (B, 5), among all classes (plain softmax).
+    levels:              int64 (B, K), in each hierarchy its likeliest class.
+    level_probabilities: float32 (B, K), within that hierarchy (semantic softmax).
+    """
+
+    top: Tensor
+    top_probabilities: Tensor
+    levels: Tensor
+    level_probabilities: Tensor
+
+
+def answers_of(logits: Tensor, levels: Levels | None) -> Answers:
+    """Read logits (B, num_classes); `levels` lie on their device."""
+    top = logits.topk(min(NUM_TOP, logits.shape[1]), dim=1).indices
+    top_probabilities = logits.float().softmax(dim=1).gather(1, top)
+    if levels is None:
+        nothing = top[:, :0]
+        return Answers(top, top_probabilities, nothing, nothing.float())
+    classes: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    for members, part in zip(levels.classes, levels.split(logits), strict=True):
+        best = part.argmax(dim=1)
+        classes.append(members[best])
+        probabilities.append(part.float().softmax(dim=1).gather(1, best[:, None])[:, 0])
+    return Answers(top, top_probabilities, torch.stack(classes, dim=1), torch.stack(probabilities, dim=1))

@@ -1,0 +1,32 @@
+"""An opened network as one function from pixels to the logits of chosen classes."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .open_model import OpenModel
+
+
+class PixelModel(nn.Module):
+    """Takes images uint8 (B, 3, H, W), gives logits (B, len(outputs)).
+
+    outputs: int64, which outputs of the network, in which order; None: all, in theirs.
+    """
+
+    outputs: Tensor | None
+
+    def __init__(self, opened: OpenModel, outputs: Tensor | None = None) -> None:
+        super().__init__()
+        self.network, self._normalize = opened.model, opened.normalize
+        num_outputs = cast(int, opened.model.num_classes)
+        if outputs is not None and torch.equal(outputs, torch.arange(num_outputs)):
+            outputs = None
+        self.register_buffer("outputs", outputs, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch."""
+        logits: Tensor = self.network(self._normalize(images))
+        return logits if self.outputs is None else logits.index_select(1, self.outputs)

@@ -1,0 +1,174 @@
+"""What a model answered for every image of a validation set: collected over any number of ranks, and kept in a file.
+
+They are what all metrics need and no more: per image 5 classes of all and one a level, each with its probability. All
+logits of 21K-P's validation images would take 25 GB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from ...shards.files import whole_file
+from ...shards.tree import SemanticTree
+from ..checkpoint import tree_content, tree_from
+from ..distributed import Ranks
+from ..levels import Levels
+from ..tracker import Batch
+from .answers import Answers, answers_of
+from .validate import answered
+
+FORMAT, VERSION = "in21k-predictions", 1
+METADATA = b"in21k"  # the key of the JSON in the file's metadata
+ROW_GROUP_ROWS = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers for N images, on the CPU, in the order of `rows`.
+
+    rows:                int64 (N,), the number of each image in its split, ascending.
+    labels:              int64 (N,), its class.
+    label_probabilities: float32 (N,), of that class among all.
+    answers:             what `answers_of` read out of its logits.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    label_probabilities: Tensor
+    answers: Answers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def collect(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    classes: Tensor,
+    tree: SemanticTree,
+    *,
+    amp: str = "off",
+    ranks: Ranks | None = None,
+    on_batch: Callable[[int], object] | None = None,
+) -> Predictions:
+    """Ask a model that lies on the ranks' device for its answers; every rank has to call it, and gets those of all.
+
+    loader:  this rank's batches: images as the model takes them, and the number (0..) of each, int64 (B,).
+    classes: int64, the class of each number.
+
+    The other arguments are those of `evaluate`. Ranks whose batches are, one after another, those of a single rank give
+    its very answers. Raises ValueError where there is no image.
+    """
+    ranks = ranks or Ranks()
+    levels, classes = Levels(tree).to(ranks.device), classes.to(ranks.device)
+    width = 1 + min(5, len(tree)) + len(levels.numbers)
+    whole = [torch.empty(0, 1 + width, dtype=torch.int64, device=ranks.device)]
+    shares = [torch.empty(0, width, device=ranks.device)]
+    for logits, rows in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
+        labels = classes[rows]
+        found = answers_of(logits, levels)
+        of_label = logits.float().softmax(dim=1).gather(1, labels[:, None])
+        whole.append(torch.cat([rows[:, None], labels[:, None], found.top, found.levels], dim=1))
+        shares.append(torch.cat([of_label, found.top_probabilities, found.level_probabilities], dim=1))
+    numbers, probabilities = _gathered(torch.cat(whole), ranks), _gathered(torch.cat(shares), ranks)
+    if not len(numbers):
+        raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
+    order = numbers[:, 0].argsort()
+    return _unpacked(numbers[order], probabilities[order], len(levels.numbers))
+
+
+def _gathered(mine: Tensor, ranks: Ranks) -> Tensor:
+    """Return the rows of all ranks, on the CPU."""
+    sizes = [int(size) for size in ranks.gather(torch.tensor(len(mine)))]
+    padded = mine.new_zeros((max(sizes), mine.shape[1]))
+    padded[: len(mine)] = mine
+    return torch.cat([each[:size] for each, size in zip(ranks.gather(padded), sizes, strict=True)])
+
+
+def _unpacked(numbers: Tensor, probabilities: Tensor, num_levels: int) -> Predictions:
+    num_top = numbers.shape[1] - 2 - num_levels
+    rows, labels, top, levels = numbers.split([1, 1, num_top, num_levels], dim=1)
+    of_label, of_top, of_levels = probabilities.split([1, num_top, num_levels], dim=1)
+    return Predictions(rows[:, 0], labels[:, 0], of_label[:, 0], Answers(top, of_top, levels, of_levels))
+
+
+class PredictionFile(NamedTuple):
+    """Predictions out of a file, the tree of their classes, and what they were made with."""
+
+    predictions: Predictions
+    tree: SemanticTree
+    made_from: dict[str, Any]
+
+
+def save_predictions(
+    path: Path,
+    predictions: Predictions,
+    tree: SemanticTree,
+    keys: Sequence[str] | pa.Array,
+    made_from: Mapping[str, Any],
+) -> None:
+    """Write predictions to a Parquet file, whole or not at all: 150 bytes an image, less what compression saves.
+
+    keys:      of the images, in the order of `predictions`.
+    made_from: what they were made with, as JSON values.
+
+    Columns: key, row, class_index, probability (of that class), top and top_probability (the likeliest classes of all),
+    level and level_probability (the likeliest of each hierarchy). The tree stands in the metadata.
+    """
+    answers = predictions.answers
+    columns: dict[str, Any] = {
+        "key": pa.array(keys, pa.string()),
+        "row": predictions.rows.numpy(),
+        "class_index": predictions.labels.int().numpy(),
+        "probability": predictions.label_probabilities.numpy(),
+        "top": _lists(answers.top.int()),
+        "top_probability": _lists(answers.top_probabilities),
+        "level": _lists(answers.levels.int()),
+        "level_probability": _lists(answers.level_probabilities),
+    }
+    content = {"format": FORMAT, "version": VERSION, "made_from": dict(made_from), "tree": tree_content(tree)}
+    table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(content)})
+    with whole_file(path) as aside:
+        pq.write_table(table, aside, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+
+
+def load_predictions(path: str | Path) -> PredictionFile:
+    """Read a file of `save_predictions`; raises ValueError where it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; wanted one that `in21k validate --save-predictions` wrote")
+    try:
+        table = pq.read_table(path)
+        content: Any = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
+        if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            raise ValueError(f"it says nothing of {FORMAT} version {VERSION}")
+        tree = tree_from(content["tree"])
+        flat = {name: torch.from_numpy(_array(table[name])) for name in table.column_names if name != "key"}
+        answers = Answers(flat["top"].long(), flat["top_probability"], flat["level"].long(), flat["level_probability"])
+        predictions = Predictions(flat["row"], flat["class_index"].long(), flat["probability"], answers)
+    except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: no predictions that `in21k validate` saved ({reason})") from error
+    return PredictionFile(predictions, tree, content["made_from"])
+
+
+def _lists(values: Tensor) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1).numpy()), values.shape[1])
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """Return a column of numbers, or of lists of one size, as an array that may be written to."""
+    whole = column.combine_chunks()
+    if not pa.types.is_fixed_size_list(whole.type):
+        return np.array(whole)
+    return np.array(whole.flatten()).reshape(-1, whole.type.list_size)

@@ -1,0 +1,95 @@
+"""Rows that come in any order, on disk until all are there: a work file that the next run goes on with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...shards.files import read_json, write_json
+
+SAVE_EVERY_S = 30.0
+
+
+class RowStore(AbstractContextManager["RowStore"]):
+    """A matrix on disk, filled row by row, and how far the filling is.
+
+    It lies in `<out>.work`, with `<out>.work.json` beside it, and goes with `remove()`; left otherwise, also by a kill,
+    it is found again by the next store of the same `made_from`, and thrown away by one of another.
+
+    out:       the file that will be made of it.
+    made_from: what shapes the rows, as JSON values.
+    shape:     (N, D).
+    dtype:     of the rows.
+    place:     what the last `save` that counts was given; None for a new store.
+    """
+
+    def __init__(self, out: Path, made_from: Mapping[str, Any], shape: tuple[int, int], dtype: str) -> None:
+        self._out = out
+        self._path, self._state = out.with_name(f"{out.name}.work"), out.with_name(f"{out.name}.work.json")
+        self._made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._saved = time.monotonic()
+        self.place: dict[str, int] | None = None
+
+    def __enter__(self) -> Self:
+        """Take the work file, or make it; raises ValueError where another process has it."""
+        if not self._out.parent.is_dir():
+            raise ValueError(f"{self._out}: there is no folder {self._out.parent}; make it first")
+        self._lock = os.open(self._path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ValueError(f"{self._out}: another in21k is making it; wait, or give another name") from None
+        num_bytes = self._shape[0] * (self._shape[1] * self._dtype.itemsize + 1)
+        state = read_json(self._state) if self._state.is_file() else {}
+        if state.get("made_from") == self._made_from and os.fstat(self._lock).st_size == num_bytes:
+            self.place = state["place"]
+        else:
+            self._state.unlink(missing_ok=True)
+            os.ftruncate(self._lock, 0)  # what an earlier one left must not look filled
+            os.ftruncate(self._lock, num_bytes)
+        self._rows = np.memmap(self._path, self._dtype, "r+", 0, self._shape)
+        self._filled = np.memmap(self._path, np.uint8, "r+", self._rows.nbytes, self._shape[0])
+        return self
+
+    def put(self, numbers: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Fill some rows."""
+        self._rows[numbers] = rows
+        self._filled[numbers] = 1
+
+    def save(self, place: Mapping[str, int], *, now: bool = False) -> None:
+        """Have everything so far count, and remember the place that it was reached at; now and then, or `now`."""
+        if now or time.monotonic() - self._saved > SAVE_EVERY_S:
+            self._rows.flush()
+            self._filled.flush()
+            write_json(self._state, {"made_from": self._made_from, "place": dict(place)})
+            self._saved = time.monotonic()
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows are filled."""
+        return int(np.count_nonzero(self._filled))
+
+    def part(self, start: int, stop: int) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Return which rows of a range are filled, bool (stop - start,), and the filled ones."""
+        filled = self._filled[start:stop] == 1
+        return filled, self._rows[start:stop][filled]
+
+    def remove(self) -> None:
+        """Remove the work: it is done."""
+        self._state.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
+    def __exit__(self, *_: object) -> None:
+        del self._rows, self._filled
+        os.close(self._lock)

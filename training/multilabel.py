@@ -1,0 +1,183 @@
+"""Images with any number of labels: the loss of one yes or no for each label, and the mean average precision.
+
+Loaders hand out one number an image, which here is that of its label set: a row of a table, bool (num_sets, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shards.tree import SemanticTree
+from .cross_entropy import check_smoothing
+from .distributed import Ranks
+from .evaluation.validate import answered
+from .tracker import Batch
+
+MAX_SCORES = 1 << 28  # of a validation, images x labels: every rank holds all of them, 1 GB of logits
+
+
+def multi_hot(sets: Sequence[Sequence[int]], num_labels: int) -> Tensor:
+    """Return a table of label sets, each given as the numbers of its labels: bool (num_sets, num_labels).
+
+    >>> multi_hot([[1], [], [0, 2]], 3).int().tolist()
+    [[0, 1, 0], [0, 0, 0], [1, 0, 1]]
+    """
+    table = torch.zeros(len(sets), num_labels, dtype=torch.bool)
+    for row, labels in zip(table, sets, strict=True):
+        row[list(labels)] = True
+    return table
+
+
+class MultiLabelLoss(nn.Module):
+    """The asymmetric loss (Ridnik, Ben-Baruch et al., 2021, arXiv:2009.14119), which without its three dials is BCE.
+
+        L = (1/B) sum over samples and labels of -(t (1-p)^g+ log p + (1-t) q^g- log(1-q))
+        p = sigmoid(x),  q = max(p - margin, 0),  t = (1-eps) y + eps/2
+
+    As in that paper's published training, the factors (1-p)^g+ and q^g- are constants to the gradient; labels are
+    summed, and samples averaged where that code sums them too.
+
+    table:          bool (num_sets, C): the labels of each label set.
+    gamma_positive, gamma_negative: g+ and g-, 0 or more: how little the labels count that are right already.
+    margin:         0 <= margin < 1: absent labels of a lower probability do not count at all.
+    label_smoothing: eps, 0 <= eps < 1.
+
+    Logits (B, C) of any float type and numbers of label sets, int64 (B,); the loss is a float32 scalar, computed in
+    float32. An empty batch has loss 0.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        table: Tensor,
+        *,
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 0.0,
+        margin: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if gamma_positive < 0 or gamma_negative < 0 or not 0 <= margin < 1:
+            raise ValueError(
+                f"the asymmetric loss got gammas {gamma_positive} and {gamma_negative} and the margin {margin}; wanted "
+                "gammas of 0 or more, and a margin of at least 0 and less than 1"
+            )
+        self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
+        self.label_smoothing = check_smoothing(label_smoothing)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, logits: Tensor, sets: Tensor) -> Tensor:
+        """Return the loss of a batch, a float32 scalar."""
+        logits = logits.float()
+        targets = (1 - self.label_smoothing) * self.table[sets].float() + self.label_smoothing / 2
+        present, absent = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1-p)
+        if self.margin:
+            absent = -(torch.sigmoid(-logits) + self.margin).clamp(max=1).log()
+        with torch.no_grad():
+            probabilities = logits.sigmoid()
+            of_present = targets * (1 - probabilities) ** self.gamma_positive
+            of_absent = (1 - targets) * (probabilities - self.margin).clamp(min=0) ** self.gamma_negative
+        return (of_present * present + of_absent * absent).sum() / max(len(logits), 1)
+
+
+def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the average precision of each label, 0..1, float64 (C,); NaN for a label that no sample has.
+
+    logits: (N, C), any float type; targets: bool (N, C). It is sum_n (R_n - R_(n-1)) P_n over the distinct scores, from
+    the highest down, R_n and P_n being recall and precision of all samples of at least that score: equal scores stand
+    and fall together, so that the order of samples, and the number of ranks, play no part.
+    """
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    found = torch.full((logits.shape[1],), float("nan"), dtype=torch.float64)
+    held = targets.any(dim=0)
+    # In double precision no two logits of float32 in -36..36 get one probability.
+    scores = logits[:, held].double().sigmoid()
+    if len(scores) and held.any():
+        num_held = int(held.sum())
+        if num_held == 1:  # torchmetrics wants two labels at least
+            scores, of_held = scores.repeat(1, 2), targets[:, held].repeat(1, 2)
+        else:
+            of_held = targets[:, held]
+        values: Any = multilabel_average_precision(scores, of_held.long(), scores.shape[1], average="none")
+        found[held.cpu()] = values[:num_held].double().cpu()
+    return found
+
+
+def evaluate_labels(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    tree: SemanticTree,
+    *,
+    table: Tensor,
+    amp: str = "off",
+    ranks: Ranks | None = None,
+    on_batch: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Validate a multi-label model that lies on the ranks' device; as `evaluate`, but for what it measures.
+
+    tree:  its classes are the labels.
+    table: bool (num_sets, len(tree)).
+
+    Returns {map, map_chance (percent), num_samples, num_labels, per_label}. map is the mean average precision over the
+    num_labels labels that some sample has, map_chance what equal scores for all samples would give: the mean share of
+    samples that have a label. per_label is a list of {wnid, name, num_samples, average_precision}, the last in percent,
+    None where no sample has it.
+
+    Every rank holds all logits, 4 bytes per sample and label: 13 MB for MS-COCO. Raises ValueError where there is no
+    sample with a label, and above `MAX_SCORES`.
+    """
+    ranks = ranks or Ranks()
+    all_logits: list[Tensor] = [torch.empty(0, len(tree))]
+    all_sets: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+    num_scores = 0
+    for logits, sets in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
+        all_logits.append(logits.float().cpu())
+        all_sets.append(sets.cpu())
+        num_scores += logits.numel()
+        _check_size(num_scores * ranks.world_size, len(tree))
+    logits, sets = _gathered(torch.cat(all_logits), ranks), _gathered(torch.cat(all_sets), ranks)
+    targets = table.cpu()[sets]
+    if not targets.any():
+        raise ValueError("no validation sample has a label; wanted at least one (a val list, or a held-back part)")
+    precisions, counts = average_precisions(logits, targets), targets.sum(dim=0)
+    held = counts > 0
+    return {
+        "map": 100 * float(precisions[held].mean()),
+        "map_chance": 100 * float(counts[held].double().mean()) / len(sets),
+        "num_samples": len(sets),
+        "num_labels": int(held.sum()),
+        "per_label": [
+            {
+                "wnid": wnid,
+                "name": name,
+                "num_samples": count,
+                "average_precision": 100 * precision if count else None,
+            }
+            for wnid, name, count, precision in zip(
+                tree.wnids, tree.names, counts.tolist(), precisions.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def _check_size(num_scores: int, num_labels: int) -> None:
+    if num_scores > MAX_SCORES:
+        raise ValueError(
+            f"there are more than {MAX_SCORES // num_labels:,} validation images for {num_labels:,} labels, and every "
+            "rank would hold all their scores; give a smaller validation list"
+        )
+
+
+def _gathered(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Return the rows of all ranks, in rank order, on the CPU; each rank may have as many as it likes."""
+    sizes: list[int] = ranks.gather_json(len(tensor))
+    padded = torch.zeros(max(sizes), *tensor.shape[1:], dtype=tensor.dtype)
+    padded[: len(tensor)] = tensor
+    return torch.cat([each[:size] for each, size in zip(ranks.gather(padded), sizes, strict=True)])

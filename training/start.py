@@ -1,0 +1,99 @@
+"""The weights that a run begins with: another run's, a checkpoint's, a file's, or published ones by timm's name."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models.export import MEAN_STD
+from ..models.weights import fit_weights
+from ..models.zoo import create_model
+from .checkpoint import FORMAT
+from .evaluation.open_model import OpenModel, open_model
+from .settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run begins with.
+
+    name:     as it was asked for.
+    opened:   the network whose weights they are; None: a file of weights alone.
+    settings: what it was trained with that a run which begins with it does best to share: model, model_args, normalize.
+    """
+
+    name: str
+    opened: OpenModel | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def open_start(name: str) -> Start:
+    """Open what `init` names.
+
+    It is a run's folder or a checkpoint of one (then the moving average, where there is one), a folder that timm opens,
+    a timm model with pretrained weights, or a file of weights.
+
+    Raises ValueError where it is none of these, or cannot be had.
+    """
+    path = Path(name)
+    if path.is_file() and not _is_checkpoint(path):
+        return Start(name=name)
+    opened = open_model(name)
+    if opened.run is not None:
+        own = opened.run.settings
+        if own.ema is not None:
+            opened = open_model(name, "ema")
+        return Start(
+            name=name,
+            opened=opened,
+            settings={"model": own.model, "model_args": own.model_args, "normalize": own.normalize},
+        )
+    taken = {"model": opened.name.partition(".")[0]}
+    normalize = next((each for each, mean_std in MEAN_STD.items() if mean_std == (opened.mean, opened.std)), None)
+    if normalize is None:
+        log.warning("%s: was trained on images of mean %s and deviation %s", name, opened.mean, opened.std)
+    return Start(name=name, opened=opened, settings=taken | ({"normalize": normalize} if normalize else {}))
+
+
+def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start | None = None) -> nn.Module:
+    """Build the network that the settings name for classes, on the CPU, with the weights of `start`, or random ones.
+
+    start: of settings.init; the log says what of it fitted. Raises ValueError where nothing does.
+    """
+    if start is None or start.opened is None:
+        head = settings.init_head if start else "drop"
+        sliced = wnids if head == "slice" else None
+        checkpoint = start and start.name
+        return create_model(settings.model, len(wnids), checkpoint, head=head, wnids=sliced, **settings.model_args)
+    network = create_model(settings.model, len(wnids), **settings.model_args)
+    opened, slices = start.opened, settings.init_head == "slice"
+    report = fit_weights(
+        network,
+        opened.model.state_dict(),
+        Path(start.name),
+        head=settings.init_head,
+        wnids=wnids if slices else None,
+        file_wnids=opened.classes.wnids if slices and opened.classes else None,
+    )
+    log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    return network
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Tell whether a file is a checkpoint of a run of ours."""
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+        return False  # what reads files of weights says what is wrong with it
+    return isinstance(content, dict) and content.get("format") == FORMAT
