@@ -149,21 +149,21 @@ def ask(runs: Sequence[Shown], question: Question) -> Asked:
     if not question.data and not question.chosen:
         return asked
     asked.pictures += _pictures(asked)
-    opened = [_open(run, question, answer) for run, answer in zip(runs, asked.answers, strict=True)]
-    unfit = 0
+    num_opened = num_unfit = 0
     with training.join_ranks(question.device) as ranks:
-        for run, network, answer in zip(runs, opened, asked.answers, strict=True):
+        for run, answer in zip(runs, asked.answers, strict=True):
+            network = _open(run, question, answer)
             if network is None:
                 continue
+            num_opened += 1
             network.model.to(ranks.device)
             _look(run, network, asked, answer, ranks)
             if asked.data:
                 answer.problem = _unfit(run, network, asked.data)
-                unfit += bool(answer.problem)
+                num_unfit += bool(answer.problem)
                 if not answer.problem:
                     _measure(run, network, asked, answer, ranks)
-            network.model.cpu()
-    if unfit and unfit == sum(network is not None for network in opened):
+    if num_unfit and num_unfit == num_opened:
         raise ValueError(next(answer.problem for answer in asked.answers if answer.problem))
     for problem in dict.fromkeys(
         each for answer in asked.answers for each in (answer.problem, answer.look_problem, answer.feature_problem)
@@ -179,11 +179,16 @@ def _take_files(runs: Sequence[Shown], asked: Asked) -> None:
         raise ValueError(f"{len(paths)} files of predictions for {len(runs)} runs; wanted one for each, in their order")
     for path, answer in zip(paths, asked.answers, strict=True):
         answer.predictions, answer.tree, _ = training.load_predictions(path)
-        if asked.data and (
-            answer.tree.wnids != asked.data.tree.wnids
-            or not torch.equal(asked.labels[answer.predictions.rows], answer.predictions.labels)
-        ):
+        if asked.data and not _is_about(asked, answer.predictions, answer.tree):
             raise ValueError(f"{path}: was not made from {asked.data.location}; give the shards that it was made from")
+
+
+def _is_about(asked: Asked, predictions: Predictions, tree: SemanticTree) -> bool:
+    """Tell whether predictions are about the images of the data, as far as their classes tell."""
+    assert asked.data is not None
+    if tree.wnids != asked.data.tree.wnids or int(predictions.rows[-1]) >= len(asked.labels):
+        return False
+    return torch.equal(asked.labels[predictions.rows], predictions.labels)
 
 
 def _open(run: Shown, question: Question, answer: Answer) -> OpenModel | None:

@@ -170,6 +170,20 @@ def test_whatever_was_killed_at_every_second_step_ends_bit_equal(
     assert_equal_runs(run_path, tmp_path / "whole")
 
 
+class KilledAtItsValidation(Watcher):
+    """Is killed after the first validation that it is told of, before the save that follows."""
+
+    def on_validation(self, line: Mapping[str, Any]) -> None:  # noqa: ARG002 – the form that Progress asks for
+        raise KilledError
+
+
+def test_a_validation_that_comes_again_after_a_kill_is_logged_once(run_training: Train, run_path: Path) -> None:
+    with pytest.raises(KilledError):
+        run_training(progress=KilledAtItsValidation())
+    run_training()
+    assert [line["step"] for line in lines_of(run_path) if "validation" in line] == [6, 12, 18]
+
+
 class SignalledAtTheStart(Watcher):
     """Is asked to stop before the first step."""
 
