@@ -36,7 +36,7 @@ class Labels(NamedTuple):
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
 @click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv, torch or webdataset.")
 @click.option("--model", help="A timm architecture.")
-@click.option("--loss", help="semantic, cross-entropy or bce.")
+@click.option("--loss", help="semantic, cross-entropy, bce or asymmetric.")
 @click.option("--teacher", "teacher_name", help="Who is distilled: a run, a checkpoint of one, or a timm model.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
@@ -222,5 +222,6 @@ def _render_metrics(out: Path, metrics: dict[str, Any]) -> str:
     return (
         f"{done}; semantic top-1 {metrics['semantic_top1']:.1f} % "
         f"(always the commonest answer: {metrics['semantic_top1_commonest']:.1f} %), "
-        f"best {metrics['best_semantic_top1']:.1f} % in epoch {metrics['best_epoch']}"
+        f"best {'of the moving average ' if 'ema' in metrics else ''}{metrics['best_semantic_top1']:.1f} % "
+        f"in epoch {metrics['best_epoch']}"
     )

@@ -68,15 +68,17 @@ def test_arguments_that_the_architecture_does_not_take_are_refused() -> None:
         create_model("resnet10t", pretrained=True)
 
 
-def test_what_to_do_with_a_files_head_must_make_sense() -> None:
+def test_what_to_do_with_a_files_head_must_make_sense(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    torch.save(create_model("resnet10t", num_classes=3).state_dict(), weights)
     with pytest.raises(ValueError, match="num_classes=3 and head='keep', by which the file gives them"):
-        create_model("resnet10t", num_classes=3, checkpoint="w.pt", head="keep")
+        create_model("resnet10t", num_classes=3, checkpoint=weights, head="keep")
     with pytest.raises(ValueError, match="head='slice' needs a checkpoint"):
         create_model("resnet10t", head="slice", wnids=["n1"])
     with pytest.raises(ValueError, match="head is 'cut'; wanted one of drop, slice, keep"):
-        create_model("resnet10t", checkpoint="w.pt", head="cut")  # type: ignore[arg-type]
+        create_model("resnet10t", checkpoint=weights, head="cut")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wnids go together"):
-        create_model("resnet10t", checkpoint="w.pt", head="slice")
+        create_model("resnet10t", checkpoint=weights, head="slice")
 
 
 def test_models_are_listed_by_pattern_or_part() -> None:
