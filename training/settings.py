@@ -83,8 +83,8 @@ class TrainSettings:
     """Who is distilled: a run's folder, a checkpoint of one, or a timm model with pretrained weights; None: nobody."""
     teacher_size: int | None = None
     """Side in pixels of the images that the teacher sees, resized from the student's; None: those as they are."""
-    kd_weight: float = 10.0
-    """The weight of the distillation loss beside the loss of the labels."""
+    kd_weight: float = 30.0
+    """The weight of the distillation loss beside the loss of the labels; measured, see `benchmarks/distill.py`."""
     kd_reduction: Literal["mean", "sum"] = "mean"
     """Of the semantic distillation loss over the batch; the paper's code has the sum, which grows with the batch."""
     kd_temperature: float | None = None

@@ -126,6 +126,6 @@ def test_tree_export_writes_each_format(prepared: Path, tmp_path: Path) -> None:
 def test_doctor_tells_versions_backends_and_what_to_install() -> None:
     result = run_json("doctor")
     assert result["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert set(result["backends"]) == {"dali_gpu", "dali_cpu", "opencv", "torch"}
+    assert set(result["backends"]) == {"dali_gpu", "dali_cpu", "opencv", "torch", "webdataset"}
     assert result["backends"]["torch"] is None
     assert "backend torch" in run("doctor").stdout

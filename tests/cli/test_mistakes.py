@@ -124,7 +124,7 @@ def test_what_is_not_there_or_not_that_is_named(
         (("--recipe", "tinny"), "unknown recipe 'tinny'"),
         (("--loss", "semantics"), "semantic"),
         (("--model", "resnet50", "--set", "model=resnet18"), "twice"),
-        (("--set", "init=nowhere.pth"), "no such file"),
+        (("--set", "init=nowhere.pth"), "nowhere.pth: does not exist"),
     ],
 )
 def test_training_names_what_it_does_not_know(
