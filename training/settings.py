@@ -153,8 +153,8 @@ class TrainSettings:
     channels_last: bool = False
     """Lay images and weights out channels last; convolutions on a GPU in half precision like that."""
     ema: float | None = None
-    """The decay of an exponential moving average of the weights, 0 < x < 1, which it climbs to as the run goes on. It is
-    validated beside the weights, and `best` is its best; None: off."""
+    """The decay of an exponential moving average of the weights, 0 < x < 1, which it climbs to as the run goes on. It
+    is validated beside the weights, and `best` is its best; None: off."""
     clip_grad: float | None = None
     """The largest norm of the whole gradient; None: not clipped."""
     sync_bn: bool = False
