@@ -21,11 +21,13 @@ NOT_KILLED = -1
 NOT_KILLED_WITH_DROPOUT = -2
 
 
-def torchrun(num_ranks: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    num_ranks: int, *arguments: object, restarts: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     launch += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     script = Path(__file__).parent / "two_ranks.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [sys.executable, *launch, str(script), *map(str, arguments)], capture_output=True, text=True, env=environment
     )
@@ -70,15 +72,26 @@ def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> No
 
 
 def test_a_rank_that_is_killed_twice_comes_back_and_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    """The ranks share no disk: rank 0's holds the run, and it hands the others their checkpoint."""
+    whole, killed = tmp_path / "whole", tmp_path / "disk0" / "run"
     assert torchrun(2, whole, 16, 0, NOT_KILLED_WITH_DROPOUT).returncode == 0
-    result = torchrun(2, killed, 16, 0, 1, restarts=2)  # at batches 1 and 2 of 6
+    result = torchrun(2, tmp_path, 16, 0, 1, restarts=2, OWN_DISKS="yes")  # at batches 1 and 2 of 6
     assert result.returncode == 0, result.stderr
     assert "exitcode: -9" in result.stderr
     for name in ("model.safetensors", "model_ema.safetensors", "metrics.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     told = [[(line["step"], line.get("loss")) for line in lines_of(folder)] for folder in (whole, killed)]
     assert told[0] == told[1]
+    assert not (tmp_path / "disk1" / "run").exists()
+
+
+def test_a_run_that_lies_with_another_rank_than_the_first_is_not_begun_anew(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "disk1" / "run" / "checkpoints" / "last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    result = torchrun(2, tmp_path, 16, 0, NOT_KILLED, OWN_DISKS="yes")
+    assert result.returncode != 0
+    assert "rank 1 has a run there, and rank 0 has none; start its node as rank 0" in result.stderr
 
 
 def test_without_torchrun_there_is_one_rank_and_no_process_group() -> None:

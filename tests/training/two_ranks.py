@@ -1,7 +1,8 @@
 """What test_distributed starts with torchrun: trains the small network on this rank's share of the small data.
 
 Arguments: the run folder, the batch size per rank, the seed that the last rank takes, the batch (0..) at whose reading
-the last rank is killed (-1: none) when it was started for the first or second time.
+the last rank is killed (-1: none) when it was started for the first or second time. OWN_DISKS in the environment: each
+rank has a folder of its own, as on nodes that share no disk.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Validation(MemoryLoader):
 
 
 with join_ranks("cpu") as ranks:
+    if "OWN_DISKS" in os.environ:
+        folder = folder / f"disk{ranks.rank}" / "run"
+        folder.parent.mkdir(parents=True, exist_ok=True)
     seed = last_seed if ranks.rank == ranks.world_size - 1 else 0
     settings = TrainSettings(
         model="resnet18",
