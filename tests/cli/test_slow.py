@@ -133,11 +133,12 @@ def steps_of(out: Path) -> list[int]:
 def test_a_training_that_was_killed_ends_bit_equal_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "run", tmp_path / "whole"
     words = train_words(shards, out, "epochs=6", "save_every_steps=2", "ema=0.9")
-    assert run(*train_words(shards, whole, "epochs=6", "ema=0.9")).exit_code == 0
+    # A process like the others: the number of torch's threads, which shapes bits, is this process's own.
+    assert not killed_at(600, *train_words(shards, whole, "epochs=6", "ema=0.9"))
     moments = random.Random(1)
     for _ in range(KILLS):
         killed_at(moments.uniform(4, 14), *words)
-    assert run(*words).exit_code == 0
+    assert not killed_at(600, *words)
     steps = steps_of(out)
     assert steps == list(range(1, len(steps) + 1))
     assert json.loads((out / "metrics.json").read_text())["num_steps"] == len(steps)
