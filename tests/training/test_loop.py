@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -422,6 +423,20 @@ def test_each_way_of_training_brings_the_loss_down(
     run_training(settings=replace(settings, **changes), val_loader=None)
     losses = [line["loss"] for line in lines_of(run_path)]
     assert sum(losses[-6:]) < sum(losses[:6])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile makes C++ on a CPU")
+@pytest.mark.filterwarnings("default")  # of the compiler's
+def test_a_compiled_network_has_the_curve_of_one_that_is_not(
+    run_training: Train, tmp_path: Path, settings: TrainSettings, make_model: Any
+) -> None:
+    curves = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        run_training(folder=folder, settings=replace(settings, compile=compiled), model=make_model(dropout=0))
+        curves.append([line["loss"] for line in lines_of(folder) if "loss" in line])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
