@@ -126,7 +126,9 @@ def test_a_shard_ends_as_a_tar_ends(tmp_path: Path) -> None:
 
 
 @given(
-    name=st.text(min_size=1, max_size=25).filter(lambda name: "\0" not in name and name.isprintable() and name[-1] != "/"),
+    name=st.text(min_size=1, max_size=25).filter(
+        lambda name: "\0" not in name and name.isprintable() and name[-1] != "/"
+    ),
     size=st.integers(0, (8 << 30) - 1),
 )
 def test_a_header_is_what_tarfile_reads_as_a_plain_file(name: str, size: int) -> None:
