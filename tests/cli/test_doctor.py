@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import metadata
 from typing import Any
 
 import PIL
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from in21k.cli import doctor as doctor_module
 from in21k.cli.doctor import doctor
@@ -49,3 +52,12 @@ def test_one_build_of_dali_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum("dali" in line for line in found(monkeypatch, "13.0.0")["advice"]) == 3
     with_one = found(monkeypatch, "13.0.0", nvidia_dali_cuda120="2.4.0")
     assert not any("dali" in line for line in with_one["advice"])
+
+
+def test_it_names_every_package_that_the_project_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [Requirement(each) for each in metadata.requires("in21k") or []]
+    own = [each for each in wanted if not (each.marker and re.search("extra == .(dev|bench)", str(each.marker)))]
+    listed = found(monkeypatch, "13.0.0")["packages"]
+    assert {each.name for each in own} <= set(listed)
+    for extra in {str(each.marker) for each in own if each.marker}:
+        assert any(extra.split('"')[1] in line for line in found(monkeypatch, "13.0.0")["advice"]), extra
