@@ -147,6 +147,29 @@ def test_a_training_that_was_killed_ends_bit_equal_and_logs_each_step_once(shard
     assert not list(out.rglob("*.tmp"))
 
 
+def test_features_are_byte_equal_however_often_their_making_was_killed(archive: Path, tmp_path: Path) -> None:
+    run_json("preprocess", "raw-tar", archive, tmp_path / "prepared", *PREPARE)
+    run_json("shard", tmp_path / "prepared", tmp_path / "shards")
+    run_json(*train_words(tmp_path / "shards", tmp_path / "run", "max_steps=1", "image_size=128"))
+
+    def job(out: str) -> tuple[object, ...]:
+        words = ("features", tmp_path / "run", tmp_path / out, "--data", tmp_path / "shards", "--split", "train")
+        return *words, "--batch-size", 2, "--device", "cpu"
+
+    begun = time.perf_counter()
+    assert not killed_at(600, *job("whole.parquet"))
+    took, moments = time.perf_counter() - begun, random.Random(4)
+    num_killed = 0
+    while num_killed < KILLS // 2:
+        if not killed_at(moments.uniform(0.4, 0.9) * took, *job("killed.parquet")):
+            (tmp_path / "killed.parquet").unlink()
+        else:
+            num_killed += 1
+    assert not killed_at(600, *job("killed.parquet"))
+    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not [path.name for path in tmp_path.iterdir() if "killed" in path.name and path.name != "killed.parquet"]
+
+
 def test_a_signal_to_torchrun_ends_all_ranks_in_good_order_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = list(map(str, train_words(shards, out, "max_steps=60", "epochs=60")))
