@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..shards.dataset import ShardSet, open_dataset
+from ..shards.dataset import ShardSet, ShardSplit, open_dataset
 from .loader import Loader, LoaderSettings
+from .planned_loader import PlannedLoader
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def choose_backend(backend: str, device: torch.device) -> str:
 def create_loader(
     shards: str | Path | ShardSet,
     *,
-    split: str,
+    split: str | ShardSplit,
+    training: bool | None = None,
     backend: str = "auto",
     batch_size: int,
     image_size: int,
@@ -77,12 +79,15 @@ def create_loader(
     hw_decoder_load: float | None = None,
     epoch_samples: int | None = None,
 ) -> Loader:
-    """Make a loader over a split of a shard set: `train` is shuffled, any other split comes whole and in order.
+    """Make a loader over a split of a shard set.
 
     shards:         a folder that `in21k shard` made, opened or by its path; or, as a str, a pattern of paths or URLs in
                     the webdataset library's notation (`https://host/in21k-train-{000000..000123}.tar`, `pipe:COMMAND`,
                     several joined by `::`), which the backend `webdataset` alone takes. A folder whose name looks like
                     a pattern goes in as a Path.
+    split:          its name; or the split itself, of an indexed backend, which may have labels of its own.
+    training:       shuffle, and leave out what fills no global batch; otherwise every sample comes once, in the order
+                    of the shards. None: the split `train` alone is for training.
     epoch_samples:  of webdataset in training: how many samples make an epoch, of all ranks together; None: as many as
                     the folder holds (a pattern needs the number).
 
@@ -95,6 +100,8 @@ def create_loader(
         wants_gpu = backend == "dali_gpu" or (backend == "auto" and torch.cuda.is_available())
         device = f"cuda:{torch.cuda.current_device()}" if wants_gpu and torch.cuda.is_available() else "cpu"
     device = torch.device(device)
+    if training is None:
+        training = (split if isinstance(split, str) else split.name) == "train"
     chosen = choose_backend("webdataset" if pattern and backend == "auto" else backend, device)
     if pattern and chosen != "webdataset":
         raise ValueError(
@@ -102,7 +109,7 @@ def create_loader(
             "go with backend webdataset"
         )
     if epoch_samples is not None:
-        _check_epoch_samples(epoch_samples, chosen, split)
+        _check_epoch_samples(epoch_samples, chosen, training=training)
     if chosen == "dali_gpu" and device.type != "cuda":
         raise ValueError(f"backend dali_gpu hands out batches on a GPU; device is {device}")
     if chosen != "dali_gpu" and hw_decoder_load is not None:
@@ -111,7 +118,7 @@ def create_loader(
         batch_size=batch_size,
         image_size=image_size,
         augment=augment,
-        training=split == "train",
+        training=training,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -125,8 +132,8 @@ def create_loader(
         hw_decoder_load=hw_decoder_load,
     )
     if pattern:
+        from .webdataset_loader import WebDatasetLoader
         from .webdataset_reading import expand_pattern
-        from .webdataset_stream import WebDatasetLoader
 
         return WebDatasetLoader(expand_pattern(pattern), settings, epoch_samples)
     shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
@@ -138,26 +145,28 @@ def create_loader(
             shards.image_size,
         )
     if chosen == "webdataset":
+        if not isinstance(split, str):
+            raise ValueError("backend webdataset follows no manifest, so it cannot tell images apart; take another")
+        from .webdataset_loader import WebDatasetLoader
         from .webdataset_reading import shard_urls
-        from .webdataset_stream import WebDatasetLoader
 
         return WebDatasetLoader(shard_urls(shards, split), settings, epoch_samples)
-    return _loader_class(chosen)(shards.split(split), settings)
+    return _loader_class(chosen)(shards.split(split) if isinstance(split, str) else split, settings)
 
 
-def _check_epoch_samples(epoch_samples: int, backend: str, split: str) -> None:
+def _check_epoch_samples(epoch_samples: int, backend: str, *, training: bool) -> None:
     if backend != "webdataset":
         raise ValueError(
             f"epoch_samples is {epoch_samples}; backend {backend} has an index, and all samples make its epoch: leave "
             "it out, or take backend webdataset"
         )
-    if split != "train":
-        raise ValueError(f"epoch_samples is {epoch_samples}; it is for split train, and {split} comes whole")
+    if not training:
+        raise ValueError(f"epoch_samples is {epoch_samples}; it is for training, and otherwise a split comes whole")
     if epoch_samples < 1:
         raise ValueError(f"epoch_samples is {epoch_samples}; wanted 1 or more")
 
 
-def _loader_class(backend: str) -> type[Loader]:
+def _loader_class(backend: str) -> type[PlannedLoader]:
     if backend == "torch":
         from .torch_workers import TorchLoader
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from ..shards.dataset import ShardSplit
 from .dali_pipeline import build_pipeline, decoder_alone, inputs_of
 from .feed import Bad
-from .loader import Loaded, Loader, LoaderSettings
+from .loader import Loaded, LoaderSettings
 from .pixels import normalize_pixels
 from .plan import PlannedBatch
+from .planned_loader import PlannedLoader
 
 READERS = 4  # threads that read batches for DALI (guessed): the disk has something to do while others check sums
 READ_AHEAD = 4  # batches that are read before DALI asks for them (guessed)
@@ -66,7 +67,7 @@ def what_dali_met(error: RuntimeError) -> str:
     return lines[0].strip(" :") if lines else type(error).__name__
 
 
-class DaliCpuLoader(Loader):
+class DaliCpuLoader(PlannedLoader):
     """All on the CPU: feed a DALI pipeline batch by batch, a few ahead of the consumer.
 
     Where batches go to a GPU, they do so as uint8, and the GPU normalises.

@@ -1,39 +1,27 @@
-"""What every loader is: batches in the plan's order, and a place in it that can be saved."""
+"""What every loader is: how it is told what to hand out, how it is iterated, and what it makes of corrupt samples."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Generator, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..shards.dataset import ShardSplit
 from ..shards.parallel import default_workers
-from ..shards.reader import CorruptSampleError
 from .augment import AUGMENTATIONS, Recipe
-from .feed import Bad, Feed
+from .feed import Bad
 from .pixels import NORMALIZATIONS
-from .plan import EpochPlan, PlannedBatch
 from .to_device import one_ahead
-
-if TYPE_CHECKING:
-    from ..shards.ahead import Ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 # The rate of corrupt samples is taken of this many at least, or the epoch would stop at the first one (guessed).
 MIN_RATED = 10_000
 MIN_BAD = 3  # as many are let pass in a split of any size (guessed)
-
-WINDOWS_AT_ONCE = 2  # of remote shards in the cache: the one that is read, and the next
 
 log = logging.getLogger(__name__)
 
@@ -157,161 +145,80 @@ class BadSamples:
         return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
 
 
-def _once_fetched(batches: Iterable[PlannedBatch], ahead: Ahead) -> Iterator[PlannedBatch]:
-    """Hand each batch on when its shards are in the cache: who reads it, a forked process too, finds files there."""
-    for batch in batches:
-        ahead.wait(batch.positions)
-        yield batch
-
-
 class Loader(ABC):
-    """Iterates (images B x 3 x H x W, labels int64 (B,)) over one epoch of a split.
+    """Iterates (images B x 3 x H x W, labels int64 (B,)) over one epoch.
 
-    `set_epoch(n)` picks the epoch; `state_dict()` says where the iteration is, and a loader of any backend, worker
-    count or world size goes on from there after `load_state_dict()`. `close()` lets go of threads, processes and files.
+    `set_epoch(n)` picks the epoch; `state_dict()` says where the iteration is, and a loader of any backend (webdataset,
+    which streams, excepted), worker count or world size goes on from there after `load_state_dict()`. `close()` lets go
+    of threads, processes and files.
     """
 
     backend: ClassVar[str]
 
-    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
-        self.split = split
+    def __init__(self, settings: LoaderSettings) -> None:
         self.settings = settings
         self._epoch = 0
-        self._consumed = 0
         self._active: Generator[Loaded] | None = None
         self._bad = self._no_bad()
-        self._feed = Feed(split, stand_in=settings.training)
-        plan = self._plan()  # which checks the numbers
-        if split.remote and settings.training:
-            split.remote.check_room(split.shard_bytes, WINDOWS_AT_ONCE * plan.window_shards)
-        if settings.training and len(split) < plan.global_batch:
-            raise ValueError(
-                f"{split.location}: {split.name} has {len(split):,} samples, fewer than one global batch of "
-                f"{plan.global_batch:,} ({settings.world_size} ranks x {settings.batch_size}); "
-                "lower batch_size"
-            )
-
-    def _no_bad(self) -> BadSamples:
-        split, training = self.split, self.settings.training
-        folder = "A-LOCAL-COPY" if split.remote else split.folder
-        return BadSamples(
-            self.settings.max_bad_rate,
-            len(split),
-            instead="the next good one of its shard stands in" if training else "it is left out",
-            way_out=f"`in21k verify --deep {folder}` lists all such",
-            describe=split.describe,
-        )
-
-    def _plan(self) -> EpochPlan:
-        settings = self.settings
-        return EpochPlan(
-            shard_sizes=self.split.shard_sizes,
-            batch_size=settings.batch_size,
-            world_size=settings.world_size,
-            seed=settings.seed,
-            epoch=self._epoch,
-            shuffle=settings.training,
-            drop_last=settings.training,
-        )
 
     @abstractmethod
-    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
-        """Yield each batch that was planned, in order; none of the planned ones is empty."""
+    def _no_bad(self) -> BadSamples:
+        """Return the count of corrupt samples with which an iteration begins."""
 
-    def _empty(self) -> Loaded:
-        settings = self.settings
-        shape = (0, 3, settings.image_size, settings.image_size)
-        images = torch.empty(shape, dtype=settings.dtype, device=settings.device)
-        return Loaded(images, torch.empty(0, dtype=torch.int64, device=settings.device), [])
+    @abstractmethod
+    def _iteration(self) -> Generator[Loaded]:
+        """Begin an iteration: yield the batches that are left of the epoch."""
 
-    def _labels(self, positions: NDArray[np.int64]) -> Tensor:
-        labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
-        if self.settings.device.type == "cuda":
-            labels = labels.pin_memory()  # from other memory the host would wait for the copy
-        return labels.to(self.settings.device, non_blocking=True)
+    def _hand_out(self, stream: Generator[Loaded]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what the consumer gets of the batches of an iteration."""
+        for images, labels, _ in stream:
+            yield images, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches that are left of the epoch; an earlier iteration that is still held ends."""
         if self._active is not None:
             self._active.close()
-        plan = self._plan()
-        self._bad, handed = self._no_bad(), 0
-        left = plan.num_batches(self._consumed)
-        batches = takewhile(len, plan.batches(self.settings.rank, self._consumed))
-        stream = self._stream(batches) if self.split.remote is None else self._remote_stream(plan, batches)
+        self._bad = self._no_bad()
+        stream = self._iteration()
         if self.settings.device.type == "cuda":
             stream = one_ahead(stream, self.settings.device)
         self._active = stream
         try:
-            for _ in range(left):
-                if self._active is not stream:
-                    return  # a newer iteration goes on from here
-                images, labels, bad = self._next(stream) or self._empty()
-                handed += self.settings.batch_size
-                for each in bad:
-                    self._bad.add(each.position, each.reason, handed)
-                self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
-                yield images, labels
-            self._consumed = 0
+            yield from self._hand_out(stream)
         finally:
             stream.close()
-
-    def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
-        """Yield as `_stream` does, and have the shards fetched ahead of it."""
-        from ..shards.ahead import Ahead
-
-        done, windows = self._consumed, plan.order(self._consumed)
-        ahead = Ahead(self.split, windows, done, WINDOWS_AT_ONCE * plan.window_shards)
-        with closing(ahead), closing(self._stream(_once_fetched(batches, ahead))) as stream:
-            for loaded in stream:
-                yield loaded
-                done += plan.global_batch
-                ahead.done(done)
-
-    def _next(self, stream: Iterator[Loaded]) -> Loaded | None:
-        try:
-            return next(stream, None)
-        except CorruptSampleError as error:
-            why = "no sample near it can stand in"
-            raise self._bad.stopped(error.position, error.reason, why) from error
 
     @property
     def num_bad(self) -> int:
         """Corrupt samples that this rank has met in this epoch, or since it went on in it."""
         return len(self._bad)
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""
-        return self._plan().num_batches()
 
+    @abstractmethod
     def num_left(self) -> int:
         """Return the batches that are left of the epoch, the same on every rank."""
-        return self._plan().num_batches(self._consumed)
 
+    @abstractmethod
     def describe_batch(self, state: dict[str, int]) -> list[str]:
         """Name the samples, by shard and key, of this rank's batch at the place of a `state_dict()`, as planned."""
-        plan = replace(self._plan(), epoch=state["epoch"])
-        batch = next(plan.batches(self.settings.rank, state["samples"]))
-        return [self.split.describe(position) for position in batch.positions.tolist()]
 
     def set_epoch(self, epoch: int) -> None:
         """Pick the epoch whose order comes next; another one than the current begins at its first sample."""
-        if epoch != self._epoch:
-            self._epoch, self._consumed = epoch, 0
+        self._epoch = epoch
 
+    @abstractmethod
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its samples all ranks together have been handed."""
-        return {"epoch": self._epoch, "samples": self._consumed}
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from where a `state_dict()` was taken; raises ValueError where that is no place in this split."""
-        if not 0 <= state["samples"] <= len(self.split):
-            raise ValueError(f"state has {state['samples']} samples consumed of {len(self.split)}")
-        self._epoch, self._consumed = state["epoch"], state["samples"]
 
     def close(self) -> None:
         """Let go of threads, processes, files and buffers; iterating again takes them up again."""
         if self._active is not None:
             self._active.close()
             self._active = None
-        self._feed.close()

@@ -20,10 +20,11 @@ from torch import Tensor
 from ..shards.dataset import ShardSplit
 from .augment import SamplePlan
 from .feed import Bad, Sample, fill
-from .loader import Loaded, Loader, LoaderSettings
+from .loader import Loaded, LoaderSettings
 from .opencv_transforms import draw
 from .pixels import normalization_table, normalize_pixels
 from .plan import PlannedBatch
+from .planned_loader import PlannedLoader
 
 CHUNK = 32  # samples a task: measured, smaller ones cost the main thread more, larger ones wait for one another
 AHEAD = 2  # batches under way, or more where they are small
@@ -64,7 +65,7 @@ class _Job(NamedTuple):
     tasks: list[Future[tuple[NDArray[np.int64], list[Bad]]]]
 
 
-class OpenCVLoader(Loader):
+class OpenCVLoader(PlannedLoader):
     """Decode, resize and normalise in `workers` threads, straight into the batch; on a GPU the device normalises."""
 
     backend = "opencv"

@@ -19,35 +19,19 @@ from .loader import Loader
 from .pixels import decode
 
 
-class _Rows(ShardSet):
-    """A shard set whose only split is one of another's, with rows as labels and under a name of its own.
-
-    Loaders shuffle what is called `train`; by this name any split comes whole, and in the order of the shards.
-    """
-
-    def __init__(self, shards: ShardSet, split: ShardSplit) -> None:
-        super().__init__(shards.path, shards.remote)
-        labels = split.manifest_rows - split.manifest_rows.min()
-        self._split = replace(split, name=f"{split.name}, all of it", labels=labels)
-
-    def split(self, split: str) -> ShardSplit:  # noqa: ARG002 - there is one
-        return self._split
-
-
 def create_row_loader(shards: ShardSet, split: ShardSplit, **settings: Any) -> Loader:
     """Make a loader of (images, rows) over every sample of a split, the training split too, in the order of the shards.
 
     rows:     int64 (B,), for each image its row among the split's in the manifest (0..len(split) - 1), which are sorted
               by wnid and key. A corrupt sample is left out, and its row is the one that does not come.
-    settings: those of `create_loader`, except split, seed and augment. dtype is uint8 and normalize None unless they
-              say otherwise.
+    settings: those of `create_loader`, except split, training, seed and augment. dtype is uint8 and normalize None
+              unless they say otherwise.
 
-    Raises ValueError as `create_loader` does, and for backend webdataset, which knows no manifest.
+    Raises ValueError as `create_loader` does.
     """
-    if settings.get("backend") == "webdataset":
-        raise ValueError("backend webdataset follows no manifest, so it cannot tell which image is which; take another")
+    rows = replace(split, labels=split.manifest_rows - split.manifest_rows.min())
     defaults: dict[str, Any] = {"dtype": torch.uint8, "normalize": None}
-    return create_loader(_Rows(shards, split), split="all", **{**defaults, **settings})
+    return create_loader(shards, split=rows, training=False, **{**defaults, **settings})
 
 
 def read_images(shards: ShardSet, split: ShardSplit, keys: Sequence[str]) -> list[NDArray[np.uint8] | None]:

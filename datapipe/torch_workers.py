@@ -19,9 +19,10 @@ from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError
 from .augment import Recipe, SamplePlan
 from .feed import Bad, Feed, Sample, fill
-from .loader import Loaded, Loader, LoaderSettings
+from .loader import Loaded, LoaderSettings
 from .pixels import decode, normalize_pixels
 from .plan import PlannedBatch
+from .planned_loader import PlannedLoader
 from .torch_transforms import transformed
 
 Made = tuple[Tensor, NDArray[np.int64], list[Bad]]
@@ -55,7 +56,7 @@ def _leave_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class TorchLoader(Loader):
+class TorchLoader(PlannedLoader):
     """Decode in `workers` processes; pixels are normalised on the device, where batches arrive as uint8."""
 
     backend = "torch"

@@ -14,7 +14,10 @@ from in21k.datapipe import Loader
 from in21k.datapipe.augment import AUGMENTATIONS
 from in21k.datapipe.pixels import NORMALIZATIONS
 from in21k.datapipe.plan import EpochPlan
+from in21k.datapipe.rows import create_row_loader, read_images
 from in21k.shards import ShardSet
+from in21k.shards.dataset import read_manifest
+from in21k.shards.manifest import pc
 
 MakeLoader = Callable[..., Loader]
 
@@ -116,3 +119,27 @@ def test_cropping_what_is_squished_earns_a_warning_with_the_way_out(
     assert not caplog.records
     make("torch", augment="inception")
     assert "--resize short-edge --size 256" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_by_its_rows_comes_whole_and_each_image_with_its_row(
+    backend: str, split: str, shard_set: ShardSet, originals: dict[str, Tensor]
+) -> None:
+    opened = shard_set.split(split)
+    loader = create_row_loader(shard_set, opened, backend=backend, batch_size=7, image_size=32, workers=1)
+    batches = list(loader)
+    loader.close()
+    assert torch.equal(torch.cat([images for images, _ in batches]), originals[split])  # in the order of the shards
+    rows = torch.cat([rows for _, rows in batches]).tolist()
+    assert sorted(rows) == list(range(len(opened)))
+    keys = read_manifest(shard_set, ["key", "split"]).filter(pc.field("split") == split)["key"].to_pylist()
+    for row, image in zip(rows, originals[split], strict=True):
+        (pixels,) = read_images(shard_set, opened, [keys[row]])
+        assert np.array_equal(pixels, image.permute(1, 2, 0))
+
+
+def test_the_training_split_comes_whole_and_in_order_where_it_is_not_for_training(
+    make: MakeLoader, backend: str, shard_set: ShardSet
+) -> None:
+    labels = torch.cat([labels for _, labels in make(backend, training=False, batch_size=7)])
+    assert labels.tolist() == shard_set.split("train").labels.tolist()

@@ -208,7 +208,7 @@ def test_each_round_of_training_takes_each_shard_once(world_size: int, workers: 
     rounds: list[list[str]] = [[], []]
     for rank, worker in itertools.product(range(world_size), range(workers)):
         settings = webdataset_stream.LoaderSettings(batch_size=1, image_size=1, rank=rank, world_size=world_size)
-        stream = webdataset_stream._BatchStream(shards, settings, 0, [])
+        stream = webdataset_stream.BatchStream(shards, settings, 0, [])
         stream._worker, stream._num_workers = worker, workers
         for number in range(2):
             rounds[number] += [each["url"] for each in stream._urls(number)]
@@ -319,7 +319,7 @@ def test_training_on_a_pattern_needs_epoch_samples(open_stream: Make, pattern: s
         open_stream(pattern, epoch_samples=7, world_size=2)
     with pytest.raises(ValueError, match="epoch_samples is 0; wanted 1 or more"):
         open_stream(pattern, epoch_samples=0)
-    with pytest.raises(ValueError, match="it is for split train, and val comes whole"):
+    with pytest.raises(ValueError, match="it is for training, and otherwise a split comes whole"):
         open_stream(split="val", epoch_samples=8)
 
 
