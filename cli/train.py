@@ -37,7 +37,7 @@ class Labels(NamedTuple):
 @click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv, torch or webdataset.")
 @click.option("--model", help="A timm architecture.")
 @click.option("--loss", help="semantic, cross-entropy, bce or asymmetric.")
-@click.option("--teacher", "teacher_name", help="Who is distilled: a run, a checkpoint of one, or a timm model.")
+@click.option("--teacher", "teacher_name", help="Who is distilled: a run, its export, a checkpoint, or a timm model.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
 @click.option("--plot-schedule", "plot", type=PATH, metavar="OUT.png", help="With --dry-run: draw the learning rate.")

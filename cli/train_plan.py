@@ -88,8 +88,9 @@ def _describe_lr(plan: dict[str, Any]) -> str:
 
 def _describe_memory(sizes: dict[str, float]) -> str:
     parts = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items() if name != "total")
-    unknown = "" if "optimizer" in sizes else "; what the optimizer keeps is not known"
-    return f"memory of a rank, estimated: {sizes['total']:,.0f} MB or more ({parts}{unknown})"
+    unknown = [what for what in ("optimizer", "activations") if what not in sizes]
+    note = f"; of {' and '.join(unknown)} nothing is known" if unknown else ""
+    return f"memory of a rank, estimated: {sizes['total']:,.0f} MB or more ({parts}{note})"
 
 
 def _changed(settings: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from .label_space import LabelSpace, label_space_of
-from .weights_file import read_part
+from .weights_file import check_finite, read_part
 
 Head = Literal["drop", "slice", "keep"]
 
@@ -72,13 +72,15 @@ def load_weights(
 
     path:       `.safetensors`, or a PyTorch file (a plain state dict, or a checkpoint; see `read_part`). Weights as an
                 architecture's authors published them are converted as timm converts them.
-    head:       what becomes of a head of another number of classes. `drop`: the network's keeps its random weights;
-                `keep`: the network gets the file's; `slice`: the network gets the rows of its own classes out of it.
-    wnids:      for `slice`, the network's classes in the order of its outputs.
-    file_wnids: for `slice`, the classes of the file's head; None: the known label space of that many classes.
+    head:       what becomes of a head of other classes. `drop`: the network's keeps its random weights; `keep`: the
+                network gets the file's; `slice`: the network gets the rows of its own classes out of it.
+    wnids:      the network's classes in the order of its outputs; `slice` needs them.
+    file_wnids: the classes of the file's head. None: for `slice`, the known label space of that many classes; for
+                `drop`, a head of as many classes is taken for one of the same.
     average:    of a checkpoint that holds averaged weights too, take those.
 
-    Raises ValueError where the file is missing, holds no weights, none that fits, or no head to keep or to slice.
+    Raises ValueError where the file is missing, holds no weights, none that fits, some that are not finite, or no head
+    to keep or to slice.
     """
     path = Path(path)
     part, tensors = read_part(path, average=average)
@@ -98,15 +100,19 @@ def fit_weights(
     """Do as `load_weights` with tensors by name, which are the `part` of `path`, as messages and the report say."""
     if head not in get_args(Head):
         raise ValueError(f"head is {head!r}; wanted one of {', '.join(get_args(Head))}")
-    if (head == "slice") != (wnids is not None):
-        raise ValueError("head='slice' and the network's wnids go together; give both or neither")
+    if head == "slice" and wnids is None:
+        raise ValueError("head='slice' goes by the network's wnids; give them")
+    check_finite(path, raw)
     given = _convert(model, raw, path)
     converted = {name for name, tensor in given.items() if name not in raw or raw[name].shape != tensor.shape}
     said, lacking = "", ()
     if head == "keep":
         said = _keep_head(model, given, path)
-    elif wnids is not None:
+    elif head == "slice" and wnids is not None:
         given, said, lacking = _slice_head(model, given, wnids, file_wnids, path)
+    elif wnids is not None and file_wnids is not None and tuple(wnids) != tuple(file_wnids):
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(_head_prefixes(model))}
+        said = "its head left out, which is of other classes"
     own = model.state_dict()
     known = own.keys() & given.keys()
     fitting = {name: given[name] for name in own if name in known and given[name].shape == own[name].shape}

@@ -56,6 +56,13 @@ def read_part(path: Path, *, average: bool = True) -> tuple[str, dict[str, Tenso
     raise ValueError(f"{path}: holds no tensors by name; wanted a state dict")
 
 
+def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where weights are no numbers, or infinite: a training was lost, or a file was damaged."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: its {name} holds numbers that are not finite; give weights that are whole")
+
+
 def _unwrapped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     names = {name: _without_wrappers(name) for name in tensors}
     if len(set(names.values())) < len(names):

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Self
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..models.export import MEAN_STD
+from ..models.export import MEAN_STD, weights_fingerprint
 from ..models.label_space import LabelSpace, class_map, label_space_of
 from ..models.zoo import pretrained_21k
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .evaluation.saved_run import load_run
+from .evaluation.open_model import OpenModel, first_line, num_published, open_model
 from .levels import Levels
 from .precision import autocast
 from .settings import TrainSettings
@@ -29,7 +24,6 @@ from .settings import TrainSettings
 if TYPE_CHECKING:
     from .loop import Loader
 
-_SOURCES = ("local-dir:", "hf-hub:")  # of timm's model names
 # Cohen's kappa up to which a teacher is at chance. Simulated on the 11,221 classes with 512 images: a flawless teacher
 # whose outputs are taken for the classes one or two further along has 0.07 at most, a rightly mapped one of 47 % 0.44.
 AT_CHANCE = 0.1
@@ -70,7 +64,8 @@ class Teacher(nn.Module):
         """
         super().__init__()
         self.name, self.size = name, size
-        self.fingerprint = _fingerprint(network, outputs, mean_std)
+        facts = [outputs.tolist(), [list(values) for values in mean_std]]
+        self.fingerprint = weights_fingerprint(network, also=json.dumps(facts))
         self.network = network.requires_grad_(False)
         own, given = torch.tensor(mean_std).view(2, 3, 1, 1), torch.tensor(student_mean_std).view(2, 3, 1, 1)
         self._as_given = torch.equal(own, given)
@@ -100,23 +95,22 @@ class Teacher(nn.Module):
 def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.device) -> Teacher:
     """Load the teacher that the settings name, onto a device, compiled where they say so.
 
-    settings.teacher is a run's folder or a checkpoint file of a run (the moving average of its weights, where it has
-    one, else the last), a folder with `config.json` and weights that timm opens, or a timm model with pretrained
-    weights (`tresnet_v2_l.miil_in21k`; also `local-dir:` and `hf-hub:`). A run's classes are those of its tree, a timm
-    model's those that its configuration names, or of the known label space of that many classes.
+    settings.teacher is what `open_model` takes; of a run, the moving average of its weights teaches, where it has one,
+    else the last. A run's classes are those of its tree, a timm model's those that its configuration names, or of the
+    known label space of that many classes.
 
     Raises ValueError where it is none of these, cannot be had, lacks a class of the tree, or takes no images of
     `teacher_size` (without: `image_size`).
     """
     assert settings.teacher is not None
     with torch.random.fork_rng(devices=[]):  # the weights that a network begins with draw none of the student's numbers
-        found = _find(settings.teacher, tree)
-    side = settings.teacher_size or settings.image_size or found.size
+        opened, outputs = _open(settings.teacher, tree)
+    side = settings.teacher_size or settings.image_size or opened.image_size
     teacher = Teacher(
-        found.network,
+        opened.model,
         name=settings.teacher,
-        outputs=found.outputs,
-        mean_std=found.mean_std,
+        outputs=outputs,
+        mean_std=(opened.mean, opened.std),
         student_mean_std=MEAN_STD[settings.normalize],
         size=settings.teacher_size,
     ).to(device)
@@ -126,8 +120,8 @@ def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.devi
         teacher(torch.zeros(1, 3, side, side, device=device))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"teacher {teacher.name}: takes no images of {side} x {side} pixels ({_first_line(error)}); "
-            f"it was trained on {found.size} x {found.size} (--set teacher_size={found.size})"
+            f"teacher {teacher.name}: takes no images of {side} x {side} pixels ({first_line(error)}); it was trained "
+            f"on {opened.image_size} x {opened.image_size} (--set teacher_size={opened.image_size})"
         ) from error
     if settings.compile:
         teacher.network.compile()
@@ -238,50 +232,16 @@ def _judge(levels: Levels, counts: Tensor) -> dict[str, float]:
     return {"semantic_top1": 100 * right / valid, "commonest": 100 * commonest / valid, "kappa": kappa}
 
 
-class _Found(NamedTuple):
-    """A network on the CPU, its outputs for the data set's classes, and of its images mean and std, and side."""
-
-    network: nn.Module
-    outputs: Tensor
-    mean_std: tuple[Sequence[float], Sequence[float]]
-    size: int
-
-
-def _find(name: str, tree: SemanticTree) -> _Found:
-    path = Path(name)
-    if path.is_file() or (path / "config.yaml").is_file():
-        return _from_run(name, tree)
-    if (path / "config.json").is_file():
-        return _from_timm(name, f"local-dir:{path}", tree)
-    if timm.is_model(name) or name.startswith(_SOURCES):
-        return _from_timm(name, name, tree)
-    nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
-    hint = f"; timm's nearest: {', '.join(nearest)}" if nearest else ""
-    raise ValueError(
-        f"teacher {name!r}: wanted a run's folder (with config.yaml), a checkpoint file of a run, a folder with "
-        f"config.json and weights, or a model of timm, and it is none of these{hint}"
-    )
-
-
-def _from_run(name: str, tree: SemanticTree) -> _Found:
-    run = load_run(name)
-    if run.settings.ema is not None:
-        run = load_run(name, "ema")
-    outputs = _outputs(name, LabelSpace("of the run", run.tree.wnids), tree)
-    return _Found(run.model, outputs, MEAN_STD[run.settings.normalize], run.settings.image_size or 224)
-
-
-def _from_timm(name: str, timm_name: str, tree: SemanticTree) -> _Found:
-    if timm.is_model_pretrained(timm_name):  # then refuse it before its weights travel
-        published: Any = get_pretrained_cfg(timm_name)
-        _outputs(name, published.num_classes, tree)
+def _open(name: str, tree: SemanticTree) -> tuple[OpenModel, Tensor]:
+    """Return the network, and for each class of the tree its output."""
+    num_outputs = num_published(name)
+    if num_outputs is not None:  # then refuse it before its weights travel
+        _outputs(name, num_outputs, tree)
     try:
-        network = timm.create_model(timm_name, pretrained=True)
-    except Exception as error:  # of timm, the hub, the network below it and the files' readers, each has its own kinds
-        raise ValueError(f"teacher {name}: timm cannot open it ({_first_line(error)})") from error
-    config = cast(dict[str, Any], network.pretrained_cfg)
-    outputs = _outputs(name, network, tree)
-    return _Found(network, outputs, (config["mean"], config["std"]), config["input_size"][-1])
+        opened = open_model(name, "ema-or-last")
+    except ValueError as error:
+        raise ValueError(f"teacher {error}") from error
+    return opened, _outputs(name, opened.classes or opened.model, tree)
 
 
 def _outputs(name: str, classes: LabelSpace | int | nn.Module, tree: SemanticTree) -> Tensor:
@@ -294,16 +254,3 @@ def _outputs(name: str, classes: LabelSpace | int | nn.Module, tree: SemanticTre
         others = [each for each in known if each.partition(".")[0] == architecture]
         hint = f"; of its architecture these know ImageNet-21K: {', '.join(others)}" if others else ""
         raise ValueError(f"teacher {name}: {error}{hint}") from error
-
-
-def _fingerprint(network: nn.Module, outputs: Tensor, mean_std: tuple[Sequence[float], Sequence[float]]) -> str:
-    facts = [outputs.tolist(), [list(values) for values in mean_std]]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from .cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
 from .distill_loss import LogitKDLoss, SemanticKDLoss
 from .multilabel import MultiLabelLoss
 from .semantic import SemanticSoftmaxLoss
-from .settings import TrainSettings
+from .settings import BINARY_LOSSES, TrainSettings
 
 
 def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None = None) -> nn.Module:
@@ -36,7 +36,7 @@ def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor 
 
 def check_loss(settings: TrainSettings, *, multi_label: bool) -> None:
     """Raise ValueError where the settings do not go with data of one label an image, or of several."""
-    if multi_label and settings.loss not in ("bce", "asymmetric"):
+    if multi_label and settings.loss not in BINARY_LOSSES:
         raise ValueError(
             f"loss is {settings.loss!r}, and the images have several labels; wanted --loss asymmetric or --loss bce "
             "(--recipe finetune-multilabel has the former)"

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, before there is one: counted from tensors' sizes, activations measured."""
+"""How much memory a training step takes, before there is one: counted from the sizes of its tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ..models.zoo import checkpoint_gradients
+from ..models.zoo import check_image_size, checkpoint_gradients
 from .optim import create_optimizer
 from .precision import autocast
 from .settings import TrainSettings
@@ -23,15 +24,19 @@ def estimate_memory(model: nn.Module, settings: TrainSettings, teacher: nn.Modul
     weights, gradients, ema, teacher: their tensors' sizes.
     optimizer:   what a step leaves in it, taken over tensors without content; not there for the few that read values.
     images:      one batch in float32.
-    activations: what the network keeps for its backward pass, measured on the CPU with a few images and scaled to the
-                 batch. Not in it: the loss, a layer's scratch space, what grad_checkpointing computes anew, and what
-                 the device's libraries take.
+    activations: what the network keeps for its backward pass on a CPU, of a few images without content, scaled to the
+                 batch; another device's kernels may keep something else. Not in it: the loss, a layer's scratch space,
+                 what grad_checkpointing computes anew, and what the device's libraries take. Not there for networks
+                 whose way depends on the images' values.
 
     model: on the CPU, and unchanged afterwards.  settings: with image_size and amp filled in.
+
+    Raises ValueError where the network is for images of another size, or knows no grad_checkpointing.
     """
     assert settings.image_size is not None
+    check_image_size(model, settings.image_size)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    state = _optimizer_bytes(model, settings)
+    state, activations = _optimizer_bytes(model, settings), _activation_bytes(model, settings)
     sizes = {
         "weights": _module_bytes(model),
         "gradients": _bytes(trained),
@@ -39,7 +44,7 @@ def estimate_memory(model: nn.Module, settings: TrainSettings, teacher: nn.Modul
         **({"ema": _module_bytes(model)} if settings.ema else {}),
         **({"teacher": _module_bytes(teacher)} if teacher else {}),
         "images": settings.batch_size * 3 * settings.image_size**2 * 4,
-        "activations": _activation_bytes(model, settings),
+        **({"activations": activations} if activations is not None else {}),
     }
     return {**sizes, "total": sum(sizes.values())}
 
@@ -75,22 +80,32 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _activation_bytes(model: nn.Module, settings: TrainSettings) -> int:
-    """Return what is kept of a batch: a line through two small ones, as some of it (cast weights) does not grow."""
-    own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).train()
+def _activation_bytes(model: nn.Module, settings: TrainSettings) -> int | None:
+    """Return what is kept of a batch: a line through two small ones, as some of it (cast weights) does not grow.
+
+    None where images without content do not come through.
+    """
+    # Tensors that know their shape, kind and device and have no content: images of any size take a second, no memory.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    empty = {id(each): nn.Parameter(mode.from_tensor(each.detach()), each.requires_grad) for each in model.parameters()}
+    shell = copy.deepcopy(model, {**empty, **{id(each): mode.from_tensor(each) for each in model.buffers()}}).train()
     if settings.grad_checkpointing:
-        checkpoint_gradients(own, settings.model)
-    few, more = (_kept_bytes(own, settings, num_images) for num_images in (_FEW, _MORE))
+        checkpoint_gradients(shell, settings.model)
+    try:
+        with mode:
+            few, more = (_kept_bytes(shell, settings, num_images) for num_images in (_FEW, _MORE))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None
     return few + (more - few) * (settings.batch_size - _FEW) // (_MORE - _FEW)
 
 
 def _kept_bytes(model: nn.Module, settings: TrainSettings, num_images: int) -> int:
     """Return what the backward pass of some images would read, beside the model's own tensors and the images."""
-    size, kept = settings.image_size or 0, dict[int, int]()
+    size, kept = settings.image_size or 0, dict[int, torch.UntypedStorage]()
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[id(storage)] = storage  # which is held, so that no number stands for two
         return tensor
 
     images = torch.zeros(num_images, 3, size, size)
@@ -99,9 +114,6 @@ def _kept_bytes(model: nn.Module, settings: TrainSettings, num_images: int) -> i
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         autocast(torch.device("cpu"), settings.amp),
     ):
-        # While there is an output its graph holds what was saved, so that no address stands for two tensors.
-        output = model(images)
-    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers(), images)}
-    total = sum(size for address, size in kept.items() if address not in own)
-    del output
-    return total
+        model(images)
+    own = {id(each.untyped_storage()) for each in (*model.parameters(), *model.buffers(), images)}
+    return sum(storage.nbytes() for number, storage in kept.items() if number not in own)

@@ -12,21 +12,24 @@ import yaml
 from .settings import TrainSettings, known_settings, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+# Settings that shape nothing without another one: of the teacher, and of the weights to begin with.
+LEANING = {"teacher": ("kd_weight", "kd_reduction", "kd_temperature"), "init": ("init_head",)}
 
 
 class Resolved(NamedTuple):
-    """Settings, and by the name of each where its value comes from: `default`, `recipe miil`, `--set`, `--model`."""
+    """Settings, and by the name of each where its value comes from: `default`, `recipe miil`, `run run/config.yaml`,
+    `--set`, `--model`."""
 
     settings: TrainSettings
     sources: dict[str, str]
 
 
 class _Recipe(NamedTuple):
-    name: str
-    """As it was asked for."""
     extends: str | None
     """The recipe that it extends, as `read` takes it."""
     values: dict[str, Any]
+    source: str
+    """Where its values come from, in words."""
 
 
 def resolve_settings(
@@ -39,8 +42,8 @@ def resolve_settings(
     sets:   `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
     flags:  settings by name as command-line flags give them; None: the flag was not given.
 
-    Raises ValueError for an unknown recipe or setting, a value of another kind, and a setting that is asked for twice
-    with different values.
+    Raises ValueError for an unknown recipe or setting, a value of another kind, a setting that is asked for twice with
+    different values, and one that shapes nothing because nobody named the teacher or the weights that it is about.
     """
     return resolve_with_sources(recipe, sets, flags).settings
 
@@ -50,10 +53,9 @@ def resolve_with_sources(
 ) -> Resolved:
     """Do as `resolve_settings`, and say of every setting where its value comes from."""
     sources = dict.fromkeys((each.name for each in fields(TrainSettings)), "default")
-    values: dict[str, Any] = {}
-    for layer in _layers(recipe) if recipe else []:
-        values |= layer.values
-        sources |= dict.fromkeys(layer.values, f"recipe {layer.name}")
+    layers = _layers(recipe) if recipe else []
+    for layer in layers:
+        sources |= dict.fromkeys(layer.values, layer.source)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     asked = known_settings(given, "the flags")
     sources |= {name: f"--{name}" for name in asked}
@@ -65,7 +67,10 @@ def resolve_with_sources(
                 raise ValueError(f"{name} is asked for twice, as {both}; give it once")
         asked |= converted
         sources |= dict.fromkeys(converted, "--set")
-    return Resolved(TrainSettings(**{**values, **asked}), sources)
+    in_turn = [*(layer.values for layer in layers), asked]
+    settings = TrainSettings(**{name: value for given in in_turn for name, value in given.items()})
+    _check_leaning(settings, in_turn)
+    return Resolved(settings, sources)
 
 
 def list_recipes() -> list[str]:
@@ -84,6 +89,21 @@ def describe_recipes() -> dict[str, str]:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """Return the settings of a recipe by name or of a YAML file, with those that it extends; ValueError for neither."""
     return {name: value for layer in _layers(recipe) for name, value in layer.values.items()}
+
+
+def _check_leaning(settings: TrainSettings, in_turn: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a setting that shapes nothing, unless who gave it, or a later one, said to do without."""
+    for base, names in LEANING.items():
+        idle: set[str] = set()
+        for given in in_turn:
+            idle = set() if base in given else idle | given.keys()
+        for name in names:
+            value = getattr(settings, name)
+            if getattr(settings, base) is None and name in idle and value != getattr(TrainSettings, name):
+                raise ValueError(
+                    f"{name} is {value!r} and there is no {base}; give --set {base}=..., or leave {name} out "
+                    f"(where a recipe has it: --set {base}=off)"
+                )
 
 
 def _layers(recipe: str) -> list[_Recipe]:
@@ -112,25 +132,41 @@ def _read(recipe: str) -> _Recipe:
         raise ValueError(f"{path}: not readable as a recipe ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no settings; wanted lines of `name: value`")
-    # `data` is what a finished run was trained on, in its config.yaml; it is no setting.
+    # `data` is what a run is trained on, in its config.yaml; it is no setting.
+    source = f"{'run' if 'data' in content else 'recipe'} {recipe}"
     values = {str(name): value for name, value in content.items() if name != "data"}
     extends = values.pop("extends", None)
     if extends is not None and not isinstance(extends, str):
         raise ValueError(f"{path}: extends is {extends!r}; wanted the name of one recipe, or a YAML file")
     if extends is not None and extends not in list_recipes():
         extends = str(path.parent / extends)
-    return _Recipe(recipe, extends, known_settings(values, str(path), also=("extends",)))
+    return _Recipe(extends, known_settings(values, str(path), also=("extends",)), source)
 
 
 def _read_set(text: str) -> dict[str, Any]:
-    name, given, value = text.partition("=")
-    if not given:
-        raise ValueError(f"--set {text}: has no value; wanted --set KEY=VALUE")
+    name, _, value = text.partition("=")
+    if not value.strip():
+        raise ValueError(f"--set {text}: has no value; wanted --set KEY=VALUE, off where there is to be none")
     return known_settings({name.strip(): _yaml(value, f"--set {text}")}, f"--set {text}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a name that stands twice in a mapping; by itself the last would win in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it stands; raises YAMLError."""
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"{key.value} stands in line {seen[key.value]} and again in line {line}; keep one")
+            seen[str(key.value)] = line
+        return node
 
 
 def _yaml(text: str, where: str) -> object:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not readable as YAML ({str(error).splitlines()[0]})") from error

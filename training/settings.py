@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+BINARY_LOSSES = ("bce", "asymmetric")  # a yes or no for each class
 _INFINITE = float("inf")
 # Whole numbers from 1 on. Beyond these a number is a slip of the finger.
 _MOST = {
@@ -64,8 +65,8 @@ class TrainSettings:
     model_args: dict[str, Any] = field(default_factory=dict)
     """What else the architecture takes, as {drop_path_rate: 0.1}."""
     init: str | None = None
-    """Weights to begin with: a run's folder, a checkpoint of one, a file of weights (see `in21k.models.load_weights`),
-    or a timm model with pretrained weights; None: random weights."""
+    """Weights to begin with: a run's or an export's folder, a checkpoint of a run, a file of weights (see
+    `in21k.models.load_weights`), or a timm model with pretrained weights; None: random weights."""
     init_head: Literal["drop", "slice"] = "drop"
     """The head of `init`, where it has other classes: left out; or each class gets its own row of it, by wnid."""
     loss: Literal["semantic", "cross-entropy", "bce", "asymmetric"] = "semantic"
@@ -80,7 +81,8 @@ class TrainSettings:
     label_smoothing: float = 0.2
     """The share of the target that is spread evenly over the classes, 0 <= x < 1."""
     teacher: str | None = None
-    """Who is distilled: a run's folder, a checkpoint of one, or a timm model with pretrained weights; None: nobody."""
+    """Who is distilled: a run's or an export's folder, a checkpoint of a run, or a timm model with pretrained weights;
+    None: nobody."""
     teacher_size: int | None = None
     """Side in pixels of the images that the teacher sees, resized from the student's; None: those as they are."""
     kd_weight: float = 30.0
@@ -253,6 +255,8 @@ def _convert(name: str, value: object, hint: Any) -> Any:
         return None
     if kind is list and value is False:
         return []
+    if kind is str and value == "":  # as from a shell's variable that is not set
+        raise ValueError(_bad(name, value, f"{_WORDS[str]} that is not empty{', or off' * (type(None) in kinds)}"))
     try:
         if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)

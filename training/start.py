@@ -17,9 +17,12 @@ from ..models.weights import fit_weights
 from ..models.zoo import create_model
 from .checkpoint import FORMAT
 from .evaluation.open_model import OpenModel, open_model
+from .evaluation.saved_run import Weights
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)
+
+_OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetensors": "ema"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +42,22 @@ class Start:
 def open_start(name: str) -> Start:
     """Open what `init` names.
 
-    It is a run's folder or a checkpoint of one (then the moving average, where there is one), a folder that timm opens,
-    a timm model with pretrained weights, or a file of weights.
+    It is a run's folder or a checkpoint of one (then the moving average, where there is one), a run's file of weights,
+    a folder that timm opens, a timm model with pretrained weights, or a file of weights alone.
 
     Raises ValueError where it is none of these, or cannot be had.
     """
     path = Path(name)
-    if path.is_file() and not _is_checkpoint(path):
+    if path.is_file() and path.name in _OF_RUN and (path.parent / "config.yaml").is_file():
+        opened = open_model(path.parent, _OF_RUN[path.name])
+    elif path.is_file() and not _is_checkpoint(path):
         return Start(name=name)
-    opened = open_model(name)
+    else:
+        opened = open_model(name, "ema-or-last")
     if opened.run is not None:
         own = opened.run.settings
-        if own.ema is not None:
-            opened = open_model(name, "ema")
-        return Start(
-            name=name,
-            opened=opened,
-            settings={"model": own.model, "model_args": own.model_args, "normalize": own.normalize},
-        )
+        taken = {"model": own.model, "model_args": own.model_args, "normalize": own.normalize}
+        return Start(name=name, opened=opened, settings=taken)
     taken = {"model": opened.name.partition(".")[0]}
     normalize = next((each for each, mean_std in MEAN_STD.items() if mean_std == (opened.mean, opened.std)), None)
     if normalize is None:
@@ -81,8 +82,9 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
         opened.model.state_dict(),
         Path(start.name),
         head=settings.init_head,
-        wnids=wnids if slices else None,
-        file_wnids=opened.classes.wnids if slices and opened.classes else None,
+        wnids=wnids,
+        # What nobody knows is not these classes, but may have as many as a known label space, to be sliced.
+        file_wnids=opened.classes.wnids if opened.classes else None if slices else (),
     )
     log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return network

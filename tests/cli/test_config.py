@@ -78,7 +78,9 @@ def test_a_mistake_is_one_line(words: tuple[str, ...], said: str) -> None:
 def test_a_runs_configuration_is_shown(trained: Path) -> None:
     path = trained / "config.yaml"
     row = run_json("config", "show", path)["settings"]["model"]
-    assert (row["value"], row["source"]) == ("resnet10t", f"recipe {path}")
+    assert (row["value"], row["source"]) == ("resnet10t", f"run {path}")
+    rows = run_json("config", "show", path, "--set", "lr=0.5")["settings"]
+    assert {name for name, row in rows.items() if row["source"] != f"run {path}"} == {"lr"}
 
 
 def test_list_names_each_recipe_with_its_purpose() -> None:

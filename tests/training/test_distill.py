@@ -158,6 +158,8 @@ def test_published_weights_of_other_classes_are_refused_before_they_travel(
         load_teacher(settings_of("vit_tiny_patch16_224.augreg_in21k_ft_in1k"), tree, CPU)
     with pytest.raises(ValueError, match=r"no label space of 115,217 classes is known"):
         load_teacher(settings_of("vit_base_patch16_224.bamboo"), tree, CPU)
+    with pytest.raises(ValueError, match=r"no label space of 0 classes is known"):
+        load_teacher(settings_of("vit_small_patch14_dinov2.lvd142m"), tree, CPU)
 
 
 def test_weights_that_cannot_be_fetched_are_one_clear_line(
@@ -176,13 +178,16 @@ def test_weights_that_cannot_be_fetched_are_one_clear_line(
 
 
 def test_what_is_no_teacher_is_refused_with_what_was_looked_for(tmp_path: Path, tree: SemanticTree) -> None:
-    with pytest.raises(ValueError, match=r"'resnet51': wanted a run's folder.*model of timm.*nearest: .*resnet50"):
+    with pytest.raises(ValueError, match=r"teacher resnet51: .*wanted a run's folder.*of timm; nearest: .*resnet50"):
         load_teacher(settings_of("resnet51"), tree, CPU)
-    with pytest.raises(ValueError, match=r"a checkpoint file of a run, .* it is none of these"):
+    with pytest.raises(ValueError, match=r"teacher /.*: no run .*no config\.yaml.*no config\.json"):
         load_teacher(settings_of(tmp_path), tree, CPU)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=r"foreign\.pth: no in21k-checkpoint"):
+    with pytest.raises(ValueError, match=r"teacher /.*foreign\.pth: no in21k-checkpoint"):
         load_teacher(settings_of(tmp_path / "foreign.pth"), tree, CPU)
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(ValueError, match=r"teacher /.*weights\.safetensors: holds weights alone, .*wanted the folder"):
+        load_teacher(settings_of(tmp_path / "weights.safetensors"), tree, CPU)
 
 
 @pytest.mark.parametrize("its", ["unit", "imagenet"])

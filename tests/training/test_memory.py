@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from in21k.training import TrainSettings
 from in21k.training.memory import estimate_memory
@@ -39,6 +39,34 @@ def test_every_part_is_what_its_tensors_take() -> None:
     assert found["total"] == sum(size for name, size in found.items() if name != "total")
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
+def test_activations_are_what_a_real_forward_pass_keeps(name: str) -> None:
+    model = timm.create_model(name, num_classes=3).train()
+    settings = TrainSettings(image_size=48, batch_size=4, amp="off", model=name)
+    found = estimate_memory(model, settings)["activations"]
+    saved: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    images = torch.rand(4, 3, 48, 48)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model(images)
+    sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in saved}
+    for each in (*model.parameters(), *model.buffers(), images):
+        sizes.pop(each.untyped_storage().data_ptr(), None)
+    assert found == sum(sizes.values())
+    assert output.shape == (4, 3)
+
+
+def test_images_of_any_size_are_counted_without_being_there() -> None:
+    """A batch of these would take 137 GB."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU())
+    settings = TrainSettings(image_size=8192, batch_size=8, amp="off")
+    assert estimate_memory(model, settings)["activations"] == 8 * 64 * 8192**2 * 4
+
+
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("lion", 1), ("adan", 4)])
 def test_each_optimizer_keeps_its_own(optimizer: str, copies: int) -> None:
     found = estimate(network(), optimizer=optimizer)
@@ -47,6 +75,20 @@ def test_each_optimizer_keeps_its_own(optimizer: str, copies: int) -> None:
 
 def test_an_optimizer_that_cannot_be_counted_is_left_out_and_not_guessed() -> None:
     assert "optimizer" not in estimate(network(), optimizer="adamp")
+
+
+def test_activations_that_depend_on_the_images_values_are_left_out_and_not_guessed() -> None:
+    class Choosy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.body(images if images.sum() > 0 else -images)
+
+    found = estimate(Choosy())
+    assert "activations" not in found
+    assert found["gradients"] == estimate(network())["gradients"]
 
 
 def test_a_teacher_counts_with_its_weights() -> None:
@@ -70,6 +112,8 @@ def test_half_precision_and_checkpointing_save_activations() -> None:
 
     assert activations(amp="bf16") < 0.7 * activations()
     assert activations(grad_checkpointing=True) < 0.3 * activations()
+    with pytest.raises(ValueError, match="takes images of 32 x 32 pixels, got 64 x 64"):
+        activations(image_size=64)
     with pytest.raises(ValueError, match="knows no grad_checkpointing"):
         estimate(network(), grad_checkpointing=True)
 

@@ -71,11 +71,49 @@ def test_a_file_extends_a_recipe_that_ships_by_name(write: Write) -> None:
         ("- 1\n", "holds no settings"),
         ("lr: fast\n", "lr is 'fast'; wanted a number"),
         ("{\n", "not readable as YAML"),
+        ("lr: 0.1\nseed: 1\nlr: 0.2\n", "bad.yaml: not readable as YAML (lr stands in line 1 and again in line 3;"),
+        ("model_args:\n  depth: 1\n  depth: 1\n", "depth stands in line 2 and again in line 3"),
+        ("init: ''\n", "init is ''; wanted text that is not empty, or off"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused_with_the_reason(text: str, message: str, write: Write) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         resolve_settings(write("bad.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("idle", "base"),
+    [
+        ("kd_weight: 3\n", "teacher"),
+        ("kd_reduction: sum\n", "teacher"),
+        ("kd_temperature: 4\n", "teacher"),
+        ("init_head: slice\n", "init"),
+    ],
+)
+def test_a_setting_that_shapes_nothing_is_refused_unless_it_is_to_do_without(
+    idle: str, base: str, write: Write
+) -> None:
+    name, _, value = idle.strip().partition(": ")
+    recipe, on_top = write("idle.yaml", idle), write("on-top.yaml", f"extends: idle.yaml\n{base}: off\n")
+    for asked in ({"recipe": recipe}, {"sets": [f"{name}={value}"]}, {"recipe": on_top, "sets": [f"{name}={value}"]}):
+        with pytest.raises(
+            ValueError, match=rf"{name} is .* and there is no {base}; give --set {base}=\.\.\., or leave"
+        ):
+            resolve_settings(**asked)
+    default = getattr(TrainSettings(), name)
+    assert getattr(resolve_settings(recipe, flags={base: "run/"}), name) != default
+    assert getattr(resolve_settings(recipe, [f"{base}=off"]), name) != default  # as to measure what it is good for
+    assert getattr(resolve_settings(on_top), name) != default
+    assert getattr(resolve_settings(sets=[f"{name}={default if default else 'off'}"]), name) == default
+
+
+def test_a_run_that_did_without_is_a_recipe_too(tmp_path: Path) -> None:
+    settings = resolve_settings("miil-kd", ["kd_weight=3", "teacher=off"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(run_config(settings, {}, world_size=1)))
+    assert resolve_settings(str(path)) == settings
+    with pytest.raises(ValueError, match="there is no teacher"):
+        resolve_settings(str(path), ["kd_weight=5"])
 
 
 def test_a_recipe_that_extends_itself_ends(write: Write) -> None:

@@ -65,6 +65,9 @@ def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object
     ("sets", "message"),
     [
         (["lr"], "KEY=VALUE"),
+        (["init="], "--set init=: has no value; wanted --set KEY=VALUE, off where there is to be none"),
+        (["init=''"], "init is ''; wanted text that is not empty, or off"),
+        (["model=''"], "model is ''; wanted text that is not empty (--set"),
         (["epochs=2.5"], "epochs is 2.5; wanted a whole number"),
         (["epochs=true"], "epochs is True; wanted a whole number"),
         (["epochs=off"], "epochs is False; wanted a whole number"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from in21k.models import create_model, save_weights
+from in21k.models import create_model, save_weights, timm_config
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, create_network, load_run, open_start, train
+from in21k.training import TrainSettings, create_network, load_run, open_model, open_start, train
+from in21k.training.evaluation.saved_run import Weights
 
 OTHERS = ["n3", "n9", "n0"]  # two of the small tree's classes, and one that it does not know
 
@@ -56,6 +60,67 @@ def test_a_sliced_head_has_the_runs_rows_of_the_same_classes(finished: Path, tre
     assert torch.equal(rows[0], own[tree.wnids.index("n3")])
     assert torch.equal(rows[2], own[tree.wnids.index("n0")])
     assert not any(torch.equal(rows[1], row) for row in own)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("model", "last"), ("model_ema", "ema")])
+def test_a_runs_file_of_weights_brings_its_model(name: str, weights: Weights, finished: Path) -> None:
+    start = open_start(str(finished / f"{name}.safetensors"))
+    assert start.settings["model"] == "resnet10t"
+    assert start.opened
+    own = load_run(finished, weights).model.state_dict()
+    assert all(torch.equal(tensor, own[key]) for key, tensor in start.opened.model.state_dict().items())
+
+
+def test_a_head_of_other_classes_begins_anew_though_they_are_as_many(finished: Path, tree: SemanticTree) -> None:
+    start = open_start(str(finished))
+    own = load_run(finished, "ema").model.get_parameter("fc.weight")
+    same, others = tree.wnids, [f"c{number}" for number in range(len(tree))]
+    for wnids, is_kept in ((same, True), (others, False), (same[::-1], False)):
+        network = create_network(TrainSettings(**start.settings), wnids, start)
+        assert torch.equal(network.get_parameter("fc.weight"), own) is is_kept
+        assert torch.equal(network.get_parameter("conv1.0.weight"), start.opened.model.get_parameter("conv1.0.weight"))
+
+
+def test_a_head_whose_classes_nobody_knows_begins_anew(tmp_path: Path) -> None:
+    donor = create_model("resnet10t", num_classes=3)
+    config = timm_config(
+        donor,
+        architecture="resnet10t",
+        model_args={},
+        image_size=16,
+        crop_pct=None,
+        normalize="unit",
+        wnids=OTHERS,
+        names=OTHERS,
+    )
+    del config["pretrained_cfg"]["label_names"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_weights(donor, tmp_path / "model.safetensors")
+    start = open_start(f"local-dir:{tmp_path}")
+    assert start.opened
+    assert start.opened.classes is None
+    network = create_network(TrainSettings(model="resnet10t"), OTHERS, start)
+    assert not torch.equal(network.get_parameter("fc.weight"), donor.get_parameter("fc.weight"))
+    assert torch.equal(network.get_parameter("conv1.0.weight"), donor.get_parameter("conv1.0.weight"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_begin_nothing_and_answer_nothing(
+    value: float, finished: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(finished, tmp_path / "run")
+    tensors = load_file(broken / "model_ema.safetensors")
+    tensors["fc.bias"][1] = value
+    for name in ("model", "model_ema"):
+        save_file(tensors, broken / f"{name}.safetensors")
+    for refused in (
+        lambda: open_start(str(broken)),
+        lambda: load_run(broken),
+        lambda: open_model(f"local-dir:{broken}"),
+        lambda: create_network(TrainSettings(model="resnet10t"), OTHERS, open_start(str(broken / "model.safetensors"))),
+    ):
+        with pytest.raises(ValueError, match=r"fc\.bias holds numbers that are not finite"):
+            refused()
 
 
 def test_a_file_brings_weights_alone(tmp_path: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ...models.export import MEAN_STD
+from ...models.export import MEAN_STD, weights_fingerprint
 from ...models.label_space import LabelSpace, label_space_of
+from ...models.weights_file import check_finite
 from ...shards.tree import SemanticTree
 from .saved_run import SavedRun, Weights, load_run
 
@@ -53,28 +54,25 @@ class OpenModel:
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.model)
 
 
 def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
-    """Open the folder of a run, a checkpoint file of a run, a folder that timm opens, or a timm model by name.
+    """Open a trained network by one word.
 
-    name:    the latter with weights that timm fetches (`tresnet_m.miil_in21k`); also `local-dir:` and `hf-hub:`.
+    name:    the folder of a run or of an export of one, a checkpoint file of a run, a folder that timm opens, or a timm
+             model, whose weights timm fetches (`tresnet_m.miil_in21k`); also `local-dir:` and `hf-hub:`.
     weights: of a run; see `load_run`.
 
     Raises ValueError where it is none of these or cannot be had.
     """
     text, path = str(name), Path(name)
-    if path.is_file() or (path / "config.yaml").is_file():
+    if _is_run(path):
         return _from_run(load_run(path, weights))
-    if (path / "config.json").is_file():
-        return _from_timm(text, f"local-dir:{path}")
-    if timm.is_model(text) or text.startswith(_SOURCES):
-        return _from_timm(text, text)
+    if timm_name := _timm_name(text):
+        if weights not in ("last", "ema-or-last"):
+            raise ValueError(f"--weights {weights} goes with runs; {name} is a model of timm")
+        return _from_timm(text, timm_name)
     if path.is_dir():
         raise ValueError(
             f"{path}: no run of in21k train (it has no config.yaml), nor a model's folder (no config.json)"
@@ -84,6 +82,29 @@ def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
         f"{text}: does not exist, and timm knows no such model; wanted a run's folder, a checkpoint "
         f"of a run, or a model of timm{'; nearest: ' + ', '.join(near) if near else ''}"
     )
+
+
+def num_published(name: str) -> int | None:
+    """Return how many outputs a model has whose weights `open_model` would fetch, without fetching them.
+
+    None: it is no such model, or timm knows it only when it is open.
+    """
+    timm_name = None if _is_run(Path(name)) else _timm_name(name)
+    if timm_name is None or not timm.is_model_pretrained(timm_name):
+        return None
+    published: Any = get_pretrained_cfg(timm_name)
+    return published.num_classes
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_file() or (path / "config.yaml").is_file()
+
+
+def _timm_name(name: str) -> str | None:
+    """Return as what timm opens a model; None where it is none."""
+    if (Path(name) / "config.json").is_file():
+        return f"local-dir:{name}"
+    return name if timm.is_model(name) or name.startswith(_SOURCES) else None
 
 
 def _from_run(run: SavedRun) -> OpenModel:
@@ -106,8 +127,9 @@ def _from_timm(name: str, timm_name: str) -> OpenModel:
     try:
         model = timm.create_model(timm_name, pretrained=True).eval()
     except Exception as error:  # of timm, the hub, the network below it and the files' readers, each has its own kinds
-        raise ValueError(f"{name}: timm cannot open it ({_first_line(error)})") from error
+        raise ValueError(f"{name}: timm cannot open it ({first_line(error)})") from error
     config = cast(dict[str, Any], model.pretrained_cfg)
+    check_finite(name, model.state_dict())
     try:
         classes = label_space_of(model)
     except ValueError:
@@ -124,5 +146,6 @@ def _from_timm(name: str, timm_name: str) -> OpenModel:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; of one that says nothing, its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0]

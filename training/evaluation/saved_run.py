@@ -7,15 +7,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from ...models.export import timm_config
-from ...models.weights_file import read_weights
+from ...models.weights_file import check_finite, read_weights
 from ...models.zoo import create_model
 from ...shards.tree import SemanticTree
 from ..checkpoint import load_checkpoint, tree_from
-from ..run_folder import RunFolder, read_config
+from ..run_folder import EXPORT_MARK, RunFolder, network_config, read_config
 from ..settings import TrainSettings
 
-Weights = Literal["last", "best", "ema"]
+Weights = Literal["last", "best", "ema", "ema-or-last"]
 
 
 class SavedRun(NamedTuple):
@@ -39,19 +38,9 @@ def load_model(path: str | Path, weights: Weights = "last") -> nn.Module:
     Its `pretrained_cfg` says of the run what timm's models say of themselves: size, mean and standard deviation of the
     images, how they are cropped, and the classes; `timm.data.resolve_model_data_config` reads it.
     """
-    model, tree, _ = run = load_run(path, weights)
-    settings = run.settings
-    config = timm_config(
-        model,
-        architecture=settings.model,
-        model_args=settings.model_args,
-        image_size=settings.image_size or 224,
-        crop_pct=settings.crop_pct,
-        normalize=settings.normalize,
-        wnids=tree.wnids,
-        names=tree.names,
-    )
-    cast(Any, model).pretrained_cfg = {"architecture": config["architecture"], **config["pretrained_cfg"]}
+    model, tree, config = load_run(path, weights)
+    described = network_config(model, config, tree)
+    cast(Any, model).pretrained_cfg = {"architecture": described["architecture"], **described["pretrained_cfg"]}
     return model
 
 
@@ -60,16 +49,26 @@ def load_run(path: str | Path, weights: Weights = "last") -> SavedRun:
 
     weights: of a run folder, those of the last step (or last checkpoint), their moving average, or the best by semantic
              top-1 (the best of the moving average, where the run has one); of a checkpoint file, `ema` takes its
-             moving average.
+             moving average. `ema-or-last`: the moving average where there is one, else the last.
 
-    Raises ValueError where the path is neither, or the weights are not there.
+    Raises ValueError where the path is neither, or the weights are not there, or not finite.
     """
     path = Path(path)
     if path.is_dir():
         return _from_folder(RunFolder(path), weights)
     if not path.exists():
         raise ValueError(f"{path}: does not exist; wanted a run folder or a checkpoint file")
-    return _from_checkpoint(path, averaged=weights == "ema")
+    if weights == "best":
+        raise ValueError(f"{path}: is one checkpoint; give the run's folder for its best, or leave --weights out")
+    if path.suffix == ".safetensors":
+        folder = f" ({path.parent})" if (path.parent / "config.yaml").is_file() else ""
+        raise ValueError(
+            f"{path}: holds weights alone, without their network and its classes; wanted the folder of a run or of an "
+            f"export{folder}, or a checkpoint of a run"
+        )
+    content = load_checkpoint(path)
+    averaged = weights == "ema" or (weights == "ema-or-last" and content["ema"] is not None)
+    return _from_checkpoint(content, path, averaged=averaged)
 
 
 def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
@@ -77,6 +76,10 @@ def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
         raise ValueError(f"{run.path}: no run of in21k train; wanted a folder with config.yaml, or a checkpoint file")
     config = read_config(run.path / "config.yaml")
     averaged = config.get("ema") is not None
+    if weights == "ema-or-last":
+        weights = "ema" if averaged else "last"
+    if weights != "last" and (run.path / EXPORT_MARK).is_file():
+        raise ValueError(f"{run.path}: is an export, which holds one set of weights; leave --weights out")
     if weights == "ema" and not averaged:
         raise ValueError(f"{run.path}: was trained without a moving average (--set ema=0.9999); take its last or best")
     if weights != "best" and run.finished:
@@ -85,17 +88,17 @@ def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
     checkpoint = run.best if weights == "best" else run.last
     if not checkpoint.is_file():
         raise ValueError(f"{run.path}: has no {checkpoint.stem} checkpoint (yet); wanted {checkpoint}")
-    return _from_checkpoint(checkpoint, averaged=averaged and weights != "last")
+    return _from_checkpoint(load_checkpoint(checkpoint), checkpoint, averaged=averaged and weights != "last")
 
 
-def _from_checkpoint(path: Path, *, averaged: bool) -> SavedRun:
-    content = load_checkpoint(path)
+def _from_checkpoint(content: dict[str, Any], path: Path, *, averaged: bool) -> SavedRun:
     if averaged and content["ema"] is None:
         raise ValueError(f"{path}: holds no moving average; it was trained without (--set ema=0.9999)")
     return _build(path, content["ema" if averaged else "model"], tree_from(content["tree"]), content["config"])
 
 
 def _build(path: Path, tensors: dict[str, Tensor], tree: SemanticTree, config: dict[str, Any]) -> SavedRun:
+    check_finite(path, tensors)
     model = create_model(config["model"], num_classes=len(tree), **config["model_args"])
     try:
         model.load_state_dict(tensors)
