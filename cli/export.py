@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ DESCRIBED = {
     "last": "The weights are those of the last step.",
     "ema": "The weights are the moving average of those of all steps.",
     "best": "The weights are the best of the run on its validation images.",
+    "best average": "The weights are the best, on the validation images, of the moving average of those of all steps.",
 }
 
 
@@ -54,8 +56,12 @@ def export(
     """
     from ..models.hub import check_hub, push_folder
     from ..models.onnx_file import check_onnx_installed
-    from ..training import load_run
+    from ..training import RunFolder, load_run
 
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license_id):
+        raise ValueError(
+            f"--license {license_id!r}: wanted a licence as the hub names it (apache-2.0, cc-by-nc-4.0, ...)"
+        )
     if public and not push:
         raise ValueError("--public goes with --push USER/NAME")
     if push:
@@ -63,12 +69,17 @@ def export(
     if onnx:
         check_onnx_installed()
     saved = load_run(run_or_checkpoint, weights)
+    metrics = measured(run_or_checkpoint, weights, saved.config)
+    done, planned = metrics.get("num_epochs"), saved.settings.epochs
+    ended = done == planned or (run_or_checkpoint.is_dir() and RunFolder(run_or_checkpoint).finished)
+    unfinished = f"Training had not ended when these weights were saved: {done} of {planned} epochs were done."
     content = write_export(
         saved,
         out,
         weights=weights,
-        described=DESCRIBED[weights],
-        metrics=measured(run_or_checkpoint, weights, saved.config),
+        described=DESCRIBED["best average" if weights == "best" and saved.config.get("ema") else weights],
+        metrics=metrics,
+        notes=() if ended else (unfinished,),
         license_id=license_id,
         onnx=onnx,
         overwrite=overwrite,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "in21k-export", 1
-MARK = "export.json"
 # What shapes the bytes of a folder: another command is refused by these.
 _MADE_FROM = ("fingerprint", "weights", "license", "onnx")
 # Settings that say where and when something ran, not how the network was trained.
@@ -74,13 +73,15 @@ def write_export(
 
 def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
+    from ..models.export import changed_files
     from ..shards.files import differing, read_json
+    from ..training.run_folder import EXPORT_MARK
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; wanted a folder to write to")
     if not out.exists() or not any(out.iterdir()):
         return None
-    content = read_json(out / MARK) if (out / MARK).is_file() else {}
+    content = read_json(out / EXPORT_MARK) if (out / EXPORT_MARK).is_file() else {}
     if content.get("format") != FORMAT:
         raise ValueError(f"{out}: holds other files and no export; give a new or an empty folder")
     if overwrite:
@@ -91,6 +92,8 @@ def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> di
             f"{out}: was made from something else ({'; '.join(differences)}); "
             "give another folder, or --overwrite to make it anew"
         )
+    if changed := changed_files(out):
+        raise ValueError(f"{out}: {changed[0]} is not what was exported; give --overwrite to make the folder anew")
     return content
 
 
@@ -105,22 +108,14 @@ def _fill(
 ) -> dict[str, Any]:
     import yaml
 
-    from ..models import render_model_card, save_weights, timm_config, write_checksums
+    from ..models import render_model_card, save_weights, write_checksums
     from ..models.onnx_file import export_onnx
     from ..shards.files import write_json, write_text
+    from ..training.run_folder import EXPORT_MARK, network_config
 
     settings = saved.settings
     config = _portable({**saved.config, "ema": None})  # what lies here is one set of weights
-    timms = timm_config(
-        saved.model,
-        architecture=settings.model,
-        model_args=config["model_args"],
-        image_size=settings.image_size or 224,
-        crop_pct=settings.crop_pct,
-        normalize=settings.normalize,
-        wnids=saved.tree.wnids,
-        names=saved.tree.names,
-    )
+    timms = network_config(saved.model, config, saved.tree)
     save_weights(saved.model, folder / "model.safetensors")
     write_json(folder / "config.json", timms)
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -146,7 +141,7 @@ def _fill(
         **{"architecture": timms["architecture"], "num_classes": timms["num_classes"]},
         **({"onnx_check": check._asdict()} if check else {}),
     }
-    write_json(folder / MARK, content)
+    write_json(folder / EXPORT_MARK, content)
     write_checksums(folder)
     return content
 

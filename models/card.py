@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .export import SEVERAL_LABELS
 
 _CARD = """\
 ---
@@ -12,7 +15,7 @@ pipeline_tag: image-classification
 tags: [image-classification, timm, in21k]
 license: {license}
 ---
-# {architecture}, {num_classes:,} classes
+# {architecture}, {num_classes:,} {kinds}
 
 {architecture} with {num_parameters:.1f} M parameters, trained with [in21k](https://pypi.org/project/in21k/). {weights}
 
@@ -22,9 +25,7 @@ license: {license}
 {code}
 ```
 
-`hf-hub:USER/NAME` on the Hugging Face hub; `local-dir:FOLDER` where this folder lies on a disk. `label_names` are
-WordNet 3.0 identifiers in the order of the outputs, `label_descriptions` their names; `tree.json` is the semantic tree
-over them, by which `in21k predict FOLDER IMAGE` answers from general to particular. {onnx}
+`hf-hub:USER/NAME` on the Hugging Face hub; `local-dir:FOLDER` where this folder lies on a disk. {labels} {onnx}
 
 ## Images
 
@@ -50,9 +51,9 @@ weights that were trained on them has to find out what those terms mean for that
 terms of that source.
 
 The licence of these weights is named at the top of this card; `other` says that their publisher has chosen none yet.
-Class names and the tree come from WordNet 3.0, Copyright 2006 by Princeton University. All rights reserved. The WordNet
-licence allows use, copying, modification and distribution for any purpose and without fee, with its notice kept:
-<https://wordnet.princeton.edu/license-and-commercial-use>.
+Names of WordNet's classes, and the tree over them, come from WordNet 3.0, Copyright 2006 by Princeton University. All
+rights reserved. The WordNet licence allows use, copying, modification and distribution for any purpose and without fee,
+with its notice kept: <https://wordnet.princeton.edu/license-and-commercial-use>.
 """
 
 _CODE = """\
@@ -62,8 +63,22 @@ from PIL import Image
 model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 logits = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))
-wnid = model.pretrained_cfg["label_names"][int(logits.argmax())]
-print(wnid, model.pretrained_cfg["label_descriptions"][wnid])"""
+config = model.pretrained_cfg
+{answer}"""
+_ONE_LABEL = """\
+label = config["label_names"][int(logits.argmax())]
+print(label, config["label_descriptions"][label])"""
+_SEVERAL_LABELS = """\
+for label, probability in zip(config["label_names"], logits.sigmoid()[0].tolist()):
+    if probability >= 0.5:
+        print(config["label_descriptions"][label], probability)"""
+
+_OF_TREE = """\
+`label_names` are the classes in the order of the outputs{wordnet}, `label_descriptions` their names; `tree.json` is the
+semantic tree over them, by which `in21k predict FOLDER IMAGE` answers from general to particular."""
+_OF_LABELS = """\
+`label_names` are the labels in the order of the outputs, `label_descriptions` their names. An image has any number of
+them: the probability of each is the sigmoid of its logit."""
 
 _OVERLAP = """\
 It was distilled from the teacher `{teacher}`. Where the teacher has seen the images of this validation split (published
@@ -78,6 +93,8 @@ _METRICS = {
     "top5": ("top-5 over all classes", " %"),
     "semantic_top1_commonest": ("semantic top-1 of always answering the commonest class", " %"),
     "map": ("mean average precision", " %"),
+    "cf1": ("F1 of mean precision and recall over labels, at 0.5 (CF1)", " %"),
+    "of1": ("F1 over all labels of all images, at 0.5 (OF1)", " %"),
     "num_samples": ("validation images", ""),
 }
 
@@ -111,6 +128,9 @@ def render_model_card(
     architecture: str = config["architecture"]
     size: int = prepared["input_size"][-1]
     ours = architecture == "ofa_flops_595m_s"
+    several = SEVERAL_LABELS in prepared.get("notes", ())
+    in_wordnet = all(re.fullmatch(r"n\d{8}", label) for label in prepared["label_names"])
+    kinds = "labels" if several else "classes"
     whole = f"the whole image, stretched to {size} x {size} pixels"
     middle = (
         f"the middle {size} x {size} pixels of the image, its shorter side resized to {size / prepared['crop_pct']:.0f}"
@@ -127,13 +147,18 @@ def render_model_card(
         num_classes=config["num_classes"],
         num_parameters=num_parameters / 1e6,
         weights=weights,
-        code=_CODE.format(imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else ""),
+        code=_CODE.format(
+            imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else "",
+            answer=_SEVERAL_LABELS if several else _ONE_LABEL,
+        ),
+        kinds=kinds,
+        labels=_OF_LABELS if several else _OF_TREE.format(wordnet=", WordNet 3.0's" if in_wordnet else ""),
         onnx="`model.onnx` takes `images` (batch, 3, height, width) and gives `logits`." if with_onnx else "",
         images=f"RGB, {whole if prepared['crop_mode'] == 'squash' else middle} (bilinear); pixels 0..1 less the mean "
         f"{prepared['mean']}, over the standard deviation {prepared['std']}.",
         data="\n".join(
             [
-                f"- {config['num_classes']:,} classes{f': those of {label_space}' if label_space else ''}",
+                f"- {config['num_classes']:,} {kinds}{f': those of {label_space}' if label_space else ''}",
                 *(f"- {count:,} {split} images" for split, count in data.get("num_samples", {}).items()),
                 *([f"- shards: fingerprint {data['shards']}"] if "shards" in data else []),
             ]

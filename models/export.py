@@ -27,9 +27,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a fingerprint of the names and values of the network's parameters and buffers, 16 hex digits."""
-    digest = hashlib.sha256()
+def weights_fingerprint(model: nn.Module, also: str = "") -> str:
+    """Return a fingerprint of the names and values of the network's parameters and buffers, 16 hex digits.
+
+    also: what else it is of.
+    """
+    digest = hashlib.sha256(also.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -37,16 +40,32 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 CHECKSUMS = "SHA256SUMS"
+# What `notes` in config.json say of how logits are read; timm hands them on in `pretrained_cfg`.
+BY_SIGMOID = "the probability of a class is the sigmoid of its logit"
+SEVERAL_LABELS = "an image has any number of labels"
 
 
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file of a folder into its `SHA256SUMS`, which `sha256sum -c` reads."""
-    lines: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.name != CHECKSUMS:
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    (folder / CHECKSUMS).write_text("".join(_checksum_line(folder / name) for name in names), encoding="utf-8")
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the names of the files that are not, or no longer, what the folder's `SHA256SUMS` says."""
+    sums = folder / CHECKSUMS
+    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True) if sums.is_file() else []
+    names = [line.rstrip("\n").partition("  ")[2] for line in lines]
+    return [
+        name
+        for name, line in zip(names, lines, strict=True)
+        if not (folder / name).is_file() or _checksum_line(folder / name) != line
+    ] + ([] if lines else [CHECKSUMS])
+
+
+def _checksum_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
 
 
 def timm_config(
@@ -59,6 +78,8 @@ def timm_config(
     normalize: str,
     wnids: Sequence[str],
     names: Sequence[str],
+    by_sigmoid: bool = False,
+    several_labels: bool = False,
 ) -> dict[str, Any]:
     """Return the content of `config.json`, as `timm.create_model("local-dir:RUN", pretrained=True)` wants it.
 
@@ -68,7 +89,9 @@ def timm_config(
                   stretched to a square.
     normalize:    `unit` (pixels 0..1) or `imagenet` (ImageNet's mean and standard deviation).
     wnids, names: the classes in the order of the head's outputs.
+    by_sigmoid, several_labels: see `BY_SIGMOID` and `SEVERAL_LABELS`.
     """
+    notes = [*([BY_SIGMOID] if by_sigmoid else []), *([SEVERAL_LABELS] if several_labels else [])]
     mean, std = MEAN_STD[normalize]
     own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     return {
@@ -87,5 +110,6 @@ def timm_config(
             "std": list(std),
             "label_names": list(wnids),
             "label_descriptions": dict(zip(wnids, names, strict=True)),
+            **({"notes": notes} if notes else {}),
         },
     }

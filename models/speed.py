@@ -19,6 +19,7 @@ Precision = Literal["float32", "bf16", "fp16"]
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 LATENCY_BATCHES = (1, 64)
+LEAST = 2  # images: batch norm takes no single one
 MOST = 2**16  # images: no batch of a single GPU is larger
 _TRIAL_STEPS = 2  # the first makes the optimizer's state, the second needs memory beside it
 # Calls before the clock runs: the first one compiles, and on a GPU the next ones choose kernels and find memory.
@@ -216,7 +217,9 @@ def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
         try:
             for _ in range(_TRIAL_STEPS):
                 training.step(num_images)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # past the memory; or past what a kernel counts to, which has other words
+            if num_images == LEAST and not isinstance(error, torch.OutOfMemoryError):
+                raise
             enough = False
         training.forget()  # here too the exception has to be gone
         return enough
@@ -226,7 +229,7 @@ def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
     return found
 
 
-def largest_that_fits(fits: Callable[[int], bool], *, least: int = 2, most: int = MOST) -> int:
+def largest_that_fits(fits: Callable[[int], bool], *, least: int = LEAST, most: int = MOST) -> int:
     """Return the largest number of `least` to `most` that fits, or one that is less by 1/64 at most; 0 where none does.
 
     fits: true up to some number, and false for all beyond.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.export import save_weights, timm_config
+from ..models.export import save_weights
 from ..models.zoo import check_image_size
 from ..shards.files import whole_file, write_json
 from ..shards.tree import SemanticTree
@@ -27,7 +27,7 @@ from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
 from .losses import create_distillation, create_loss
 from .multilabel import evaluate_labels
 from .precision import resolve_amp
-from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, open_run, run_config
+from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_config, open_run, run_config
 from .settings import TrainSettings
 from .signals import StopRequests
 from .tracker import NonFiniteLossError, Progress, Tracker
@@ -86,12 +86,13 @@ def train(
     """
     ranks = ranks or Ranks()
     settings = resolve_amp(settings, ranks.device)
-    config = run_config(settings, data or {}, ranks.world_size)
+    facts = {"label_sets": len(label_sets)} if label_sets is not None else {}
+    config = run_config(settings, {**facts, **(data or {})}, ranks.world_size)
     _check(model, loader, tree, settings)
     free = (*FREE, *(() if settings.deterministic else FREE_UNLESS_DETERMINISTIC))
-    facts = {name: value for name, value in config.items() if name not in free}
+    fixed = {name: value for name, value in config.items() if name not in free}
     versions = {name: version(name) for name in ("in21k", "torch", "timm")}
-    ranks.check_alike({**facts, "tree": tree_digest(tree), **versions})
+    ranks.check_alike({**fixed, "tree": tree_digest(tree), **versions})
     trainer = Trainer(
         model,
         create_loss(settings, tree, label_sets),
@@ -182,7 +183,7 @@ def _run(
                 save(run.best)  # before `last`: a kill between the two validates again, and finds it the best again
             save()
     if ranks.is_first:
-        _finish(trainer, tree, run)
+        _finish(trainer, tree, run, config)
     return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
 
 
@@ -238,25 +239,15 @@ def _write_down(error: NonFiniteLossError, loader: Loader, run: RunFolder, ranks
         write_json(run.nonfinite, {**error.line, "place": error.place, "ranks": by_rank})
 
 
-def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder) -> None:
+def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder, config: Mapping[str, Any]) -> None:
     """Write what timm loads, and metrics.json last: it says that the run is finished."""
-    settings, position = trainer.settings, trainer.position
+    position = trainer.position
     with whole_file(run.path / "model.safetensors") as aside:
         save_weights(trainer.model, aside)
     if trainer.ema:
         with whole_file(run.path / "model_ema.safetensors") as aside:
             save_weights(trainer.ema.module, aside)
-    config = timm_config(
-        trainer.model,
-        architecture=settings.model,
-        model_args=settings.model_args,
-        image_size=settings.image_size or 224,
-        crop_pct=settings.crop_pct,
-        normalize=settings.normalize,
-        wnids=tree.wnids,
-        names=tree.names,
-    )
-    write_json(run.path / "config.json", config)
+    write_json(run.path / "config.json", network_config(trainer.model, config, tree))
     run.nonfinite.unlink(missing_ok=True)  # of a try before this one
     metrics: dict[str, Any] = {"num_epochs": position.epoch, "num_steps": position.step}
     if position.validation is not None:

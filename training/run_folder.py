@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
+from ..models.export import timm_config
 from ..shards.files import TEMPORARY, differing, read_json, write_text
+from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .settings import TrainSettings
+from .settings import BINARY_LOSSES, TrainSettings
 
 # What a run's folder holds, in the order in which it goes when a run is overwritten. metrics.json is the mark of a
 # finished run and goes first; config.yaml is the mark of a run and goes last.
@@ -32,6 +35,7 @@ CONTENTS = (
     "tree.json",
     "config.yaml",
 )
+EXPORT_MARK = "export.json"  # is in a folder that `in21k export` made of a run
 # Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
 FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
 FREE_UNLESS_DETERMINISTIC = ("backend", "world_size")
@@ -41,6 +45,22 @@ def run_config(settings: TrainSettings, data: Mapping[str, Any], world_size: int
     """Return the content of config.yaml: every setting, and in `data` what the run is trained on, by how many ranks."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(data)))  # as it comes back from the file
     return {**asdict(settings), "data": {**plain, "world_size": world_size}}
+
+
+def network_config(model: nn.Module, config: Mapping[str, Any], tree: SemanticTree) -> dict[str, Any]:
+    """Return the content of config.json, by which timm opens the weights of a run of this config.yaml."""
+    return timm_config(
+        model,
+        architecture=config["model"],
+        model_args=config["model_args"],
+        image_size=config["image_size"] or 224,
+        crop_pct=config["crop_pct"],
+        normalize=config["normalize"],
+        wnids=tree.wnids,
+        names=tree.names,
+        by_sigmoid=config["loss"] in BINARY_LOSSES,
+        several_labels="label_sets" in config["data"],
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

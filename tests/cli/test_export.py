@@ -160,6 +160,31 @@ def test_the_card_tells_of_this_network_and_its_code_runs(
     assert said.getvalue().split()[0] in load_run(trained).tree.wnids
 
 
+def test_an_export_teaches_and_begins_a_training_as_its_run_does(
+    averaged_run: Path, shards: Path, short_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("in21k.training.distill.AT_CHANCE", -1.0)  # seconds of training make no good teacher
+    export = tmp_path / "export"
+    run_json("export", averaged_run, export, "--weights", "ema")
+    taught = [short_run("model=resnet10t", "max_steps=1", f"teacher={each}") for each in (averaged_run, export)]
+    of_run, of_export = (yaml.safe_load((each / "config.yaml").read_text())["data"] for each in taught)
+    assert of_run["teacher_weights"]  # and its classes and normalisation
+    assert of_export == of_run
+    words = ("--backend", "torch", "--device", "cpu", "--set", "max_steps=1", "--set", "lr=1e-9", "--set", "workers=1")
+    run_json("finetune", "--init", export, "--data", shards, "--out", tmp_path / "begun", *words)
+    begun, kept = (load_run(each).model.get_parameter("fc.weight") for each in (export, tmp_path / "begun"))
+    torch.testing.assert_close(kept, begun, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_that_is_weights_alone_is_sent_to_its_folder(trained: Path, shards: Path, tmp_path: Path) -> None:
+    words = ("--data", shards, "--out", tmp_path / "run", "--teacher", trained / "model.safetensors")
+    refused = run("train", *words, "--device", "cpu")
+    assert refused.exit_code == 2
+    assert "model.safetensors: holds weights alone, without their network and its classes; wanted" in refused.stderr
+    assert f"({trained})" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_paths_of_this_machine_stay_here_and_a_teacher_is_told_of(
     trained: Path, short_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +223,52 @@ def test_a_checkpoint_that_was_not_validated_has_no_metrics(shards: Path, averag
     run_json("export", alone, tmp_path / "out")
     assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) == {"num_epochs", "num_steps"}
     assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_of_weights_from_amid_a_training_says_so(trained: Path, averaged_run: Path, tmp_path: Path) -> None:
+    steps = sorted((averaged_run / "checkpoints").glob("step-*.pt"))
+    for number, checkpoint in enumerate(steps, start=1):
+        out = tmp_path / str(number)
+        run_json("export", checkpoint, out)
+        assert (f"{number} of 3 epochs were done" in (out / "README.md").read_text()) is (number < 3)
+
+
+def test_an_export_of_several_labels_says_so_and_answers_as_its_run_does(
+    labels_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, image = tmp_path / "out", labels_run.parent / "val" / "0-0.png"
+    run_json("export", labels_run, out)
+    card = (out / "README.md").read_text()
+    assert "# resnet10t, 5 labels" in card
+    assert "| mean average precision |" in card
+    assert "semantic tree" not in card
+    assert "WordNet 3.0's" not in card
+    asked = ("--threshold", 0, "--device", "cpu")
+    (of_run,), (of_folder,), (of_timm,) = (
+        run_json("predict", model, image, *asked) for model in (labels_run, out, f"local-dir:{out}")
+    )
+    assert of_folder == of_run
+    for found, wanted in zip(of_timm["labels"], of_run["labels"], strict=True):
+        assert (found["name"], found["probability"]) == (wanted["name"], pytest.approx(wanted["probability"], abs=1e-5))
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code
+    Image.open(image).convert("RGB").save(tmp_path / "photo.jpg", quality=100, subsampling=0)
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code[1].replace("hf-hub:USER/NAME", f"local-dir:{out}").replace(">= 0.5", ">= 0"), {})
+    assert {line.split()[0] for line in said.getvalue().splitlines()} == {row["name"] for row in of_run["labels"]}
+
+
+def test_a_file_that_was_changed_is_named(exported: Path, trained: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(exported, tmp_path / "out"))
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    refused = run("export", trained, out)
+    assert refused.exit_code == 2
+    assert "model.safetensors is not what was exported" in refused.stderr
+    run_json("export", trained, out, "--overwrite")
+    run_json("export", trained, out)
 
 
 def test_the_same_again_says_so_and_anything_else_is_refused(
@@ -256,6 +327,7 @@ def test_what_a_killed_export_left_is_cleared_and_two_at_once_are_refused(traine
         (("RUN", "NOTES", "--overwrite"), "holds other files"),
         (("RUN", "OUT", "--weights", "ema"), "without a moving average"),
         (("RUN", "OUT", "--public"), "--push"),
+        (("RUN", "OUT", "--license", "my own"), "wanted a licence as the hub names it"),
         (("RUN", "OUT", "--push", "me"), "wanted USER/NAME"),
         (("RUN", "OUT", "--push", "me/-net"), "wanted USER/NAME"),
         (("RUN", "OUT", "--push", "me/net"), "HF_TOKEN"),
