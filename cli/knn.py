@@ -37,15 +37,16 @@ def knn(
     """
     from .. import training
 
+    where = training.lone_device(device)
     train, test = training.open_features(train_features), training.open_features(test_features)
-    with training.join_ranks(device) as ranks, ShareLine("knn") as progress:
+    with ShareLine("knn") as progress:
         result = training.knn(
             train,
             test,
             ks=ks or training.default_ks(len(train)),
             temperature=temperature,
             tree=read_tree(tree),
-            device=ranks.device,
+            device=where,
             on_rows=lambda done, total: progress.show(f"{done:,} of {total:,} rows compared", done / total),
         )
     emit(result, _render(result), as_json=as_json)

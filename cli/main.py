@@ -36,6 +36,8 @@ from . import (
 )
 
 TRACEBACK = "IN21K_TRACEBACK"
+# Commands that keep what they have done, and go on with it when they are started again.
+GO_ON = ("preprocess", "shard", "train", "finetune", "features")
 
 
 class MistakeError(click.ClickException):
@@ -66,7 +68,10 @@ class OneLineGroup(click.Group):
             command = error.ctx.command_path if error.ctx else "in21k"
             raise MistakeError(f"{error.format_message()} (see `{command} --help`)") from error
         except KeyboardInterrupt:
-            raise StoppedError("stopped; the same command goes on with what is done") from None
+            kept = "; the same command goes on with what is done" if ctx.invoked_subcommand in GO_ON else ""
+            raise StoppedError(f"stopped{kept}") from None
+        except BrokenPipeError:
+            raise  # click ends quietly: who read stdout has enough (`| head`)
         except (ValueError, OSError) as error:
             if os.environ.get(TRACEBACK):
                 raise

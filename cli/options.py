@@ -43,7 +43,7 @@ def overwrite_option(command: Command) -> Command:
 def workers_option(command: Command) -> Command:
     """Add `--workers`."""
     return click.option(
-        "--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one for each core]"
+        "--workers", type=click.IntRange(1, 1024), help="Worker processes or threads.  [default: one for each core]"
     )(command)
 
 
@@ -61,7 +61,8 @@ def weights_option(command: Command) -> Command:
         type=click.Choice(["last", "best", "ema"]),
         default="last",
         show_default=True,
-        help="Of a run: the last step's weights, their moving average, or the best by semantic top-1.",
+        help="Of a run: the last step's weights, their moving average, or the best on validation (of the moving "
+        "average, where there is one).",
     )(command)
 
 

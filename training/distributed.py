@@ -51,6 +51,22 @@ class Ranks:
         dist.all_gather(gathered, mine)
         return [each.cpu() for each in gathered]
 
+    def gather_rows(self, *tensors: Tensor) -> list[Tensor]:
+        """Return for each tensor the rows of all ranks, in rank order, on the CPU.
+
+        A rank's tensors have equally many rows, as many as it likes, be it none.
+        """
+        if self.world_size == 1:
+            return [tensor.cpu() for tensor in tensors]
+        num_rows = len(tensors[0])
+        sizes = [int(size) for size in self.gather(torch.tensor(num_rows))]
+        found: list[Tensor] = []
+        for tensor in tensors:
+            padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+            padded[:num_rows] = tensor
+            found.append(torch.cat([each[:size] for each, size in zip(self.gather(padded), sizes, strict=True)]))
+        return found
+
     def gather_json(self, value: object) -> list[Any]:
         """Return every rank's JSON value in rank order (torch's own object collectives pickle; nothing here does)."""
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -129,6 +145,17 @@ def join_ranks(device: str | None = None) -> Generator[Ranks]:
         yield Ranks(rank, world_size, own)
     finally:
         dist.destroy_process_group()
+
+
+def lone_device(device: str | None = None) -> torch.device:
+    """Return the device of a process that works alone; `device` as for `join_ranks`.
+
+    Raises ValueError for a GPU where there is none, and under torchrun with several ranks: each would do all the work.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        raise ValueError(f"got {world_size} ranks, and this is the work of one process; start it without torchrun")
+    return _device(device, 0)
 
 
 _ENVIRONMENT = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what torchrun sets

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -15,6 +18,7 @@ from in21k.cli.main import cli
 from .conftest import run
 
 README = Path(__file__).parents[2] / "README.md"
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
 HEAVY = ("torch", "timm", "pyarrow", "nltk", "numpy", "PIL", "nvidia")
 
 
@@ -44,6 +48,34 @@ def test_every_command_is_in_the_readme(words: tuple[str, ...]) -> None:
     assert f"in21k {' '.join(words)}" in README.read_text()
 
 
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """The words after each `in21k` in a page's shell blocks."""
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in [] if kind == "python" else block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+            lexer.whitespace_split = True
+            words = list(lexer)
+            for start in [place for place, word in enumerate(words) if word == "in21k"]:
+                yield list(takewhile(lambda word: not set(word) <= set("|&;<>"), words[start + 1 :]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_give_commands_that_exist_with_options_that_exist(page: Path) -> None:
+    from in21k.training import resolve_settings
+
+    found = [words for words in commands_in(page) if "…" not in words]
+    assert found or page.parent.name == "docs"
+    for words in found:
+        command: click.Command = cli
+        context = click.Context(cli)
+        while isinstance(command, click.Group):
+            name, command, words = command.resolve_command(context, words)
+            assert command, name
+        given = command.make_context("in21k", list(words)).params
+        if "sets" in given:
+            resolve_settings(given.get("recipe"), given["sets"])
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; sys.argv = ['in21k', '--help']\n"
@@ -54,3 +86,37 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: in21k")
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("knn", False), ("predict", False), ("shard", True), ("train", True)])
+def test_ctrl_c_promises_no_more_than_is_kept(
+    command: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands[command], "make_context", interrupted)
+    stopped = run(command)
+    assert stopped.exit_code == 130
+    assert stopped.stderr.startswith("in21k: stopped")
+    assert ("goes on" in stopped.stderr) is goes_on
+
+
+def test_a_reader_that_has_enough_is_no_mistake() -> None:
+    program = (sys.executable, "-c", "from in21k.cli.main import main; main()", "config", "list")
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["knn", "probe", "retrieve", "bench-model", "predict"])
+def test_the_work_of_one_process_is_refused_to_several_ranks(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = run(command, "resnet10t", tmp_path)
+    assert refused.exit_code == 2
+    assert "without torchrun" in refused.stderr
