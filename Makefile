@@ -71,6 +71,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.loaders
 	$(BIN)/python -m benchmarks.tiny_hierarchy
 	$(BIN)/python -m benchmarks.semantic_loss
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.distill
+	$(BIN)/python -m benchmarks.transfer
 
 # pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and
 # not from the cache, as headers that came since would be missed.
