@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +54,7 @@ def write_export(
     an older export and `overwrite`; and where the ONNX file does not compute the same.
     """
     from ..models import weights_fingerprint
+    from ..shards.files import whole_folder
 
     made_from = {
         "fingerprint": weights_fingerprint(saved.model),
@@ -67,7 +64,7 @@ def write_export(
     if existing is not None:
         log.info("%s: finished already; nothing to do", out)
         return existing
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         return _fill(folder, saved, made_from, described=described, metrics=metrics, notes=notes)
 
 
@@ -173,35 +170,6 @@ def _worth_a_line(config: Mapping[str, Any]) -> dict[str, Any]:
     known = [name for name in defaults if name in config and name not in _NO_LINE]
     lines = {name: config[name] for name in known if name in always or config[name] != defaults[name]}
     return {**lines, "ranks": config["data"]["world_size"]}
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Generator[Path]:
-    """Yield a folder beside `path` to fill; it takes the name `path`, an older one's too, when the block ends well."""
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    path = path.absolute()
-    aside, older = (path.with_name(f".{path.name}.in21k-{what}") for what in ("new", "old"))
-    aside.mkdir(exist_ok=True)
-    lock = os.open(aside, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path}: another in21k is writing there; wait or give another folder") from None
-        for leftover in aside.iterdir():  # of a command that was killed
-            leftover.unlink()
-        shutil.rmtree(older, ignore_errors=True)
-        try:
-            yield aside
-            if path.exists():
-                path.rename(older)
-            aside.rename(path)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(older, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 def measured(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,38 @@ def whole_file(path: Path) -> Generator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """Yield a folder beside `path` to fill; it takes the name `path`, an older one's too, when the block ends well.
+
+    Raises ValueError where there is no folder to lie in, and while another process writes there.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    path = path.absolute()
+    aside, older = (path.with_name(f".{path.name}.in21k-{what}") for what in ("new", "old"))
+    aside.mkdir(exist_ok=True)
+    lock = os.open(aside, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{path}: another in21k is writing there; wait or give another folder") from None
+        for leftover in aside.iterdir():  # of a command that was killed
+            leftover.unlink()
+        shutil.rmtree(older, ignore_errors=True)
+        try:
+            yield aside
+            if path.exists():
+                path.rename(older)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(older, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
     with whole_file(path) as aside:
