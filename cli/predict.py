@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import PATH, device_option, emit, json_option, overwrite_option, weights_option, workers_option
+from .options import (
+    BATCH_SIZE,
+    PATH,
+    device_option,
+    emit,
+    in_one_line,
+    json_option,
+    overwrite_option,
+    weights_option,
+    workers_option,
+)
 from .pictures import check_picture, save_picture
 from .progress import ProgressLine
 from .tables import ROW_GROUP_ROWS, check_table, table_writer
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..training import Classified, OpenModel, Source
+    from .image_sources import OtherFiles
 
 MAX_PICTURES = 36
 
@@ -30,12 +41,17 @@ MAX_PICTURES = 36
 @click.argument("images", metavar="IMAGE|FOLDER|TAR...", type=PATH, nargs=-1, required=True)
 @weights_option
 @click.option("--tta", is_flag=True, help="Test-time flip: the mean over each image and its mirror image.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Of a run on images of several labels: from which probability on a label is present.  [default: 0.5]",
+)
 @click.option("--jsonl", is_flag=True, help="Print a JSON document a line, as they come.")
 @click.option("--out", type=PATH, metavar="OUT.parquet", help="Write the answers into this table.")
 @click.option(
     "--picture", type=PATH, metavar="OUT.png", help=f"Draw the first {MAX_PICTURES} images with their labels."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--batch-size", type=BATCH_SIZE, default=64, show_default=True, help="Images at a time.")
 @device_option
 @workers_option
 @overwrite_option
@@ -45,6 +61,7 @@ def predict(
     images: tuple[Path, ...],
     weights: Literal["last", "best", "ema"],
     tta: bool,
+    threshold: float | None,
     jsonl: bool,
     out: Path | None,
     picture: Path | None,
@@ -58,16 +75,20 @@ def predict(
 
     The likely label at each level of the tree, as long as each lies below the one before, and the five likeliest of
     all classes. Of a timm model (`tresnet_m.miil_in21k`) that knows ImageNet-21K the tree is built; of another there
-    are the five likeliest classes alone. Images are prepared as in validation: upright, RGB, stretched or cropped as
-    the network was trained. A folder gives its images by byte order of their paths, and those of its tars. What cannot
-    be read is said on stderr, has its `error` in the output, and is passed over.
+    are the five likeliest classes alone. Of a run on images of several labels there are the labels that are present,
+    each by a probability of its own, and the five likeliest; --threshold 0 lists every label.
+
+    Images are JPEG, PNG, GIF, BMP and WebP files, prepared as in validation: upright, RGB, stretched or cropped as the
+    network was trained. A folder gives its images by byte order of their paths, and those of its tars. What cannot be
+    read is said on stderr, has its `error` in the output, and is passed over; of files whose names are those of other
+    kinds the number is said at the end.
     """
     from .. import training
-    from ..shards.parallel import Progress
-    from .image_sources import image_sources
+    from .image_sources import OtherFiles, image_sources, own_limit
 
     if as_json and jsonl:
         raise ValueError("--json and --jsonl: give one of them")
+    where = training.lone_device(device)
     for path in images:
         if not path.exists():
             raise ValueError(f"{path}: does not exist; wanted an image, a folder of images, or a tar of images")
@@ -76,25 +97,27 @@ def predict(
     if out:
         check_table(out, overwrite=overwrite)
     opened = training.open_model(model, weights)
-    if opened.run is None and weights != "last":
-        raise ValueError(f"--weights {weights} goes with runs; {model} is a model of timm")
     tree, definitions = _tree_and_definitions(opened)
+    others = OtherFiles()
     tally, rows, drawn = _Tally(), list[dict[str, Any]](), list["Image.Image"]()
     with ExitStack() as stack:
-        ranks = stack.enter_context(training.join_ranks(device))
+        stack.enter_context(own_limit())
         classifier = training.Classifier(
             opened,
             tree=tree,
             definitions=definitions,
-            device=ranks.device,
+            device=where,
             batch_size=batch_size,
             workers=workers,
             flip=tta,
+            threshold=threshold,
         )
-        table = stack.enter_context(_TableRows(out)) if out else None
+        several = training.gives_several_labels(opened)
+        table = stack.enter_context(_TableRows(out, several=several)) if out else None
         streams = jsonl or not (as_json or out)
-        progress = None if streams and sys.stdout.isatty() else stack.enter_context(ProgressLine("predict"))
-        for found in classifier.stream(image_sources(images)):
+        watched = not (streams and sys.stdout.isatty())
+        progress = _shown_of(images, stack.enter_context(ProgressLine("predict"))) if watched else None
+        for found in classifier.stream(image_sources(images, others)):
             tally.add(found)
             row = {"image": found.source.name, **(found.prediction or {"error": found.error})}
             if found.prediction and picture and len(drawn) < MAX_PICTURES:
@@ -106,16 +129,34 @@ def predict(
             elif jsonl:
                 click.echo(json.dumps(row, ensure_ascii=False))
             elif found.prediction and not out:
-                click.echo(_render(row))
+                click.echo(_render_labels(row) if several else _render(row))
             if progress:
-                progress(Progress(0.0, tally.num_images, 0))
-        tally.check()
+                progress(tally.num_images)
+        tally.check(others)
+    if str(others):
+        click.echo(f"passed over, as their names are not those of images: {others}", err=True)
     if picture:
         save_picture(training.lay_out(drawn), picture)
     if as_json:
         emit(rows, "", as_json=True)
     elif out and not jsonl:
         click.echo(f"{out}: {tally.num_images:,} images, {tally.num_unreadable:,} of them unreadable")
+
+
+def _shown_of(paths: Sequence[Path], line: ProgressLine) -> Callable[[int], None]:
+    """Return what is called with the number of images done; how many there are in tars nobody knows beforehand."""
+    from ..shards.parallel import Progress
+    from .image_sources import count_ahead
+
+    ahead = count_ahead(paths)
+    whole = f"of {ahead.num_images:,} and those in {ahead.num_tars:,} tars" if ahead.num_tars else ""
+
+    def show(num_done: int) -> None:
+        share = 0.0 if ahead.num_tars or not ahead.num_images else min(1.0, num_done / ahead.num_images)
+        line(Progress(share, num_done, 0, whole))
+
+    show(0)
+    return show
 
 
 def _tree_and_definitions(opened: OpenModel) -> tuple[Any, dict[str, str] | None]:
@@ -142,7 +183,7 @@ class _Tally:
         self._held: str | None = None
 
     def add(self, found: Classified) -> None:
-        line = f"{found.source.name}: {found.error}"
+        line = f"{in_one_line(found.source.name)}: {found.error}"
         if found.error is not None and self.num_unreadable == self.num_images == 0:
             self._held = line
         elif found.error is not None:
@@ -153,20 +194,23 @@ class _Tally:
         self.num_images += 1
         self.num_unreadable += found.error is not None
 
-    def check(self) -> None:
+    def check(self, others: OtherFiles) -> None:
         """Raise ValueError where nothing could be read."""
         if not self.num_images:
-            raise ValueError("there is no image in what was named; wanted JPEG, PNG, GIF, BMP or WebP files")
+            there_are = f", but {others}" if str(others) else ""
+            raise ValueError(
+                f"there is no image in what was named{there_are}; wanted JPEG, PNG, GIF, BMP or WebP files"
+            )
         if self._held is not None:
-            others = f"; nor could the other {self.num_images - 1:,}" if self.num_images > 1 else ""
-            raise ValueError(f"{self._held}{others}")
+            rest = f"; nor could the other {self.num_images - 1:,}" if self.num_images > 1 else ""
+            raise ValueError(f"{self._held}{rest}")
 
 
 class _TableRows:
     """Rows on their way into a table, a row group at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._schema = _schema()
+    def __init__(self, path: Path, *, several: bool) -> None:
+        self._schema = _schema(several=several)
         self._file = table_writer(path, self._schema, "predictions of images")
         self._rows: list[dict[str, Any]] = []
 
@@ -192,7 +236,8 @@ class _TableRows:
         self._file.__exit__(*exc_info)
 
 
-def _schema() -> pa.Schema:
+def _schema(*, several: bool) -> pa.Schema:
+    """Return the columns of predictions, of one label an image or of several."""
     import pyarrow as pa
 
     answer = [
@@ -201,13 +246,14 @@ def _schema() -> pa.Schema:
         ("definition", pa.string()),
         ("probability", pa.float32()),
     ]
+    answers = pa.list_(pa.struct(answer))
     at_level = pa.list_(pa.struct([("level", pa.int32()), *answer]))
+    own = [("labels", answers)] if several else [("levels", at_level), ("chain", at_level)]
     return pa.schema(
         [
             pa.field("image", pa.string(), nullable=False),
-            pa.field("levels", at_level),
-            pa.field("chain", at_level),
-            pa.field("top5", pa.list_(pa.struct(answer))),
+            *(pa.field(*column) for column in own),
+            pa.field("top5", answers),
             pa.field("error", pa.string()),
         ]
     )
@@ -217,17 +263,24 @@ def _drawn(source: Source, prediction: dict[str, Any]) -> Image.Image:
     from .. import training
 
     assert not isinstance(source.picture, training.UnreadableImageError)
-    return training.draw_prediction(training.read_image(source.picture), prediction)
+    name = in_one_line(source.name.rpartition("/")[2])
+    return training.draw_prediction(training.read_image(source.picture), prediction, name)
 
 
 def _render(row: dict[str, Any]) -> str:
+    image = in_one_line(row["image"])
     top = f"likeliest of all classes: {_shown(row['top5'], ', ')}"
     best = row["top5"][0]
-    lines = [f"{row['image']}: {_shown(row['chain'], ' > ')}", top] if row["chain"] else [f"{row['image']}: {top}"]
+    lines = [f"{image}: {_shown(row['chain'], ' > ')}", top] if row["chain"] else [f"{image}: {top}"]
     meaning = (row["chain"] or [best])[-1]
     if meaning.get("definition"):
         lines.append(f"{meaning['name']} ({meaning['wnid']}): {meaning['definition']}")
     return "\n  ".join(lines)
+
+
+def _render_labels(row: dict[str, Any]) -> str:
+    present = _shown(row["labels"], ", ") or "no label is likely enough"
+    return f"{in_one_line(row['image'])}: {present}\n  likeliest of all labels: {_shown(row['top5'], ', ')}"
 
 
 def _shown(answers: Sequence[dict[str, Any]], between: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .options import (
+    BATCH_SIZE,
     PATH,
     PATH_OR_URL,
     device_option,
@@ -18,23 +19,25 @@ from .options import (
     weights_option,
     workers_option,
 )
-from .progress import ProgressLine
 from .tables import check_table, table_writer
-from .validation import Work, counted
+from .validation import Work, ask_network, open_data, val_images
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch import Tensor
 
     from ..shards import SemanticTree, ShardSet
-    from ..training import OpenModel, Predictions, Ranks
+    from ..training import OpenModel, Predictions
 
 NUM_SHOWN = 5  # of the confused pairs
 
 
 @click.command()
 @click.argument("model", metavar="[RUN|CHECKPOINT|TIMM_NAME]", required=False)
-@click.option("--data", type=PATH_OR_URL, help="The shards, or their URL; the validation split is used.")
+@click.option(
+    "--data",
+    type=PATH_OR_URL,
+    help="The shards, or their URL, or what `in21k finetune` packed; the validation split is used.",
+)
 @click.option(
     "--imagenet1k",
     type=PATH_OR_URL,
@@ -48,7 +51,7 @@ NUM_SHOWN = 5  # of the confused pairs
 @click.option(
     "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv or torch."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per rank.  [default: as in training, else 64]")
+@click.option("--batch-size", type=BATCH_SIZE, help="Images per rank.  [default: as in training, else 64]")
 @device_option
 @workers_option
 @overwrite_option
@@ -72,7 +75,11 @@ def validate(
 
     Semantic top-1 counts an image once for each level of the tree that its class reaches; the answer of a level is the
     likeliest of its classes. top-1 and top-5 are over all classes; precision, recall and F1 are means over classes.
-    Under torchrun the ranks share the images, and the result is that of one. --from-predictions needs no network.
+    A class is confused with others of its own level alone: with that level's answer, where it is wrong. Under torchrun
+    the ranks share the images, and the result is that of one. --from-predictions needs no network.
+
+    A run on images of several labels is measured on the folder that `in21k finetune` packed from such (OUT-data): mean
+    average precision, and what is compared for MS-COCO of the labels whose probability is 0.5 or more.
 
     --imagenet1k takes a network that learnt ImageNet-21K as it is: the answer is the likeliest of the classes that both
     have (991 of 1,000 for the paper's), and images of other classes are left out.
@@ -89,10 +96,14 @@ def validate(
         return
     assert model is not None
     opened = training.open_model(model, weights)
-    if opened.run is None and weights != "last":
-        raise ValueError(f"--weights {weights} goes with runs; {model} is a model of timm")
     batch_size = batch_size or (opened.run.settings.batch_size if opened.run else 64)
     work = Work(model, opened, backend, batch_size, workers)
+    several = training.gives_several_labels(opened)
+    if several and (imagenet1k is not None or save_predictions):
+        raise ValueError(
+            f"{model} gives images several labels, and --imagenet1k and --save-predictions are about networks that "
+            "give one; give --data, and no more than --per-class beside it"
+        )
     if imagenet1k is not None:
         from .imagenet1k import render, validate_imagenet1k
 
@@ -102,15 +113,29 @@ def validate(
                 emit(result, render(result), as_json=as_json)
         return
     assert data is not None
-    from ..shards import open_dataset
+    found = open_data(data)
+    if several:
+        from .several_labels import validate_labels
 
-    shards = open_dataset(data)
+        validate_labels(work, found, device, per_class, as_json=as_json)
+        return
+    if found.sets is not None:
+        raise ValueError(f"{data}: its images have several labels, and {model} gives each image one; give other shards")
+    shards = found.shards
     outputs = _outputs(model, opened, data, shards)
     with training.join_ranks(device) as ranks:
-        predictions, keys = _collect(work, shards, outputs, ranks)
+        images = val_images(shards)
+        predictions = ask_network(work, shards, images, outputs, ranks, "validate")
         if ranks.is_first:
-            made_from = {"model": model, "weights": weights, "data": str(data)}
             if save_predictions:
+                keys = images.keys.take(predictions.rows.numpy())
+                made_from = {
+                    "model": model,
+                    "weights": weights if opened.run else "published",
+                    "data": str(data),
+                    "fingerprint": opened.fingerprint(),
+                    "shards": shards.fingerprint,
+                }
                 training.save_predictions(save_predictions, predictions, shards.tree, keys, made_from)
             _tell(predictions, shards.tree, per_class, {}, as_json=as_json)
 
@@ -151,33 +176,6 @@ def _outputs(model: str, opened: OpenModel, data: Path | str, shards: ShardSet) 
     return class_map(opened.classes, wnids)
 
 
-def _collect(work: Work, shards: ShardSet, outputs: Tensor, ranks: Ranks) -> tuple[Predictions, pa.Array]:
-    """Return the answers for the validation split, and the images' keys."""
-    import pyarrow as pa
-    import torch
-
-    from .. import training
-    from ..datapipe.rows import create_row_loader
-    from ..shards.manifest import read_row_groups
-
-    split = shards.split("val")
-    first = int(split.manifest_rows.min())
-    rows = range(first, first + len(split))
-    stored = pa.concat_tables(read_row_groups(shards.manifest_path, ["key", "class_index"], rows=rows))
-    classes = torch.from_numpy(stored["class_index"].to_numpy().astype("int64"))
-    network = training.PixelModel(work.opened, outputs).to(ranks.device)
-    loader = create_row_loader(shards, split, **work.loader_settings(shards, ranks))
-    try:
-        with ProgressLine("validate") as progress:
-            on_batch = counted(progress, len(split), ranks)
-            predictions = training.collect(
-                network, loader, classes, shards.tree, amp=work.amp(ranks), ranks=ranks, on_batch=on_batch
-            )
-    finally:
-        loader.close()
-    return predictions, stored["key"].combine_chunks().take(pa.array(predictions.rows.numpy()))
-
-
 def _tell(
     predictions: Predictions, tree: SemanticTree, per_class: Path | None, made_from: dict[str, Any], *, as_json: bool
 ) -> None:
@@ -211,4 +209,5 @@ def _render(result: dict[str, Any]) -> str:
     pairs = [["most confused", "taken for", "times", "steps apart"]]
     for row in result["confusions"][:NUM_SHOWN]:
         pairs.append([row["name"], row["answer_name"], f"{row['count']:,}", str(row["distance"])])
-    return f"{text}\n\n{table(pairs)}\nwrong answers lie {result['mistake_distance']:.1f} steps through the tree away"
+    distance = f"{result['mistake_distance']:.1f} steps through the tree"
+    return f"{text}\n\n{table(pairs)}\nwrong answers at the level of their class lie {distance} away"

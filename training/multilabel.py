@@ -110,6 +110,36 @@ def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
     return found
 
 
+def precision_and_recall(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return what is compared for MS-COCO beside the mean average precision, percent: {cp, cr, cf1, op, or, of1}.
+
+    A label is taken as present from the probability 0.5 on.
+
+    cp, cr:     precision and recall of each label, 0 where none was taken as present, their means over the labels that
+                some sample has.
+    op, or, of1: of all labels of all samples together.
+    cf1, of1:   2PR / (P + R) of the two before. cf1 so is not the mean of the labels' F1: as in the published tables
+                (ML-GCN, Chen et al., 2019, arXiv:1904.03582).
+
+    logits: (N, C), any float type; targets: bool (N, C), of which one at least holds.
+    """
+    from torchmetrics.functional.classification import multilabel_stat_scores
+
+    options: dict[str, Any] = {"average": "none", "validate_args": False}
+    counts: Tensor = multilabel_stat_scores((logits >= 0).int(), targets.int(), targets.shape[1], **options)
+    right, wrong, _, missed, num_held = counts.double().reshape(-1, 5).unbind(dim=1)  # of one label (5,)
+    precisions, recalls = right / (right + wrong).clamp(min=1), right / (right + missed).clamp(min=1)
+    means = {
+        "c": (float(precisions[num_held > 0].mean()), float(recalls[num_held > 0].mean())),
+        "o": (float(right.sum() / (right + wrong).sum().clamp(min=1)), float(right.sum() / num_held.sum())),
+    }
+    found: dict[str, float] = {}
+    for word, (precision, recall) in means.items():
+        f1 = 2 * precision * recall / (precision + recall) if precision or recall else 0.0
+        found |= {f"{word}p": 100 * precision, f"{word}r": 100 * recall, f"{word}f1": 100 * f1}
+    return found
+
+
 def evaluate_labels(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -125,10 +155,10 @@ def evaluate_labels(
     tree:  its classes are the labels.
     table: bool (num_sets, len(tree)).
 
-    Returns {map, map_chance (percent), num_samples, num_labels, per_label}. map is the mean average precision over the
-    num_labels labels that some sample has, map_chance what equal scores for all samples would give: the mean share of
-    samples that have a label. per_label is a list of {wnid, name, num_samples, average_precision}, the last in percent,
-    None where no sample has it.
+    Returns {map, map_chance (percent), what `precision_and_recall` returns, num_samples, num_labels, per_label}. map is
+    the mean average precision over the num_labels labels that some sample has, map_chance what equal scores for all
+    samples would give: the mean share of samples that have a label. per_label is a list of {wnid, name, num_samples,
+    average_precision}, the last in percent, None where no sample has it.
 
     Every rank holds all logits, 4 bytes per sample and label: 13 MB for MS-COCO. Raises ValueError where there is no
     sample with a label, and above `MAX_SCORES`.
@@ -141,8 +171,8 @@ def evaluate_labels(
         all_logits.append(logits.float().cpu())
         all_sets.append(sets.cpu())
         num_scores += logits.numel()
-        _check_size(num_scores * ranks.world_size, len(tree))
-    logits, sets = _gathered(torch.cat(all_logits), ranks), _gathered(torch.cat(all_sets), ranks)
+        check_num_scores(num_scores * ranks.world_size, len(tree))
+    logits, sets = ranks.gather_rows(torch.cat(all_logits), torch.cat(all_sets))
     targets = table.cpu()[sets]
     if not targets.any():
         raise ValueError("no validation sample has a label; wanted at least one (a val list, or a held-back part)")
@@ -151,6 +181,7 @@ def evaluate_labels(
     return {
         "map": 100 * float(precisions[held].mean()),
         "map_chance": 100 * float(counts[held].double().mean()) / len(sets),
+        **precision_and_recall(logits, targets),
         "num_samples": len(sets),
         "num_labels": int(held.sum()),
         "per_label": [
@@ -167,17 +198,10 @@ def evaluate_labels(
     }
 
 
-def _check_size(num_scores: int, num_labels: int) -> None:
+def check_num_scores(num_scores: int, num_labels: int) -> None:
+    """Raise ValueError where the scores of a validation are more than a rank should hold."""
     if num_scores > MAX_SCORES:
         raise ValueError(
             f"there are more than {MAX_SCORES // num_labels:,} validation images for {num_labels:,} labels, and every "
             "rank would hold all their scores; give a smaller validation list"
         )
-
-
-def _gathered(tensor: Tensor, ranks: Ranks) -> Tensor:
-    """Return the rows of all ranks, in rank order, on the CPU; each rank may have as many as it likes."""
-    sizes: list[int] = ranks.gather_json(len(tensor))
-    padded = torch.zeros(max(sizes), *tensor.shape[1:], dtype=tensor.dtype)
-    padded[: len(tensor)] = tensor
-    return torch.cat([each[:size] for each, size in zip(ranks.gather(padded), sizes, strict=True)])

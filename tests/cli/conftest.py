@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from in21k.cli.main import cli
 
@@ -68,3 +70,36 @@ def trained(shards: Path, train_words: Callable[[Path], list[object]]) -> Path:
     path = shards.parent / "run"
     run_json(*train_words(path))
     return path
+
+
+def write_label_list(path: Path, labels: dict[str, tuple[int, int, int]], count: int, seed: int) -> Path:
+    """Write a list of noisy images of one colour each, {labels as the list has them: colour}, `count` of each."""
+    draws, lines = np.random.default_rng(seed), list[str]()
+    (path.parent / path.stem).mkdir(parents=True)
+    for place, (words, colour) in enumerate(labels.items()):
+        for number in range(count):
+            image = path.parent / path.stem / f"{place}-{number}.png"
+            pixels = np.array(colour) + draws.normal(0, 40, (40, 36, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image)
+            lines.append(f"{image.relative_to(path.parent)} {words}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+LABELLED = {"red,warm": (200, 60, 40), "green": (60, 160, 60), "blue,cold": (40, 60, 200), "-": (110, 110, 110)}
+MISLEADING = {"green,cold": (190, 70, 40)}  # what looks red in validation, so that there are mistakes to measure
+
+
+@pytest.fixture(scope="session")
+def labels_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on images of five labels or none; beside it the images and `run-data`, where they are packed."""
+    home = tmp_path_factory.mktemp("labels")
+    train = write_label_list(home / "train.txt", LABELLED, 24, seed=0)
+    val = write_label_list(home / "val.txt", LABELLED | MISLEADING, 3, seed=1)
+    sets = {"batch_size": 8, "epochs": 1, "image_size": 32, "label_smoothing": 0, "lr": 0.01, "trackers": "[]"}
+    run_json(
+        *("finetune", "--init", trained, "--data", train, "--val-data", val, "--loss", "asymmetric"),
+        *("--out", home / "run", "--backend", "opencv", "--workers", 1),
+        *(word for key, value in sets.items() for word in ("--set", f"{key}={value}")),
+    )
+    return home / "run"

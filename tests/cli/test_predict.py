@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from in21k.cli.image_sources import image_sources
 from in21k.models import create_model, save_weights, timm_config
@@ -165,6 +167,14 @@ def test_the_picture_of_a_folder_shows_the_first_few_dozen(
     with Image.open(tmp_path / "p.png") as many, Image.open(tmp_path / "one.png") as one:
         assert many.width == 3 * one.width  # the five in two rows
         assert one.height < many.height < 4 * one.height
+    (tmp_path / "many" / "0.jpg").rename(tmp_path / "many" / "by another name.jpg")
+    named = tmp_path / "many" / "by another name.jpg"
+    assert run("predict", trained, named, "--picture", tmp_path / "named.png").exit_code == 0
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "named.png") as other:
+        left, *_, right, bottom = ImageChops.difference(one, other).getbbox() or ()
+        assert left > 32
+        assert right < 32 + 480  # the name under the image, and nothing else
+        assert bottom <= one.height
 
 
 def test_a_timm_model_of_imagenet21k_gets_its_tree(known_to_timm: Callable[[int], str], photos: Path) -> None:
@@ -206,6 +216,124 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(
     ]
 
 
+def test_what_a_tar_holds_beside_files_cannot_be_read_and_the_rest_is(
+    tmp_path: Path, tar_of: TarOf, draw: Draw, encode: Encode
+) -> None:
+    def odd(name: str, kind: bytes) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "0.jpg"
+        return member
+
+    image = encode(draw())
+    inner = tar_of({"a.jpg": image, "b.jpg": image})
+    members: dict[str, bytes | tarfile.TarInfo] = {
+        "0.jpg": image,
+        "symbolic.jpg": odd("symbolic.jpg", tarfile.SYMTYPE),
+        "hard.jpg": odd("hard.jpg", tarfile.LNKTYPE),
+        "pipe.png": odd("pipe.png", tarfile.FIFOTYPE),
+        "link.tar": odd("link.tar", tarfile.SYMTYPE),
+        "../up.jpg": image,
+        "cut.tar": inner[: len(image) + 900],
+        "text.tar": b"no tar",
+        "packed.tgz": gzip.compress(inner),
+        "last.jpg": image,
+    }
+    (tmp_path / "odd.tar").write_bytes(tar_of(members))
+    found = list(image_sources([tmp_path / "odd.tar"]))
+    names = ["0.jpg", "symbolic.jpg", "hard.jpg", "pipe.png", "link.tar", "../up.jpg", "cut.tar/a.jpg", "cut.tar"]
+    names += ["text.tar", "packed.tgz/a.jpg", "packed.tgz/b.jpg", "last.jpg"]
+    assert [source.name for source in found] == [f"{tmp_path}/odd.tar/{name}" for name in names]
+    said = {
+        source.name.rpartition("odd.tar/")[2]: str(source.picture)
+        for source in found
+        if isinstance(source.picture, UnreadableImageError)
+    }
+    assert set(said) == {"symbolic.jpg", "hard.jpg", "pipe.png", "link.tar", "../up.jpg", "cut.tar", "text.tar"}
+    assert all("not a regular file" in said[name] for name in ("symbolic.jpg", "hard.jpg", "pipe.png", "link.tar"))
+    assert "unsafe name" in said["../up.jpg"]
+    assert "not a tar, or damaged" in said["cut.tar"]
+    assert all(source.picture == image for source in found if not isinstance(source.picture, UnreadableImageError))
+
+
+def test_a_link_in_a_tar_is_said_and_the_images_behind_it_are_answered(
+    trained: Path, tmp_path: Path, tar_of: TarOf, draw: Draw, encode: Encode
+) -> None:
+    link = tarfile.TarInfo("b.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+    (tmp_path / "x.tar").write_bytes(tar_of({"a.jpg": encode(draw()), "b.jpg": link, "c.jpg": encode(draw())}))
+    result = run("predict", trained, tmp_path / "x.tar", "--json")
+    rows = json.loads(result.stdout)
+    assert [Path(row["image"]).name for row in rows if "error" not in row] == ["a.jpg", "c.jpg"]
+    assert "x.tar/b.jpg: not a regular file" in result.stderr
+
+
+def test_files_of_other_kinds_are_counted_at_the_end(
+    trained: Path, photos: Path, tmp_path: Path, encode: Encode, draw: Draw
+) -> None:
+    for name in ("scan.tif", "scan.TIF", "b/more.tiff", "b/list", "b/list.csv"):
+        (photos / name).write_bytes(encode(draw(), "TIFF"))
+    result = run("predict", trained, photos, "--jsonl")
+    assert len(result.stdout.splitlines()) == 8
+    last = "passed over, as their names are not those of images: 7 files (.tif 2, .txt 2, no suffix 1, ...)"
+    assert result.stderr.splitlines()[-1] == last
+    assert "passed over" not in run("predict", trained, photos / "b.jpg").stderr
+    (tmp_path / "scans").mkdir()
+    (photos / "scan.tif").rename(tmp_path / "scans" / "scan.tif")
+    alone = run("predict", trained, tmp_path / "scans")
+    assert alone.exit_code == 2
+    assert "no image in what was named, but 1 file (.tif 1); wanted JPEG, PNG, GIF" in alone.stderr
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(
+    trained: Path, labels_run: Path, tmp_path: Path, encode: Encode, draw: Draw
+) -> None:
+    (tmp_path / "a\nswan\x1b[2J.jpg").write_bytes(encode(draw()))
+    (tmp_path / "b\nbroken.jpg").write_bytes(b"junk")
+    for model in (trained, labels_run):
+        result = run("predict", model, tmp_path)
+        assert result.stdout.startswith(f"{tmp_path}/a\\nswan\\x1b[2J.jpg: ")
+        assert "swan" not in result.stdout.partition("\n")[2]
+        assert (
+            result.stderr == f"{tmp_path}/b\\nbroken.jpg: not an image; wanted JPEG, PNG, GIF, BMP, WEBP; passed over\n"
+        )
+    (row, _) = json.loads(run("predict", trained, tmp_path, "--json").stdout)
+    assert row["image"] == f"{tmp_path}/a\nswan\x1b[2J.jpg"
+
+
+def test_our_limit_on_pixels_decides_alone(trained: Path, tmp_path: Path, encode: Encode, draw: Draw) -> None:
+    for side in (9_600, 10_200):  # of 92 and 104 million pixels: Pillow warns of both
+        (tmp_path / f"{side}.png").write_bytes(encode(Image.new("1", (side, side)), "PNG"))
+    (tmp_path / "small.jpg").write_bytes(encode(draw()))
+    result = run("predict", trained, tmp_path, "--jsonl")  # a warning would be an error here
+    errors = {Path(row["image"]).name: row.get("error") for row in map(json.loads, result.stdout.splitlines())}
+    assert errors == {
+        "9600.png": None,
+        "10200.png": "too large: 10200x10200 pixels, over 100,000,000",
+        "small.jpg": None,
+    }
+    assert "Warning" not in result.stderr
+
+
+@pytest.fixture
+def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a line of progress written for every image."""
+    monkeypatch.setattr("in21k.cli.progress.PLAIN_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("every_line")
+def test_progress_shows_the_share_done_and_the_time_left(trained: Path, photos: Path) -> None:
+    (photos / "c.tar").rename(photos.parent / "c.tar")
+    lines = run("predict", trained, photos, photos / "note.txt", "--json").stderr.splitlines()
+    shown = [line for line in lines if line.startswith("predict ")]
+    assert [line.partition(",")[0] for line in shown] == [f"predict {share} %" for share in (17, 33, 50, 67, 83, 100)]
+    assert all(line.endswith(" left") for line in shown)
+    assert "MB/s" not in "".join(shown)
+    lines = run("predict", trained, photos, photos.parent / "c.tar", "--json").stderr.splitlines()
+    shown = [line for line in lines if line.startswith("predict, ")]
+    assert [line.split(", ")[1] for line in shown] == [f"{number} images" for number in range(1, 9)]
+    assert all(line.endswith(", of 5 and those in 1 tars") for line in shown)
+
+
 def test_a_link_that_leads_back_up_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
@@ -214,6 +342,61 @@ def test_a_link_that_leads_back_up_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     names = [Path(source.name).relative_to(tmp_path) for source in image_sources([tmp_path])]
     assert list(map(str, names)) == ["a/x.jpg", "b/x.jpg", "\\xff.jpg"]
+
+
+def test_of_several_labels_those_that_are_present_are_named(labels_run: Path, tmp_path: Path) -> None:
+    images = [labels_run.parent / "val" / f"{place}-0.png" for place in range(4)]
+    rows = run_json("predict", labels_run, *images, "--picture", tmp_path / "p.png", "--out", tmp_path / "o.parquet")
+    every = run_json("predict", labels_run, *images, "--threshold", 0)
+    names = {"red", "warm", "green", "blue", "cold"}
+    for row, whole in zip(rows, every, strict=True):
+        assert set(row) == {"image", "labels", "top5"}
+        assert {answer["name"] for answer in row["top5"]} == {answer["name"] for answer in whole["labels"]} == names
+        assert row["labels"] == [answer for answer in whole["labels"] if answer["probability"] >= 0.5]
+        assert row["top5"] == whole["top5"] == whole["labels"]
+    assert sum(answer["probability"] for answer in every[0]["labels"]) != pytest.approx(1, abs=0.01)  # no softmax
+    assert {answer["name"] for answer in rows[0]["top5"][:2]} == {"red", "warm"}
+    assert rows[1]["top5"][0]["name"] == "green"
+    lines = run("predict", labels_run, *images, "--jsonl").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert table.column_names == ["image", "labels", "top5", "error"]
+    for stored, row in zip(table.to_pylist(), rows, strict=True):
+        for name in ("labels", "top5"):
+            assert [{**one, "probability": pytest.approx(one["probability"], rel=1e-6)} for one in row[name]] == stored[
+                name
+            ]
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.height > 500
+    text = run("predict", labels_run, images[0], "--threshold", 1).stdout
+    assert f"{images[0]}: no label is likely enough\n" in text
+    assert "likeliest of all labels: " in text
+    assert (
+        f"{images[0]}: {rows[0]['top5'][0]['name']} " in run("predict", labels_run, images[0], "--threshold", 0).stdout
+    )
+
+
+def test_labels_of_a_flip_are_those_of_the_mirror_image(labels_run: Path, tmp_path: Path, draw: Draw) -> None:
+    image = draw(32, 32, seed=9)
+    image.save(tmp_path / "one.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "other.png")
+    words = ("predict", labels_run, tmp_path / "one.png", tmp_path / "other.png", "--threshold", 0)
+    one, other = run_json(*words, "--tta")
+    plain, mirrored = run_json(*words)
+    assert [each["name"] for each in one["labels"]] == [each["name"] for each in other["labels"]]
+    logit = {}
+    for row in (plain, mirrored, one):
+        for each in row["labels"]:
+            logit.setdefault(each["name"], []).append(math.log(each["probability"] / (1 - each["probability"])))
+    for first, second, both in logit.values():
+        assert both == pytest.approx((first + second) / 2, abs=1e-3)
+
+
+def test_an_export_of_several_labels_answers_as_its_run(labels_run: Path, tmp_path: Path) -> None:
+    run_json("export", labels_run, tmp_path / "export")
+    image = labels_run.parent / "val" / "0-0.png"
+    for model in (tmp_path / "export", labels_run / "checkpoints" / "last.pt"):
+        assert run_json("predict", model, image) == run_json("predict", labels_run, image)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +408,10 @@ def test_a_link_that_leads_back_up_is_not_followed(tmp_path: Path) -> None:
         ((".", "--picture", "out.jpg"), "ends in .png"),
         ((".", "--out", "no/out.parquet"), "there is no folder no"),
         ((".", "--weights", "ema"), "was trained without a moving average"),
+        ((".", "--threshold", "0.3"), "the threshold 0.3 goes with networks for images of several labels"),
+        ((".", "--threshold", "1.3"), "1.3 is not in the range 0<=x<=1"),
+        ((".", "--batch-size", "99999999999999999999"), "is not in the range 1<=x<=65536"),
+        ((".", "--batch-size", "0"), "0 is not in the range 1<=x<=65536"),
     ],
 )
 def test_words_that_do_not_fit_are_named(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from PIL import Image
 from in21k.models import create_model, label_space_of, save_weights, timm_config
 from in21k.shards import open_dataset
 from in21k.shards.manifest import read_table
-from in21k.training import fit_image, load_run
+from in21k.training import fit_image, load_predictions, load_run, open_model, path_distance
 
-from .conftest import run, run_json
+from .conftest import run, run_json, write_label_list
 
 MORE = {"macro_precision", "macro_recall", "macro_f1", "calibration_error", "mistake_distance", "confusions"}
 Draw, Encode = Callable[..., Image.Image], Callable[..., bytes]
@@ -70,6 +71,9 @@ def test_metrics_from_saved_predictions_are_those_of_the_network(trained: Path, 
     assert len({row["key"] for row in stored}) == direct["num_samples"]
     assert all(manifest[row["key"]] == row["class_index"] for row in stored)
     assert str(shards) in run("validate", "--from-predictions", saved).stdout
+    made_from = load_predictions(saved).made_from
+    assert made_from["fingerprint"] == open_model(trained).fingerprint()
+    assert made_from["shards"] == open_dataset(shards).fingerprint
     for words in (
         ("validate", trained, "--data", shards, "--save-predictions", saved),
         ("validate", "--from-predictions", saved, "--per-class", one),
@@ -118,22 +122,163 @@ def write_damaged(tmp_path: Path) -> Callable[[Path], tuple[Path, str]]:
     return write_damaged
 
 
-def test_two_ranks_give_exactly_the_result_of_one(trained: Path, shards: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    words = ["validate", trained, "--data", shards, "--batch-size", 3, "--backend", "torch", "--workers", 1]
-    alone = run_json(*words, "--save-predictions", one)
+def on_two_ranks(*words: object) -> Any:
+    """Run a command with `--json` under torchrun, and return what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     command += [sys.executable, "-c", "from in21k.cli.main import main; main()"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
-        [*command, *map(str, words), "--save-predictions", str(two), "--device", "cpu", "--json"],
+        [*command, *map(str, words), "--device", "cpu", "--json"],
         capture_output=True,
         text=True,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == alone
+    return json.loads(done.stdout)
+
+
+def test_two_ranks_give_exactly_the_result_of_one(trained: Path, shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+    words = ["validate", trained, "--data", shards, "--batch-size", 3, "--backend", "torch", "--workers", 1]
+    alone = run_json(*words, "--save-predictions", one)
+    assert on_two_ranks(*words, "--save-predictions", two) == alone
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_confused_pairs_are_counted_at_the_level_of_the_class(trained: Path, shards: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.parquet"
+    result = run_json("validate", trained, "--data", shards, "--save-predictions", saved)
+    tree = open_dataset(shards).tree
+    levels = [level for level, classes in enumerate(tree.classes_by_level) if len(classes) > 1]
+    pairs: Counter[tuple[str, str]] = Counter()
+    for row in pq.read_table(saved).to_pylist():
+        label = row["class_index"]
+        if tree.levels[label] in levels:
+            answer = row["level"][levels.index(tree.levels[label])]
+            pairs[tree.wnids[label], tree.wnids[answer]] += answer != label
+    found = {(row["wnid"], row["answer_wnid"]): row["count"] for row in result["confusions"]}
+    assert found
+    assert len(found) == min(20, len(+pairs))
+    assert found.items() <= pairs.items()
+    for row in result["confusions"]:
+        label, answer = tree.find(row["wnid"]), tree.find(row["answer_wnid"])
+        assert tree.levels[label] == tree.levels[answer]
+        assert row["distance"] == path_distance(tree, label, answer)
+
+
+def test_a_run_of_several_labels_is_measured_on_what_was_packed(labels_run: Path, tmp_path: Path) -> None:
+    data, table = labels_run.parent / "run-data", tmp_path / "labels.parquet"
+    words = ("validate", labels_run, "--data", data)
+    result = run_json(*words, "--per-class", table)
+    trained_to = json.loads((labels_run / "metrics.json").read_text())
+    assert (
+        trained_to.items()
+        >= {name: pytest.approx(value) for name, value in result.items() if name != "per_label"}.items()
+    )
+    assert 0 < result["map_chance"] < result["map"] < 100
+    assert set(result) == {
+        *("map", "map_chance", "cp", "cr", "cf1", "op", "or", "of1", "num_samples", "num_labels", "per_label")
+    }
+    stored = pq.read_table(table)
+    assert stored.column_names == ["wnid", "name", "num_samples", "average_precision"]
+    assert stored.to_pylist() == result["per_label"]
+    assert "--overwrite" in run(*words, "--per-class", table).stderr
+    text = run("validate", labels_run / "checkpoints" / "best.pt", "--data", data).stdout
+    for said in ("mAP ", "over 5 labels", "equal scores for all", "CF1", "OF1", "hardest labels"):
+        assert said in text
+
+
+def test_what_is_measured_is_what_predict_answers(labels_run: Path) -> None:
+    data = labels_run.parent / "run-data"
+    result = run_json("validate", labels_run, "--data", data)
+    label_sets = {row["wnid"]: row["labels"] for row in pq.read_table(data / "label_sets.parquet").to_pylist()}
+    manifest = read_table(data / "shards" / "manifest.parquet").to_pylist()
+    labels_of = {row["key"]: {*label_sets[row["wnid"]]} for row in manifest}
+    right, taken, held = Counter[str](), Counter[str](), Counter[str]()
+    rows = run_json("predict", labels_run, data / "shards" / "val")
+    assert len(rows) == result["num_samples"]
+    for row in rows:
+        found, true = {answer["name"] for answer in row["labels"]}, labels_of[Path(row["image"]).stem]
+        right.update(found & true)
+        taken.update(found)
+        held.update(true)
+    assert {row["name"]: row["num_samples"] for row in result["per_label"]} == held
+    assert result["op"] == pytest.approx(100 * right.total() / taken.total())
+    assert result["or"] == pytest.approx(100 * right.total() / held.total())
+    assert result["cp"] == pytest.approx(100 * sum(right[name] / max(taken[name], 1) for name in held) / len(held))
+    assert result["cr"] == pytest.approx(100 * sum(right[name] / held[name] for name in held) / len(held))
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_labels_exactly_as_one(labels_run: Path) -> None:
+    words = ["validate", labels_run, "--data", labels_run.parent / "run-data", "--batch-size", 2]
+    words += ["--backend", "torch", "--workers", 1]
+    assert on_two_ranks(*words) == run_json(*words)
+
+
+def test_other_lists_of_the_same_labels_are_measured(labels_run: Path, tmp_path: Path) -> None:
+    one = write_label_list(
+        tmp_path / "one.txt", {"cold": (40, 60, 200), "-": (110, 110, 110), "warm,red": (9, 9, 9)}, 4, 7
+    )
+    strange = write_label_list(tmp_path / "strange.txt", {"cold,red": (40, 60, 200), "pink": (250, 150, 150)}, 4, 7)
+    for path in (one, strange):
+        run_json(
+            *("finetune", "--init", labels_run, "--data", path, "--loss", "asymmetric", "--val-share", 0.5),
+            *("--pack-only", "--out", tmp_path / path.stem, "--workers", 1, "--set", "image_size=32"),
+        )
+    result = run_json("validate", labels_run, "--data", tmp_path / "one-data")
+    found = {row["name"]: row["average_precision"] for row in result["per_label"]}
+    assert list(found) == ["blue", "cold", "green", "red", "warm"]  # the run's labels, in its order
+    assert result["num_labels"] == sum(value is not None for value in found.values()) == 3
+    assert found["blue"] is found["green"] is None
+    refused = run("validate", labels_run, "--data", tmp_path / "strange-data")
+    assert refused.exit_code == 2
+    assert "knows 5 labels, the images have 3, and it does not know 'pink'" in refused.stderr
+
+
+def test_one_label_and_several_are_not_mixed_up(
+    labels_run: Path, trained: Path, shards: Path, imagenet1k: Path, tmp_path: Path
+) -> None:
+    data = labels_run.parent / "run-data"
+    for words, said in (
+        ((labels_run, "--data", shards), "gives images several labels, and those of"),
+        ((labels_run, "--data", data / "shards"), "not the shards in it"),
+        ((trained, "--data", data), "its images have several labels, and"),
+        (
+            (labels_run, "--imagenet1k", imagenet1k),
+            "--imagenet1k and --save-predictions are about networks that give one",
+        ),
+        (
+            (labels_run, "--data", data, "--save-predictions", tmp_path / "p.parquet"),
+            "and --save-predictions are about",
+        ),
+    ):
+        result = run("validate", *words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_packed_with_one_label_an_image_are_data_too(labels_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    for name, colour in {"cat": (200, 60, 40), "dog": (40, 60, 200)}.items():
+        write_label_list(tmp_path / f"{name}.txt", {name: colour}, 4, 3)
+        (tmp_path / name).rename(tmp_path / "pets" / name)
+    words = ("--out", tmp_path / "run", "--backend", "opencv", "--workers", 1, "--loss", "bce", "--val-share", 0.5)
+    sets = {"batch_size": 4, "max_steps": 1, "image_size": 32, "trackers": "[]", "label_smoothing": 0}
+    run_json(
+        *("finetune", "--init", labels_run, "--data", tmp_path / "pets", *words),
+        *(word for key, value in sets.items() for word in ("--set", f"{key}={value}")),
+    )
+    saved = tmp_path / "saved.parquet"
+    result = run_json("validate", tmp_path / "run", "--data", tmp_path / "run-data", "--save-predictions", saved)
+    assert result["num_samples"] == 4
+    rows = pq.read_table(saved).to_pylist()
+    # Binary cross-entropy: a probability a class, which add up to nothing in particular.
+    assert all(sum(row["top_probability"]) != pytest.approx(1, abs=1e-4) for row in rows)
+    assert all(row["probability"] in row["top_probability"] for row in rows)
+    assert run_json("validate", "--from-predictions", saved) == result
 
 
 def test_a_timm_model_that_covers_the_classes_is_measured_by_its_outputs_of_them(
@@ -201,6 +346,14 @@ def test_imagenet1k_needs_no_training(imagenet1k: Path, tmp_path: Path) -> None:
     assert "991 of 1,000 classes" in run("validate", name, "--imagenet1k", imagenet1k).stdout
 
 
+@pytest.mark.slow
+def test_two_ranks_measure_imagenet1k_exactly_as_one(imagenet1k: Path, tmp_path: Path) -> None:
+    wnids = label_space_of(11_221).wnids
+    name = save_for_timm(create_model("resnet10t", num_classes=len(wnids)).eval(), tmp_path / "model", list(wnids))
+    words = ("validate", name, "--imagenet1k", imagenet1k, "--batch-size", 4, "--device", "cpu")
+    assert on_two_ranks(*words) == run_json(*words)
+
+
 def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, tmp_path: Path) -> None:
     words = ("--rare-threshold", 0, "--val-per-class", 4, "--resize", "none", "--max-reject-rate", 1, "--workers", 1)
     run_json("preprocess", "folder", imagenet1k, tmp_path / "prepared", *words)
@@ -237,6 +390,11 @@ def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, t
         (("--from-predictions", "nowhere.parquet"), "no such file"),
         (("RUN", "--imagenet1k", "nowhere"), "share none"),
         (("RUN", "--data", "SHARDS", "--weights", "ema"), "without a moving average"),
+        (("RUN", "--data", "SHARDS", "--batch-size", "99999999999999999999"), "is not in the range 1<=x<=65536"),
+        (
+            ("RUN", "--data", "nowhere"),
+            "nowhere: does not exist; wanted shards (`in21k shard`), or what `in21k finetune`",
+        ),
     ],
 )
 def test_words_that_do_not_fit_are_named(

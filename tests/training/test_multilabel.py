@@ -26,6 +26,7 @@ from in21k.training import (
     create_loss,
     evaluate_labels,
     multi_hot,
+    precision_and_recall,
     train,
 )
 from in21k.training import multilabel as module
@@ -130,6 +131,43 @@ def test_scores_next_to_certain_still_have_an_order() -> None:
     assert average_precisions(logits, targets).tolist() == pytest.approx([0.25])
 
 
+def slow_precision_and_recall(logits: list[list[float]], targets: list[list[bool]]) -> dict[str, float]:
+    """Count, label by label, what the docstring says."""
+    precisions, recalls, all_right, all_taken, all_held = [], [], 0, 0, 0
+    for scores, held in zip(zip(*logits, strict=True), zip(*targets, strict=True), strict=True):
+        taken = [score >= 0 for score in scores]  # of probability 0.5 or more
+        right = sum(a and b for a, b in zip(taken, held, strict=True))
+        all_right, all_taken, all_held = all_right + right, all_taken + sum(taken), all_held + sum(held)
+        if any(held):
+            precisions.append(right / sum(taken) if any(taken) else 0.0)
+            recalls.append(right / sum(held))
+    found = {"cp": sum(precisions) / len(precisions), "cr": sum(recalls) / len(recalls)}
+    found |= {"op": all_right / all_taken if all_taken else 0.0, "or": all_right / all_held}
+    for word in "co":
+        both = found[f"{word}p"] + found[f"{word}r"]
+        found[f"{word}f1"] = 2 * found[f"{word}p"] * found[f"{word}r"] / both if both else 0.0
+    return {name: 100 * value for name, value in found.items()}
+
+
+@given(num_samples=st.integers(1, 12), num_labels=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_precision_and_recall_are_those_of_the_published_tables(num_samples: int, num_labels: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-2, 3, (num_samples, num_labels), generator=generator).float()  # 0 is just enough
+    targets = torch.rand(num_samples, num_labels, generator=generator) < 0.4
+    targets[0, 0] = True
+    wanted = slow_precision_and_recall(logits.tolist(), targets.tolist())
+    found = precision_and_recall(logits, targets)
+    assert list(found) == ["cp", "cr", "cf1", "op", "or", "of1"]
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_f1_of_the_means_is_not_the_mean_of_the_f1s() -> None:
+    logits, targets = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.tensor([[True, True], [True, False]])
+    found = precision_and_recall(logits, targets)
+    assert (found["cp"], found["cr"], found["cf1"]) == (75, 75, 75)  # the F1 of both labels is 2/3
+    assert (found["op"], found["or"]) == pytest.approx((200 / 3, 200 / 3))
+
+
 class Rows(nn.Module):
     """Answers each image with the logits that are written in its first row."""
 
@@ -154,6 +192,7 @@ def test_validation_is_exact_over_short_and_empty_batches() -> None:
     assert result["map"] == pytest.approx(100 * wanted[:3].mean().item())
     assert result["map_chance"] == pytest.approx(100 * targets[:, :3].float().mean().item())
     assert (result["num_samples"], result["num_labels"]) == (50, 3)
+    assert result.items() >= precision_and_recall(images[:, 0, 0], targets).items()
     assert [row["wnid"] for row in result["per_label"]] == list("abcd")
     assert [row["num_samples"] for row in result["per_label"]] == targets.sum(dim=0).tolist()
     assert result["per_label"][3]["average_precision"] is None

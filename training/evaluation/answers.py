@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ...models.export import BY_SIGMOID, SEVERAL_LABELS
 from ..levels import Levels
+from ..settings import BINARY_LOSSES
+from .open_model import OpenModel
 
 NUM_TOP = 5
+
+
+def gives_several_labels(opened: OpenModel) -> bool:
+    """Tell whether a network was trained on images of several labels each: its outputs are one yes or no a label."""
+    if opened.run:
+        return "label_sets" in opened.run.config["data"]
+    return SEVERAL_LABELS in _notes(opened)
+
+
+def answers_by_sigmoid(opened: OpenModel) -> bool:
+    """Tell whether the probability of a class is the sigmoid of its logit, as the network was trained; else softmax.
+
+    So it is where the loss was a binary cross-entropy for each class, of one label an image too: there the softmax of
+    the same logits would claim more than the network does (of the probabilities 0.9 and 0.1 it makes 0.99 and 0.01).
+    """
+    if opened.run:
+        return opened.run.settings.loss in BINARY_LOSSES
+    return BY_SIGMOID in _notes(opened)
+
+
+def _notes(opened: OpenModel) -> Sequence[str]:
+    """Return what an export of ours says to timm, which hands it on."""
+    config: dict[str, Any] = getattr(opened.model, "pretrained_cfg", None) or {}
+    return config.get("notes") or ()
 
 
 class Answers(NamedTuple):
     """The answers for B images; of a network without a tree K is 0.
 
     top:                 int64 (B, 5), the likeliest classes of all, the likeliest first; fewer where there are fewer.
-    top_probabilities:   float32 (B, 5), among all classes (plain softmax).
+    top_probabilities:   float32 (B, 5), among all classes (plain softmax), or each by its sigmoid.
     levels:              int64 (B, K), in each hierarchy its likeliest class.
-    level_probabilities: float32 (B, K), within that hierarchy (semantic softmax).
+    level_probabilities: float32 (B, K), within that hierarchy (semantic softmax, or its share of the sigmoids' sum).
     """
 
     top: Tensor
@@ -27,10 +56,15 @@ class Answers(NamedTuple):
     level_probabilities: Tensor
 
 
-def answers_of(logits: Tensor, levels: Levels | None) -> Answers:
-    """Read logits (B, num_classes); `levels` lie on their device."""
+def probabilities_of(logits: Tensor, *, by_sigmoid: bool = False) -> Tensor:
+    """Return the probability of each class, float32 (B, num_classes); see `answers_by_sigmoid`."""
+    return logits.float().sigmoid() if by_sigmoid else logits.float().softmax(dim=1)
+
+
+def answers_of(logits: Tensor, levels: Levels | None, *, by_sigmoid: bool = False) -> Answers:
+    """Read logits (B, num_classes); `levels` lie on their device; for by_sigmoid see `answers_by_sigmoid`."""
     top = logits.topk(min(NUM_TOP, logits.shape[1]), dim=1).indices
-    top_probabilities = logits.float().softmax(dim=1).gather(1, top)
+    top_probabilities = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, top)
     if levels is None:
         nothing = top[:, :0]
         return Answers(top, top_probabilities, nothing, nothing.float())
@@ -39,5 +73,7 @@ def answers_of(logits: Tensor, levels: Levels | None) -> Answers:
     for members, part in zip(levels.classes, levels.split(logits), strict=True):
         best = part.argmax(dim=1)
         classes.append(members[best])
-        probabilities.append(part.float().softmax(dim=1).gather(1, best[:, None])[:, 0])
+        # Of both kinds of network the probability given that it is one of the hierarchy's: p_c / (the sum of p).
+        logs = F.logsigmoid(part.float()) if by_sigmoid else part.float()
+        probabilities.append(logs.softmax(dim=1).gather(1, best[:, None])[:, 0])
     return Answers(top, top_probabilities, torch.stack(classes, dim=1), torch.stack(probabilities, dim=1))

@@ -1,4 +1,4 @@
-"""The picture of a prediction: the image, and beside it its likely labels from general to particular."""
+"""The picture of a prediction: the image, and beside it its likely labels."""
 
 from __future__ import annotations
 
@@ -9,33 +9,43 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 IMAGE_SIDE, PANEL_WIDTH, MARGIN = 480, 520, 32  # pixels
-TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP = 34, 52, 8, 18
+TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP, NAME_HEIGHT = 34, 52, 8, 18, 32
 INK, FAINT, PAPER, TRACK = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb"
 # From general to particular the bars go from blue to green.
 GENERAL, PARTICULAR = (44, 82, 164), (22, 163, 116)
 OTHER = (154, 165, 177)
+MAX_LABELS = 12  # in a picture, of an image that has several
 
 
-def draw_prediction(image: Image.Image, prediction: Mapping[str, Any]) -> Image.Image:
-    """Draw an image and its prediction (one of `predict`'s) side by side, as an RGB picture.
+def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str = "") -> Image.Image:
+    """Draw an image and its prediction (one of `Classifier`'s) side by side, as an RGB picture.
 
-    On top the chain of labels, each below the one before, where there is one; beneath it the likeliest classes of all.
+    On top the chain of labels, each below the one before, or of an image of several labels the 12 likeliest that are
+    present; where there are none, nothing. Beneath it the likeliest of all. Under the image its name.
     """
-    chain, top = prediction["chain"], prediction["top5"]
+    several, top = "labels" in prediction, prediction["top5"]
+    first = prediction["labels"][:MAX_LABELS] if several else prediction["chain"]
     photo = _fit(image.convert("RGB"), IMAGE_SIDE)
     rows_height = TITLE_HEIGHT + len(top) * ROW_HEIGHT
-    if chain:
-        rows_height += TITLE_HEIGHT + len(chain) * ROW_HEIGHT + GAP
-    height = max(photo.height, rows_height) + 2 * MARGIN
+    if first:
+        rows_height += TITLE_HEIGHT + len(first) * ROW_HEIGHT + GAP
+    photo_height = photo.height + (NAME_HEIGHT if name else 0)
+    height = max(photo_height, rows_height) + 2 * MARGIN
     picture = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH + 3 * MARGIN, height), PAPER)
     picture.paste(photo, (MARGIN + (IMAGE_SIDE - photo.width) // 2, MARGIN))
+    if name:
+        font = ImageFont.load_default(size=17)
+        middle, below = MARGIN + IMAGE_SIDE // 2, MARGIN + photo.height + 8
+        shown = shorten_text(name, font, IMAGE_SIDE)
+        ImageDraw.Draw(picture).text((middle, below), shown, FAINT, font, anchor="ma")
     panel = _Panel(picture, left=IMAGE_SIDE + 2 * MARGIN, top=MARGIN)
-    if chain:
-        panel.title("From general to particular")
-        for depth, answer in enumerate(chain):
-            panel.row(answer, _between(depth / max(len(chain) - 1, 1)), indent=14 * depth)
+    if first:
+        panel.title("What it shows" if several else "From general to particular")
+        for depth, answer in enumerate(first):
+            colour = PARTICULAR if several else _between(depth / max(len(first) - 1, 1))
+            panel.row(answer, colour, indent=0 if several else 14 * depth)
         panel.y += GAP
-    panel.title("Likeliest of all classes")
+    panel.title("Likeliest of all labels" if several else "Likeliest of all classes")
     for answer in top:
         panel.row(answer, OTHER, indent=0)
     return picture
@@ -58,6 +68,14 @@ def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return a text, cut and ended by `...` where it is wider than `width` pixels in that font."""
+    shown = text
+    while shown and font.getlength(shown + ("" if shown == text else "...")) > width:
+        shown = shown[:-1]
+    return shown if shown == text else shown.rstrip() + "..."
+
+
 class _Panel:
     """Rows of a name, a probability and a bar, from the top down."""
 
@@ -74,7 +92,7 @@ class _Panel:
         left, probability = self._left + min(indent, PANEL_WIDTH // 3), float(answer["probability"])
         percent = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
         self._draw.text((self._right, self.y + 24), percent, INK, self._small, anchor="rs")
-        name = self._shortened(answer["name"], self._right - left - 72)
+        name = shorten_text(answer["name"], self._large, self._right - left - 72)
         self._draw.text((left, self.y + 24), name, INK, self._large, anchor="ls")
         bar_top = self.y + 33
         self._bar(left, self._right, bar_top, TRACK)
@@ -83,12 +101,6 @@ class _Panel:
 
     def _bar(self, left: int, right: int, top: int, colour: str | tuple[int, int, int]) -> None:
         self._draw.rounded_rectangle((left, top, right, top + BAR_HEIGHT), BAR_HEIGHT // 2, colour)
-
-    def _shortened(self, name: str, width: int) -> str:
-        shown = name
-        while shown and self._large.getlength(shown + ("" if shown == name else "...")) > width:
-            shown = shown[:-1]
-        return shown if shown == name else shown.rstrip() + "..."
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:

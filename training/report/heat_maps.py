@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.answers import probabilities_of
+
 LEAST_SIDE = 4  # of a feature map, in places; of small images a network's last one may have a single place
 GRAD_CAM, ROLL_OUT = "Grad-CAM", "attention roll-out"
 
@@ -19,7 +21,7 @@ class HeatMaps(NamedTuple):
 
     maps:          float32 (B, h, w), each from 0 to 1, its own lowest and highest value; 0 where all are equal.
     answers:       int64 (B,), the likeliest class of all.
-    probabilities: float32 (B,), of that class among all.
+    probabilities: float32 (B,), of that class.
     kind:          how the maps were made.
     """
 
@@ -29,7 +31,7 @@ class HeatMaps(NamedTuple):
     kind: Literal["Grad-CAM", "attention roll-out"]
 
 
-def heat_maps(model: nn.Module, images: Tensor) -> HeatMaps:
+def heat_maps(model: nn.Module, images: Tensor, *, by_sigmoid: bool = False) -> HeatMaps:
     """Ask a network of timm's about images (B, 3, H, W) as it takes them; all are in memory at once.
 
     A network of blocks of attention over one sequence of tokens gives the roll-out (Abnar and Zuidema, 2020,
@@ -37,6 +39,8 @@ def heat_maps(model: nn.Module, images: Tensor) -> HeatMaps:
     all blocks; it does not depend on the answer. Any other gives Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391):
     the last feature map (of small images the last of 4 x 4 places or more), each channel weighed by the mean gradient
     of the answer's logit, and what speaks against the answer left out.
+
+    by_sigmoid: what the probabilities are; see `answers_by_sigmoid`.
 
     Raises ValueError for a network whose features have no places.
     """
@@ -47,7 +51,8 @@ def heat_maps(model: nn.Module, images: Tensor) -> HeatMaps:
     else:
         maps, logits = _grad_cam(model, images)
         kind = GRAD_CAM
-    probabilities, answers = logits.float().softmax(dim=1).max(dim=1)
+    answers = logits.argmax(dim=1)
+    probabilities = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, answers[:, None])[:, 0]
     lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     maps = torch.where(highest > lowest, (maps - lowest) / (highest - lowest), 0.0)
     return HeatMaps(maps.cpu(), answers.cpu(), probabilities.cpu(), kind)
