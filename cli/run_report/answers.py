@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from ... import training
 from ...preprocess.report.markup import bars, figure, number, plural, short, table, text
@@ -76,7 +77,8 @@ def _best_and_worst(run: Shown, answer: Answer, several: bool) -> str:
     listed = [(short(row["name"]), row) for row in rows[::-1][:count]]
     best = figure(f"Best classes{of_run}", _bars(listed, run.kind), caption)
     listed = [(short(row["name"]) + _taken_for(row, names), row) for row in rows[:count]]
-    worst = figure(f"Worst classes{of_run}", _bars(listed, run.kind), f"{caption} With what they are taken for most.")
+    caption += " With what each is taken for most at its level."
+    worst = figure(f"Worst classes{of_run}", _bars(listed, run.kind), caption)
     return best + worst
 
 
@@ -104,11 +106,13 @@ def _mistakes_of(run: Shown, answer: Answer, asked: Asked, several: bool) -> str
     confusions = answer.measures["confusions"]
     title = f"Most confused pairs{f', {run.name}' if several else ''}"
     if not confusions:
-        return figure(title, '<p class="none">No wrong answer.</p>', "Every image got its own class.", wide=True)
-    pairs = "".join(_pair(each, predictions, tree, asked) for each in confusions[:NUM_PAIRS])
+        caption = "At the level of its class every image got it."
+        return figure(title, '<p class="none">No wrong answer.</p>', caption, wide=True)
+    given = training.own_level_answers(predictions, tree)
+    pairs = "".join(_pair(each, predictions, given, tree, asked) for each in confusions[:NUM_PAIRS])
     caption = (
-        "How many images of the first class were answered with the second, and how many steps through the tree lie "
-        "between the two (1: one is the other's parent; 2: neighbours below one class)."
+        "Of how many images of the first class the second was the likeliest class of its level, and how many steps "
+        "through the tree lie between the two (2: neighbours below one class)."
     )
     if not asked.data:
         caption += " Images of them need <code>--data SHARDS</code>."
@@ -122,15 +126,17 @@ def _mistakes_of(run: Shown, answer: Answer, asked: Asked, several: bool) -> str
     return figure(title, f'<ul class="pairs">{pairs}</ul>', caption, details, wide=True)
 
 
-def _pair(confusion: Mapping[str, Any], predictions: Predictions, tree: SemanticTree, asked: Asked) -> str:
+def _pair(
+    confusion: Mapping[str, Any], predictions: Predictions, given: Tensor, tree: SemanticTree, asked: Asked
+) -> str:
+    """Return a pair with some of the images in which `given`, the answers at their own levels, confuse it."""
     label, other = tree.wnids.index(confusion["wnid"]), tree.wnids.index(confusion["answer_wnid"])
-    first = predictions.answers.top[:, 0]
     of_class = int((predictions.labels == label).sum())
     name, taken = short(confusion["name"]), short(confusion["answer_name"])
     images = ""
     if asked.data:
-        wrong = predictions.rows[(predictions.labels == label) & (first == other)][:NUM_WRONG].tolist()
-        right = predictions.rows[(predictions.labels == other) & (first == other)][:NUM_RIGHT].tolist()
+        wrong = predictions.rows[(predictions.labels == label) & (given == other)][:NUM_WRONG].tolist()
+        right = predictions.rows[(predictions.labels == other) & (given == other)][:NUM_RIGHT].tolist()
         images = _thumbnails(f"{name}, taken for {taken}", wrong, asked) + _thumbnails(
             f"{taken}, known as such", right, asked
         )
@@ -145,7 +151,7 @@ def _pair(confusion: Mapping[str, Any], predictions: Predictions, tree: Semantic
 def _thumbnails(caption: str, rows: Sequence[int], asked: Asked) -> str:
     """Return images of the split under their caption, both HTML; nothing for none."""
     listed = "".join(
-        f'<li><img src="{data_uri(Image.fromarray(pixels))}" alt="{caption}" loading="lazy" decoding="async"></li>'
+        f'<li><img src="{data_uri(Image.fromarray(pixels))}" alt="{caption}" decoding="async"></li>'
         for pixels in asked.images(rows)
         if pixels is not None
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,13 +21,10 @@ from ... import training
 from ...datapipe.rows import create_row_loader, read_images
 from ...models import class_map
 from ...shards import SemanticTree, ShardSet
-from ...shards.dataset import ShardSplit
-from ...shards.manifest import read_row_groups
 from ...training import OpenModel, Predictions, Ranks
-from ...training.evaluation import UnreadableImageError, fit_image, read_image
 from ...training.report import HeatMaps, flatten, heat_maps, share_alike
-from ..progress import ProgressLine
-from ..validation import Work, counted
+from ..image_sources import own_limit
+from ..validation import Work, ask_network, val_images
 from .shown import Shown
 
 log = logging.getLogger(__name__)
@@ -123,27 +120,18 @@ class Asked:
         self.question, self.answers = question, answers
         self.data = question.data
         self.pictures: list[Picture] = []
-        self.split: ShardSplit | None = None
-        self.keys = pa.array([], pa.string())
-        self.labels = torch.empty(0, dtype=torch.int64)
-        if self.data:
-            self.split = self.data.split("val")
-            first = int(self.split.manifest_rows.min())
-            rows = range(first, first + len(self.split))
-            stored = pa.concat_tables(read_row_groups(self.data.manifest_path, ["key", "class_index"], rows=rows))
-            self.keys = stored["key"].combine_chunks()
-            self.labels = torch.from_numpy(stored["class_index"].to_numpy().astype(np.int64))
+        self.val = val_images(self.data) if self.data else None
 
     def images(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
         """Return validation images by their numbers; None for what is corrupt."""
         assert self.data is not None
-        assert self.split is not None
-        return read_images(self.data, self.split, self.keys.take(pa.array(rows, pa.int64())).to_pylist())
+        assert self.val is not None
+        return read_images(self.data, self.val.split, self.val.keys.take(pa.array(rows, pa.int64())).to_pylist())
 
 
 def ask(runs: Sequence[Shown], question: Question) -> Asked:
     """Ask the networks of runs; raises ValueError where the question fits no run."""
-    asked = Asked(question, [Answer() for _ in runs])
+    asked = Asked(question, [Answer(problem=said, feature_problem=said) for said in map(_several_labels, runs)])
     if question.predictions:
         _take_files(runs, asked)
     if not question.data and not question.chosen:
@@ -177,18 +165,38 @@ def _take_files(runs: Sequence[Shown], asked: Asked) -> None:
     paths = asked.question.predictions
     if len(paths) != len(runs):
         raise ValueError(f"{len(paths)} files of predictions for {len(runs)} runs; wanted one for each, in their order")
-    for path, answer in zip(paths, asked.answers, strict=True):
-        answer.predictions, answer.tree, _ = training.load_predictions(path)
-        if asked.data and not _is_about(asked, answer.predictions, answer.tree):
+    shards: list[str | None] = []
+    for path, run, answer in zip(paths, runs, asked.answers, strict=True):
+        if several := _several_labels(run):
+            raise ValueError(f"{path}: {several}; leave --predictions out")
+        answer.predictions, answer.tree, made_from = training.load_predictions(path)
+        _check_weights(path, made_from, run, asked.question)
+        shards.append(made_from.get("shards"))
+        if asked.data and not (shards[-1] == asked.data.fingerprint and _is_about(asked, answer)):
             raise ValueError(f"{path}: was not made from {asked.data.location}; give the shards that it was made from")
+        if shards[-1] != shards[0]:
+            raise ValueError(f"{path}: is about other shards than {paths[0]}; give predictions for the same images")
 
 
-def _is_about(asked: Asked, predictions: Predictions, tree: SemanticTree) -> bool:
-    """Tell whether predictions are about the images of the data, as far as their classes tell."""
+def _check_weights(path: Path, made_from: Mapping[str, Any], run: Shown, question: Question) -> None:
+    """Raise ValueError where a run's predictions are those of other weights."""
+    fingerprint = training.open_model(run.record.path, question.weights).fingerprint()
+    if made_from.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path}: holds no answers of {run.name} with its weights {question.weights!r}: it was made from "
+            f"{made_from.get('model')}, weights {made_from.get('weights')!r} (fingerprint "
+            f"{made_from.get('fingerprint')}, wanted {fingerprint}); give the run's own, and the --weights they are of"
+        )
+
+
+def _is_about(asked: Asked, answer: Answer) -> bool:
+    """Tell whether predictions fit the images of the data, whose fingerprint they name."""
     assert asked.data is not None
-    if tree.wnids != asked.data.tree.wnids or int(predictions.rows[-1]) >= len(asked.labels):
+    assert asked.val is not None
+    predictions, tree = answer.predicted
+    if tree.wnids != asked.data.tree.wnids or int(predictions.rows[-1]) >= len(asked.val.classes):
         return False
-    return torch.equal(asked.labels[predictions.rows], predictions.labels)
+    return torch.equal(asked.val.classes[predictions.rows], predictions.labels)
 
 
 def _open(run: Shown, question: Question, answer: Answer) -> OpenModel | None:
@@ -203,10 +211,17 @@ def _open(run: Shown, question: Question, answer: Answer) -> OpenModel | None:
     return opened
 
 
-def _unfit(run: Shown, opened: OpenModel, data: ShardSet) -> str:
-    """Return why a run cannot be asked about shards' classes."""
+def _several_labels(run: Shown) -> str:
+    """Return why a run cannot be asked about images at all: that it gives them several labels."""
     if "label_sets" in run.record.config["data"]:
         return f"{run.name} gives images several labels, and the report counts answers of one class an image"
+    return ""
+
+
+def _unfit(run: Shown, opened: OpenModel, data: ShardSet) -> str:
+    """Return why a run cannot be asked about shards' classes."""
+    if several := _several_labels(run):
+        return several
     known = opened.tree.wnids if opened.tree else ()
     if not set(data.tree.wnids) <= set(known):
         return (
@@ -218,30 +233,17 @@ def _unfit(run: Shown, opened: OpenModel, data: ShardSet) -> str:
 
 def _measure(run: Shown, opened: OpenModel, asked: Asked, answer: Answer, ranks: Ranks) -> None:
     """Have a run's network answer every validation image, where no file has that, and lay out the features of some."""
-    shards, question = asked.data, asked.question
+    shards, question, images = asked.data, asked.question, asked.val
     assert shards is not None
-    assert asked.split is not None
+    assert images is not None
     assert opened.run is not None
     assert opened.classes is not None
     work = Work(run.name, opened, question.backend, opened.run.settings.batch_size, question.workers)
-    loader = create_row_loader(shards, asked.split, **work.loader_settings(shards, ranks))
-    try:
-        if answer.predictions is None:
-            network = training.PixelModel(opened, class_map(opened.classes, shards.tree.wnids)).to(ranks.device)
-            with ProgressLine(f"answers of {run.name}") as progress:
-                answer.predictions = training.collect(
-                    network,
-                    loader,
-                    asked.labels,
-                    shards.tree,
-                    amp=work.amp(ranks),
-                    ranks=ranks,
-                    on_batch=counted(progress, len(asked.split), ranks),
-                )
-            answer.tree = shards.tree
-    finally:
-        loader.close()
-    loader = create_row_loader(shards, asked.split, **work.loader_settings(shards, ranks))
+    if answer.predictions is None:
+        outputs = class_map(opened.classes, shards.tree.wnids)
+        answer.predictions = ask_network(work, shards, images, outputs, ranks, f"answers of {run.name}")
+        answer.tree = shards.tree
+    loader = create_row_loader(shards, images.split, **work.loader_settings(shards, ranks))
     try:
         answer.flat = _features(opened, loader, asked, work.batch_size, ranks)
     except ValueError as error:
@@ -260,8 +262,9 @@ def _features(opened: OpenModel, loader: Any, asked: Asked, batch_size: int, ran
             numbers.append(rows.cpu())
     features, rows = torch.cat(found)[:MAX_POINTS], torch.cat(numbers)[:MAX_POINTS]
     assert asked.data is not None
+    assert asked.val is not None
     tree = asked.data.tree
-    tops = torch.tensor([tree.paths[label][-1] for label in asked.labels[rows].tolist()])
+    tops = torch.tensor([tree.paths[label][-1] for label in asked.val.classes[rows].tolist()])
     places = flatten(features, asked.question.seed)
     unit = torch.nn.functional.normalize(features, dim=1).cpu()
     return FlatFeatures(places, rows, share_alike(places, tops), share_alike(unit, tops))
@@ -269,22 +272,26 @@ def _features(opened: OpenModel, loader: Any, asked: Asked, batch_size: int, ran
 
 def _pictures(asked: Asked) -> Iterator[Picture]:
     """Yield the images to look at: those chosen, else some drawn by chance from the validation split."""
-    question, data = asked.question, asked.data
+    question, data, val = asked.question, asked.data, asked.val
     files = [name for name in question.chosen if Path(name).is_file()]
     for name in files:
         try:
-            yield Picture(Path(name).name, np.array(read_image(name)), None)
-        except UnreadableImageError as error:
+            with own_limit():
+                pixels = np.array(training.read_image(name))
+        except training.UnreadableImageError as error:
             raise ValueError(f"{name}: {error}") from error
+        yield Picture(Path(name).name, pixels, None)
     keys = [name for name in question.chosen if name not in files]
     if keys and data is None:
         raise ValueError(f"{keys[0]}: no such file; to choose validation images by key, give their shards by --data")
+    if not data or not val:
+        return
     if not question.chosen:
-        rows = random.Random(question.seed).sample(range(len(asked.keys)), min(question.num_looks, len(asked.keys)))
-        keys = asked.keys.take(pa.array(sorted(rows), pa.int64())).to_pylist()
-    if keys and data and asked.split:
-        wnids = dict(zip(asked.keys.to_pylist(), asked.labels.tolist(), strict=True))
-        for key, pixels in zip(keys, read_images(data, asked.split, keys), strict=True):
+        rows = random.Random(question.seed).sample(range(len(val.keys)), min(question.num_looks, len(val.keys)))
+        keys = val.keys.take(pa.array(sorted(rows), pa.int64())).to_pylist()
+    if keys:
+        wnids = dict(zip(val.keys.to_pylist(), val.classes.tolist(), strict=True))
+        for key, pixels in zip(keys, read_images(data, val.split, keys), strict=True):
             if pixels is not None:
                 yield Picture(key, pixels, data.tree.wnids[wnids[key]])
 
@@ -294,12 +301,16 @@ def _look(run: Shown, opened: OpenModel, asked: Asked, answer: Answer, ranks: Ra
     if not asked.pictures:
         return
     pixels = [
-        fit_image(Image.fromarray(picture.pixels), opened.image_size, opened.crop_pct, opened.interpolation)
+        training.fit_image(Image.fromarray(picture.pixels), opened.image_size, opened.crop_pct, opened.interpolation)
         for picture in asked.pictures
     ]
     batches = torch.stack(pixels).split(LOOKS_AT_ONCE)
+    by_sigmoid = training.answers_by_sigmoid(opened)
     try:
-        found = [heat_maps(opened.model, opened.normalize(batch.to(ranks.device))) for batch in batches]
+        found = [
+            heat_maps(opened.model, opened.normalize(batch.to(ranks.device)), by_sigmoid=by_sigmoid)
+            for batch in batches
+        ]
     except ValueError as error:
         answer.look_problem = f"{run.name}: {error}"
         return

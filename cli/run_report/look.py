@@ -68,9 +68,9 @@ def _look(run: Shown, answer: Answer, place: int, picture: Picture, several: boo
     assert answer.outputs is not None
     maps, answers, probabilities, kind = answer.looks
     index = int(answers[place])
-    is_right = answer.outputs.wnids[index] == picture.wnid
+    is_known, is_right = picture.wnid in answer.outputs.wnids, answer.outputs.wnids[index] == picture.wnid
     # A mark for those whom colours do not tell apart.
-    mark, verdict = ("", "") if picture.wnid is None else ("✓ ", "right") if is_right else ("✗ ", "wrong")
+    mark, verdict = ("", "") if not is_known else ("✓ ", "right") if is_right else ("✗ ", "wrong")
     said = f"{mark}{short(answer.outputs.names[index])} <small>{100 * float(probabilities[place]):.0f} %</small>"
     name = run.label if several else ""
     return _tile(overlay(picture.pixels, maps[place].numpy()), f"{kind} of {run.name}", f"{said}{name}", verdict)
@@ -79,7 +79,7 @@ def _look(run: Shown, answer: Answer, place: int, picture: Picture, several: boo
 def _tile(pixels: NDArray[np.uint8], alt: str, said: str, verdict: str = "") -> str:
     uri = data_uri(_shown_size(Image.fromarray(pixels)))
     return (
-        f'<figure class="look {verdict}"><img src="{uri}" alt="{text(alt)}" loading="lazy" decoding="async">'
+        f'<figure class="look {verdict}"><img src="{uri}" alt="{text(alt)}" decoding="async">'
         f"<span>{said or text(alt)}</span></figure>"
     )
 
@@ -105,10 +105,10 @@ def features(runs: Sequence[Shown], asked: Asked) -> str:
     said = [answer.feature_problem for answer in asked.answers if answer.feature_problem]
     wanted = notes([short(problem) for problem in said])
     mapped = [(run, answer.flat) for run, answer in zip(runs, asked.answers, strict=True) if answer.flat]
-    if not mapped or not asked.data:
+    if not mapped or not asked.data or not asked.val:
         return wanted or notes([HOW_FEATURES])
     tree = asked.data.tree
-    of_class, names = _branch_of(tree, asked.labels)
+    of_class, names = _branch_of(tree, asked.val.classes)
     several = len(runs) > 1
     figures = "".join(
         figure(
@@ -161,12 +161,13 @@ def coloured_branches(tree: SemanticTree, counts: Sequence[int]) -> list[int]:
 def _scatter(flat: FlatFeatures, asked: Asked, of_class: Mapping[int, int]) -> str:
     """Draw a dot for each image, a path for each class: its title says which."""
     assert asked.data is not None
+    assert asked.val is not None
     tree = asked.data.tree
     low, high = flat.places.amin(dim=0), flat.places.amax(dim=0)
     spread = (high - low).clamp(min=1e-12)
     places = ((flat.places - low) / spread * 0.96 + 0.02) * SIDE
     dots: dict[int, str] = {}
-    for label, (x, y) in zip(asked.labels[flat.rows].tolist(), places.tolist(), strict=True):
+    for label, (x, y) in zip(asked.val.classes[flat.rows].tolist(), places.tolist(), strict=True):
         dots[label] = f"{dots.get(label, '')}M{x:.0f} {y:.0f}h0"
     kinds = {label: f"branch-{of_class.get(label, 'other')}" for label in dots}
     paths = "".join(

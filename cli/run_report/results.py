@@ -21,10 +21,13 @@ def results(runs: Sequence[Shown]) -> str:
     """Tiles, a table of all measures, and what went wrong."""
     records = [run.record for run in runs]
     rows = [(text(title), [measure(record) for record in records]) for title, measure in MEASURES]
-    shown = [(title, *_best_marked(cells)) for title, cells in rows if any(cell[1] for cell in cells)]
+    compares = _validated_alike(records)
+    shown = [(title, *_marked(cells, compares=compares)) for title, cells in rows if any(cell[1] for cell in cells)]
     head = ["", *(run.name for run in runs)]
-    several = " The best of a row stands in bold." if len(runs) > 1 else ""
-    caption = f"As the last validation of each run has it; times are those of training steps alone.{several}"
+    caption = "As the last validation of each run has it; times are those of training steps alone."
+    if len(runs) > 1:
+        other_data = " The runs were validated on different data, so none stands out as the best."
+        caption += " The best of a row stands in bold." if compares else other_data
     body = figure("Measures", f'<div class="measures">{table(head, shown)}</div>', caption, wide=True)
     return (
         (_tiles(records[0]) if len(runs) == 1 else "")
@@ -47,13 +50,15 @@ def _state_note(run: Shown) -> str:
 
 
 def _tiles(record: RunRecord) -> str:
-    best, headline, validation = record.best, record.headline, record.validation
+    headline, validation = record.headline, record.validation
     steps = f"{number(int(record.log.steps[-1]))} steps" if len(record.log.steps) else "no step"
     state = "finished" if record.metrics is not None else "lost" if record.nonfinite else "unfinished"
     tiles = [("state", state, f"{steps}, {number(record.config['epochs'])} epochs planned")]
-    if best and headline and validation:
+    if headline and validation:
         what = {"map": "mAP", "semantic_top1": "semantic top-1"}[headline]
-        tiles.append((what, _percent(validation[headline]), f"best {_best(record)[1]}"))
+        averaged = _averages(record)
+        note = f"best{' of the moving average' if averaged else ''} {_best(averaged=averaged)(record)[1]}"
+        tiles.append((what, _percent(validation[headline]), note))
     if len(record.log.steps):
         tiles.append(("images/s", _rate(record)[1], f"{_waited(record)[1]} waiting for data"))
         tiles.append(("training time", _time(record)[1], "without validation and checkpoints"))
@@ -64,9 +69,16 @@ def _tiles(record: RunRecord) -> str:
     return f'<ul class="tiles">{listed}</ul>'
 
 
-def _best_marked(cells: Sequence[Cell]) -> list[str]:
+def _validated_alike(records: Sequence[RunRecord]) -> bool:
+    """Tell whether runs are known to have been validated on the same data."""
+    first, *others = [[record.config["data"].get(name) for name in ("shards", "label_sets")] for record in records]
+    return first[0] is not None and all(other == first for other in others)
+
+
+def _marked(cells: Sequence[Cell], *, compares: bool) -> list[str]:
+    """Return what is shown of a row, the best in bold where its cells compare."""
     values = [value for value, _ in cells if value is not None]
-    best = max(values) if len(values) > 1 and max(values) > min(values) else None
+    best = max(values) if compares and len(values) > 1 and max(values) > min(values) else None
     return [
         f"<strong>{text(shown)}</strong>" if best is not None and value == best else text(shown or "–")
         for value, shown in cells
@@ -99,11 +111,18 @@ def _not_compared(measure: Callable[[RunRecord], Cell]) -> Callable[[RunRecord],
     return lambda record: (None, measure(record)[1])
 
 
-def _best(record: RunRecord) -> Cell:
-    if record.best is None:
-        return None, ""
-    averaged = ", moving average" if "ema" in (record.validation or {}) else ""
-    return record.best[0], f"{_percent(record.best[0])} (epoch {record.best[1]}{averaged})"
+def _averages(record: RunRecord) -> bool:
+    """Tell whether a run's best is that of its moving average."""
+    return "ema" in (record.validation or {})
+
+
+def _best(*, averaged: bool) -> Callable[[RunRecord], Cell]:
+    def measure(record: RunRecord) -> Cell:
+        if record.best is None or _averages(record) != averaged:
+            return None, ""
+        return record.best[0], f"{_percent(record.best[0])} (epoch {record.best[1]})"
+
+    return measure
 
 
 def _number(found: Callable[[RunRecord], Any]) -> Callable[[RunRecord], Cell]:
@@ -151,7 +170,8 @@ MEASURES: tuple[tuple[str, Callable[[RunRecord], Cell]], ...] = (
     ("the same, always the commonest", _not_compared(_validated("semantic_top1_commonest"))),
     ("mAP", _validated("map")),
     ("mAP, moving average", _validated("map", averaged=True)),
-    ("best of all epochs", _best),
+    ("best of all epochs", _best(averaged=False)),
+    ("best of all epochs, moving average", _best(averaged=True)),
     ("top-1", _validated("top1")),
     ("top-5", _validated("top5")),
     ("validation images", _number(lambda record: (record.validation or {}).get("num_samples"))),
@@ -179,8 +199,13 @@ def levels(runs: Sequence[Shown]) -> str:
             kinds.append(run.kind)
             label = ""
     if not rows:
-        body, caption = '<p class="none">No validation by levels yet.</p>', "Each validation has them."
-        return figure("Top-1 by level", body, caption, wide=True)
+        several = all("label_sets" in run.record.config["data"] for run in runs)
+        body, caption = (
+            ("None: images have several labels.", "Labels without a tree have no levels.")
+            if several
+            else ("No validation by levels yet.", "Each validation has them.")
+        )
+        return figure("Top-1 by level", f'<p class="none">{body}</p>', caption, wide=True)
     key = "".join(f"<li>{run.label}</li>" for run in runs if run.kind in kinds)
     body = bars(rows, 100, kinds) + (f'<ul class="legend">{key}</ul>' if len(runs) > 1 else "")
     caption = (

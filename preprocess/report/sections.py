@@ -407,10 +407,7 @@ def _path(names: Sequence[str]) -> str:
 
 def _thumbnail(image: SheetImage) -> str:
     name, source = short(image.class_name), short(image.source_name)
-    return (
-        f'<li><img src="{image.uri}" alt="{name}" title="{source}" loading="lazy" decoding="async">'
-        f"<span>{name}</span></li>"
-    )
+    return f'<li><img src="{image.uri}" alt="{name}" title="{source}" decoding="async"><span>{name}</span></li>'
 
 
 def made_with(facts: Facts) -> str:

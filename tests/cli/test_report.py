@@ -13,12 +13,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from in21k.cli.run_report import named
 from in21k.cli.run_report.look import coloured_branches
+from in21k.datapipe.rows import read_images
+from in21k.preprocess.report.sheet import data_uri
 from in21k.shards import open_dataset
 from in21k.shards.reader import SampleReader
 from in21k.shards.tree import SemanticTree
+from in21k.training import load_predictions
 
 from .conftest import run, run_json
 
@@ -60,6 +65,39 @@ def test_the_same_command_says_that_it_is_done_and_another_is_refused(prepared: 
     assert page.read_bytes() != before
 
 
+def test_another_page_is_refused_before_the_work(
+    prepared: Path, trained: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, photo, grown = tmp_path / "out.html", tmp_path / "photo.png", tmp_path / "grown"
+    Image.new("RGB", (30, 20), "red").save(photo)
+    words = (prepared, trained, out, "--data", shards, "--look", photo, "--images", 2)
+    assert run("report", *words).exit_code == 0
+    shutil.copytree(trained, grown, ignore=shutil.ignore_patterns("tensorboard"))
+    with (grown / "log.jsonl").open("a") as log:
+        log.write("\n")
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("in21k.preprocess.report.render_prepared", work)
+    monkeypatch.setattr("in21k.cli.run_report.render_runs", work)
+    assert isinstance(run("report", *words).exception, AssertionError)  # as nothing is known to be different
+    for others in (
+        [*words, "--seed", 1],
+        [*words, "--weights", "best"],
+        [*words[:-1], 3],
+        [*words, "--look", photo],
+        [*words[:3], *words[5:]],
+        [trained, *words[2:]],
+        [prepared, grown, *words[2:]],
+    ):
+        result = run("report", *others)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "is a report of other data or settings; give another name, or --overwrite" in result.stderr
+    Image.new("RGB", (30, 20), "blue").save(photo)
+    assert "is a report of other data or settings" in run("report", *words).stderr
+
+
 def test_a_file_that_is_no_report_is_never_overwritten(prepared: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.html"
     mine.write_text("my own page")
@@ -85,7 +123,14 @@ def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: P
         (["PREPARED", "PREPARED/report.html"], "lies inside a folder that it is about"),
         (["PREPARED", "PREPARED/.."], "is a folder; wanted the page to write"),
         (["PREPARED", "nowhere/report.html"], "there is no folder nowhere"),
-        (["nowhere", "OUT"], "no such folder; wanted one that `in21k preprocess` made"),
+        (["nowhere", "OUT"], "nowhere: does not exist; wanted a prepared data set (of `in21k preprocess`), a run (of"),
+        (["RUN/checkpoints", "OUT"], "is none of those; wanted a prepared data set (of `in21k preprocess`), a run (of"),
+        (["PREPARED", "OUT.txt"], "a report is an HTML page; give it a name that ends in .html"),
+        (["PREPARED", "OUT", "--seed", "99999999999999999999999"], "is not in the range 0<=x<=4294967295"),
+        (
+            ["RUN", "OUT", "--data", "nowhere"],
+            "does not exist; wanted shards (`in21k shard`), or what `in21k finetune`",
+        ),
         (["SHARDS", "OUT"], "is a shard set; a report shows the prepared data set that it was made from, and runs"),
         (["PREPARED", "OUT", "--data", "SHARDS"], "--data, --predictions and --look go with runs, and there is none"),
         (["RUN", "RUN/report.html"], "lies inside a folder that it is about"),
@@ -205,6 +250,8 @@ def test_saved_predictions_stand_in_for_the_network(trained: Path, shards: Path,
     assert "img" not in page.tags
     for section in ("looks", "features"):
         assert "--data SHARDS" in page.sections[section]
+    run_json("report", trained, out, "--predictions", saved, "--data", shards, "--images", 0, "--overwrite")
+    assert Page(out).rows("classes")["F1, mean over classes"] == [f"{measured['macro_f1']:.2f} %"]
     other = pq.read_table(saved)
     content = json.loads(other.schema.metadata[b"in21k"])
     content["tree"]["wnids"][0] = "n00000001"
@@ -212,6 +259,86 @@ def test_saved_predictions_stand_in_for_the_network(trained: Path, shards: Path,
     result = run("report", trained, tmp_path / "no.html", "--predictions", saved, "--data", shards)
     assert result.exit_code == 2
     assert "was not made from" in result.stderr
+
+
+@pytest.fixture
+def retrained(changed: Callable[..., Path]) -> Path:
+    """A copy of the run whose weights are a little different."""
+    path = changed("retrained")
+    tensors = load_file(path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("bias"))
+    save_file({**tensors, name: tensors[name] + 1e-3}, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+@pytest.fixture
+def reshuffled(shards: Path, tmp_path: Path) -> Path:
+    """A copy of the shards that says of itself that it is another set."""
+    path = tmp_path / "reshuffled"
+    shutil.copytree(shards, path)
+    content = json.loads((path / "dataset.json").read_text())
+    (path / "dataset.json").write_text(json.dumps({**content, "another": True}))
+    return path
+
+
+def test_predictions_of_other_weights_or_of_other_images_are_refused(
+    trained: Path, retrained: Path, shards: Path, reshuffled: Path, labels_run: Path, tmp_path: Path
+) -> None:
+    own, strange, elsewhere, nameless = (tmp_path / f"{name}.parquet" for name in "abcd")
+    run_json("validate", trained, "--data", shards, "--save-predictions", own)
+    run_json("validate", retrained, "--data", shards, "--save-predictions", strange)
+    run_json("validate", trained, "--data", reshuffled, "--save-predictions", elsewhere)
+    table = pq.read_table(own)
+    content = json.loads(table.schema.metadata[b"in21k"])
+    del content["made_from"]["fingerprint"]
+    pq.write_table(table.replace_schema_metadata({b"in21k": json.dumps(content)}), nameless)
+    out = tmp_path / "out.html"
+    for words, said in (
+        ((trained, out, "--predictions", strange), "holds no answers of run with its weights 'last': it was made from"),
+        ((trained, out, "--predictions", strange, "--data", shards), str(retrained)),
+        ((trained, out, "--predictions", nameless), "(fingerprint None, wanted "),
+        ((retrained, out, "--predictions", own), "give the run's own, and the --weights they are of"),
+        ((trained, out, "--predictions", elsewhere, "--data", shards), f"was not made from {shards}"),
+        (
+            (trained, trained, out, "--predictions", own, "--predictions", elsewhere),
+            f"is about other shards than {own}; give predictions for the same images",
+        ),
+        ((labels_run, out, "--predictions", own), "gives images several labels, and the report counts answers of one"),
+        ((trained, labels_run, out, "--predictions", own, "--predictions", own), "leave --predictions out"),
+    ):
+        result = run("report", *words)
+        assert (result.exit_code, result.stdout) == (2, ""), words
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not out.exists()
+    run_json("report", trained, retrained, out, "--predictions", own, "--predictions", strange)
+    run_json("report", trained, tmp_path / "other.html", "--predictions", elsewhere, "--data", reshuffled)
+
+
+def test_the_best_of_a_row_stands_out_where_runs_were_validated_on_the_same_data(
+    trained: Path, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    def worse(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**line, "validation": {**line["validation"], "top1": line["validation"]["top1"] / 2}}
+            if "validation" in line
+            else line
+            for line in lines
+        ]
+
+    other = changed("other", lines=worse)
+    run_json("report", trained, other, tmp_path / "same.html")
+    page = Page(tmp_path / "same.html")
+    assert "<strong>" in page.text.partition("<section")[2].partition("</table>")[0]
+    assert "The best of a row stands in bold." in page.sections["results"]
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["data"]["shards"] = "0123456789abcdef"
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    run_json("report", trained, other, tmp_path / "other.html")
+    page = Page(tmp_path / "other.html")
+    assert "<strong>" not in page.text.partition("<section")[2].partition("</table>")[0]
+    assert "validated on different data, so none stands out as the best" in page.sections["results"]
+    assert "bold" not in page.sections["results"]
 
 
 def test_without_data_the_page_says_what_to_give(trained: Path, tmp_path: Path) -> None:
@@ -281,7 +408,9 @@ def test_unfinished_runs_are_shown_as_far_as_they_came(
     averaged = changed(
         "averaged",
         lines=lambda log: [
-            {**line, "validation": {**line["validation"], "ema": line["validation"]}} if "validation" in line else line
+            {**line, "validation": {**line["validation"], "ema": {**line["validation"], "semantic_top1": 12.25}}}
+            if "validation" in line
+            else line
             for line in log
         ],
     )
@@ -295,13 +424,16 @@ def test_unfinished_runs_are_shown_as_far_as_they_came(
     assert "lost: the loss of step 6 was no number" in results
     assert "and 9 more" in results
     assert "averaged, moving average" in page.sections["curves"]
-    assert "(epoch 1, moving average)" in results
+    rows = page.rows("results")
+    assert rows["best of all epochs"][3] == "–"
+    assert rows["best of all epochs, moving average"] == ["–", "–", "–", "12.25 % (epoch 0)"]
     assert "has no last checkpoint (yet)" in page.sections["classes"]
     assert HOSTILE not in page.text
     assert str(tmp_path) not in page.text
     for path in (unvalidated, begun, lost, averaged):
         run_json("report", path, tmp_path / f"{path.name}.html")
         Page(tmp_path / f"{path.name}.html")
+    assert "best of the moving average 12.25 % (epoch 0)" in Page(tmp_path / "averaged.html").sections["results"]
 
 
 def test_a_run_of_other_classes_is_refused_alone_and_noted_beside_others(
@@ -333,9 +465,65 @@ def test_a_run_of_several_labels_is_shown_by_its_mean_average_precision(
     page = Page(tmp_path / "out.html")
     assert page.rows("results")["mAP"] == ["41.25 %"]
     assert "semantic" not in page.sections["results"]
-    assert "No validation by levels yet." in page.sections["levels"]
+    assert "None: images have several labels." in page.sections["levels"]
+    for section in ("classes", "mistakes", "features"):
+        assert "gives images several labels" in page.sections[section]
+        assert "--data SHARDS" not in page.sections[section]
     result = run("report", path, tmp_path / "no.html", "--data", shards)
     assert "gives images several labels" in result.stderr
+
+
+def test_a_run_of_several_labels_has_no_classes_to_confuse(
+    labels_run: Path, trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    data, image = labels_run.parent / "run-data", labels_run.parent / "val" / "0-0.png"
+    for where in (data, data / "shards", shards):
+        refused = run("report", labels_run, tmp_path / "no.html", "--data", where)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "gives images several labels" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    run_json("report", labels_run, tmp_path / "one.html", "--look", image)
+    (answer,) = run_json("predict", labels_run, image)
+    likeliest = answer["top5"][0]
+    said = f"{likeliest['name']} {100 * likeliest['probability']:.0f} %"
+    assert said in Page(tmp_path / "one.html").sections["looks"]
+    assert run("report", trained, labels_run, tmp_path / "both.html", "--data", shards, "--images", 2).exit_code == 0
+    page = Page(tmp_path / "both.html")
+    for section in ("classes", "features"):
+        assert "gives images several labels" in page.sections[section]
+    assert page.text.count('<ul class="pairs">') == 1
+    assert page.text.count('<figure class="look ') == 2 * 3
+    verdicts = re.findall(r'<figure class="look (\w*)"', page.text)
+    assert [verdicts[place] for place in (2, 5)] == ["", ""]  # whose labels are none of the classes
+    assert {verdicts[place] for place in (1, 4)} <= {"right", "wrong"}
+
+
+def test_example_images_of_a_pair_are_those_that_were_so_confused(trained: Path, shards: Path, tmp_path: Path) -> None:
+    saved, out = tmp_path / "answers.parquet", tmp_path / "out.html"
+    measured = run_json("validate", trained, "--data", shards, "--save-predictions", saved)
+    run_json("report", trained, out, "--data", shards, "--images", 0)
+    predictions, tree, _ = load_predictions(saved)
+    data = open_dataset(shards)
+    levels = [level for level, classes in enumerate(tree.classes_by_level) if len(classes) > 1]
+
+    def answers(index: int, label: int, answer: int) -> bool:
+        place = levels.index(tree.levels[label])
+        return predictions.labels[index] == label and predictions.answers.levels[index, place] == answer
+
+    part = out.read_text(encoding="utf-8").partition('<ul class="pairs">')[2].partition("</section>")[0]
+    items = re.findall(r"<li><h4>(.*?)</h4>(.*?)</div></li>", part)
+    assert len(items) == min(8, len(measured["confusions"])) > 0
+    keys = pq.read_table(saved)["key"].to_pylist()
+    for (title, shown), pair in zip(items, measured["confusions"], strict=False):
+        label, answer = tree.find(pair["wnid"]), tree.find(pair["answer_wnid"])
+        of_class = int((predictions.labels == label).sum())
+        assert f"{pair['count']} of {of_class} image" in title
+        wrong = [key for index, key in enumerate(keys) if answers(index, label, answer)]
+        right = [key for index, key in enumerate(keys) if answers(index, answer, answer)]
+        assert len(wrong) == pair["count"]
+        pixels = read_images(data, data.split("val"), [*wrong[:4], *right[:3]])
+        uris = [data_uri(Image.fromarray(each)) for each in pixels if each is not None]
+        assert re.findall(r'src="(data:[^"]+)"', shown) == uris
 
 
 def test_runs_of_one_name_are_told_apart() -> None:

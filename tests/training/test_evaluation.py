@@ -10,19 +10,21 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import nn
 
 from in21k.models import create_model
 from in21k.shards.tree import SemanticTree
 from in21k.training import (
+    Describer,
+    LabelDescriber,
     SemanticAccuracy,
     TrainSettings,
     commonest,
     draw_prediction,
     evaluate,
     load_run,
-    predict,
+    shorten_text,
     train,
 )
 
@@ -87,7 +89,7 @@ def test_validation_without_samples_or_of_other_classes_is_refused(tree: Semanti
 def test_prediction_goes_from_general_to_particular(tree: SemanticTree) -> None:
     logits = [0.0] * 6
     logits[tree.find("animal")], logits[tree.find("bird")], logits[tree.find("plant")] = 4.0, 3.0, 1.0
-    first, second = predict(Fixed(logits), torch.zeros(2, 3, 8, 8), tree)
+    first, second = Describer(tree.wnids, tree.names, tree)(torch.tensor([logits, logits]))
     assert first == second
     assert [(row["level"], row["name"]) for row in first["levels"]] == [(0, "animal"), (1, "bird")]
     assert first["levels"][0]["probability"] == pytest.approx(1 / (1 + torch.tensor(-3.0).exp().item()))
@@ -100,14 +102,14 @@ def test_prediction_goes_from_general_to_particular(tree: SemanticTree) -> None:
 def test_the_chain_ends_where_a_level_leaves_the_branch(tree: SemanticTree) -> None:
     logits = [0.0] * 6
     logits[tree.find("plant")], logits[tree.find("bird")] = 1.0, 1.0  # a bird is no plant
-    (prediction,) = predict(Fixed(logits), torch.zeros(1, 3, 8, 8), tree)
+    (prediction,) = Describer(tree.wnids, tree.names, tree)(torch.tensor([logits]))
     assert [row["name"] for row in prediction["levels"]] == ["plant", "bird"]
     assert [row["name"] for row in prediction["chain"]] == ["plant"]
 
 
 def test_the_picture_shows_the_image_and_is_large_enough_for_all_rows(tree: SemanticTree) -> None:
     image = Image.new("L", (30, 90), 200)
-    (prediction,) = predict(Fixed([0.0] * 6), torch.zeros(1, 3, 8, 8), tree)
+    (prediction,) = Describer(tree.wnids, tree.names, tree)(torch.zeros(1, 6))
     long_name = {"wnid": "n9", "name": "a very long name of a class " * 4, "probability": 0.001}
     for chain in ([], prediction["chain"], [long_name] * 11):
         picture = draw_prediction(image, {**prediction, "chain": chain})
@@ -118,6 +120,48 @@ def test_the_picture_shows_the_image_and_is_large_enough_for_all_rows(tree: Sema
         background = (255, 255, 255)
         edge = [picture.getpixel((x, y)) for x in range(picture.width) for y in (0, picture.height - 1)]
         assert set(edge) == {background}
+
+
+def test_the_picture_of_several_labels_shows_those_that_are_present() -> None:
+    image = Image.new("L", (30, 90), 200)
+    names = [f"label {number}" for number in range(40)]
+    logits = torch.linspace(4, -4, 40)[None]
+    heights: list[int] = []
+    for threshold in (1.0, 0.9, 0.5, 0.0):
+        (prediction,) = LabelDescriber(names, names, threshold=threshold)(logits)
+        picture = draw_prediction(image, prediction)
+        edge = [picture.getpixel((x, y)) for x in range(picture.width) for y in (0, picture.height - 1)]
+        assert set(edge) == {(255, 255, 255)}
+        heights.append(picture.height)
+    assert heights[0] < heights[1] < heights[2] == heights[3]  # no more than twelve
+
+
+def test_the_name_of_an_image_stands_under_it(tree: SemanticTree) -> None:
+    (prediction,) = Describer(tree.wnids, tree.names, tree)(torch.zeros(1, 6))
+    for image in (Image.new("L", (30, 90), 200), Image.new("RGB", (400, 300), "red")):
+        unnamed, named, long = (
+            draw_prediction(image, prediction, name) for name in ("", "swan.jpg", "a very long name " * 40)
+        )
+        assert named.width == unnamed.width == long.width
+        below = [round(image.height * 480 / max(image.size)) + 32 + line for line in range(32)]
+
+        def ink(picture: Image.Image, rows: list[int] = below) -> list[int]:
+            return [x for y in rows for x in range(544) if sum(picture.getpixel((x, y))) < 600]
+
+        assert ink(named)
+        assert min(ink(named)) >= 33
+        assert max(ink(long)) <= 512  # no wider than the image may be
+        if unnamed.height > max(below):
+            assert not ink(unnamed)
+
+
+def test_a_text_is_cut_to_its_place() -> None:
+    font = ImageFont.load_default(size=20)
+    assert shorten_text("swan", font, 200) == "swan"
+    cut = shorten_text("a swan upon a lake", font, 100)
+    assert cut.startswith("a swan")
+    assert cut.endswith("...")
+    assert font.getlength(cut) <= 100 < font.getlength("a swan upon a lake")
 
 
 def test_a_finished_run_opens_again_here_and_in_timm(finished: Path, tree: SemanticTree) -> None:

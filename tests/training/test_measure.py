@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from in21k.shards.tree import SemanticTree
 from in21k.training import (
@@ -23,12 +26,16 @@ from in21k.training import (
     evaluate,
     load_predictions,
     measure,
+    own_level_answers,
     path_distance,
     per_class,
     save_predictions,
 )
+from in21k.training.evaluation.answers import Answers
 
 from .conftest import small_tree
+
+measure_module = import_module("in21k.training.evaluation.measure")  # the package has the function by this name
 
 MadeData = tuple[Tensor, Tensor]
 
@@ -54,6 +61,22 @@ def answers(logits: Tensor, labels: Tensor, tree: SemanticTree, batch_size: int 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     batches = [(logits[rows], rows) for rows in order.split(batch_size)]
     return collect(Echo(), batches, labels, tree)
+
+
+def random_tree(num_classes: int, generator: torch.Generator) -> SemanticTree:
+    """Two top classes, and each further class below any before it."""
+    parents = [-1, -1, *(int(torch.randint(index, (), generator=generator)) for index in range(2, num_classes))]
+    return SemanticTree.from_parents([f"n{i}" for i in range(num_classes)], ["ä"] * num_classes, parents)
+
+
+def slow_confusions(logits: Tensor, labels: Tensor, tree: SemanticTree) -> Counter[tuple[int, int]]:
+    """Ask for each image alone which class of its own class's level has the largest logit."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        neighbours = [index for index in range(len(tree)) if len(tree.paths[index]) == len(tree.paths[label])]
+        answer = max(neighbours, key=row.__getitem__)
+        pairs[label, answer] += answer != label
+    return +pairs
 
 
 def test_what_evaluate_says_is_among_what_is_measured(tree: SemanticTree) -> None:
@@ -82,6 +105,37 @@ def test_means_over_classes_are_those_of_the_textbook(tree: SemanticTree, seed: 
         assert result[f"macro_{name}"] == pytest.approx(100 * sum(values) / len(values), rel=1e-5)
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 6])
+def test_precision_and_recall_are_those_of_torchmetrics_whatever_is_counted_at_a_time(
+    tree: SemanticTree, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_module, "BLOCK", block)
+    logits, labels = made(150)
+    logits[:, 2] = -100  # neither answered nor, as class 4, without an image
+    labels[labels == 2] = 1
+    predictions = answers(logits, labels, tree)
+    result, rows = measure(predictions, tree), per_class(predictions, tree).to_pylist()
+    first = logits.argmax(1)
+    kinds = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+    for name, theirs in kinds.items():
+        assert result[f"macro_{name}"] == pytest.approx(100 * theirs(first, labels, 6, average="macro").item())
+        for row, value in zip(rows, theirs(first, labels, 6, average="none").tolist(), strict=True):
+            assert row[name] is None or row[name] == pytest.approx(100 * value)
+
+
+def test_no_table_of_all_pairs_of_classes_is_made() -> None:
+    num_classes = 100_000  # of which such a table has 80 GB
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(num_classes)], ["x"] * num_classes, [-1] * num_classes)
+    labels = torch.arange(0, num_classes, 1_000)
+    top = labels[:, None] + torch.arange(5)
+    top[::2] += 1
+    shares = torch.full(top.shape, 0.2)
+    predictions = Predictions(torch.arange(100), labels, shares[:, 0], Answers(top, shares, top[:, :1], shares[:, :1]))
+    result = measure(predictions, tree)
+    assert (result["top1"], result["macro_recall"]) == (50, pytest.approx(100 / 3))  # 50 others were answered
+    assert sum(row["num_answered"] for row in per_class(predictions, tree).to_pylist()) == 100
+
+
 @pytest.mark.parametrize("sharpness", [0.5, 3.0, 300.0])  # the last one's probabilities are 1, or next to it
 def test_the_calibration_error_is_the_gap_of_each_bin_by_its_share(tree: SemanticTree, sharpness: float) -> None:
     logits, labels = made(300, sharpness=sharpness)
@@ -97,16 +151,41 @@ def test_the_calibration_error_is_the_gap_of_each_bin_by_its_share(tree: Semanti
     assert measured == pytest.approx(100 * expected, rel=1e-4)
 
 
-def test_confused_pairs_are_counted_and_their_distance_is_steps_through_the_tree(tree: SemanticTree) -> None:
-    logits, labels = made(300)
-    pairs = Counter(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
-    wrong = {pair: count for pair, count in pairs.items() if pair[0] != pair[1]}
-    result = measure(answers(logits, labels, tree), tree)
+@given(num_images=st.integers(1, 60), seed=st.integers(0, 1000), num_classes=st.integers(2, 9))
+def test_confused_are_classes_of_one_level_and_their_distance_is_steps_through_the_tree(
+    num_images: int, seed: int, num_classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tree = random_tree(num_classes, generator)
+    logits = torch.randn(num_images, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (num_images,), generator=generator)
+    wrong = slow_confusions(logits, labels, tree)
+    predictions = answers(logits, labels, tree)
+    result = measure(predictions, tree)
     found = [(tree.find(row["wnid"]), tree.find(row["answer_wnid"]), row["count"]) for row in result["confusions"]]
     assert [count for *_, count in found] == sorted(wrong.values(), reverse=True)[:20]
     assert {(label, answer): count for label, answer, count in found}.items() <= wrong.items()
+    assert [row["distance"] for row in result["confusions"]] == [path_distance(tree, *pair[:2]) for pair in found]
     steps = sum(count * path_distance(tree, *pair) for pair, count in wrong.items())
-    assert result["mistake_distance"] == pytest.approx(steps / sum(wrong.values()))
+    assert result["mistake_distance"] == (pytest.approx(steps / wrong.total()) if wrong else None)
+    given = own_level_answers(predictions, tree).tolist()
+    assert (
+        Counter((label, own) for label, own in zip(labels.tolist(), given, strict=True) if own not in (label, -1))
+        == wrong
+    )
+    for label, own in zip(labels.tolist(), given, strict=True):
+        assert (own == -1) == (tree.levels.count(tree.levels[label]) == 1)
+
+
+def test_a_network_that_always_prefers_the_ancestor_confuses_nothing(tree: SemanticTree) -> None:
+    labels = torch.arange(6)
+    logits = 10 * torch.eye(6)
+    for label, path in enumerate(tree.paths):
+        logits[label, path[-1]] += 20  # the top class above it, itself where it is one
+    result = measure(answers(logits, labels, tree), tree)
+    assert result["top1"] == pytest.approx(100 / 3)
+    assert result["semantic_top1"] == 100
+    assert (result["confusions"], result["mistake_distance"]) == ([], None)
 
 
 def test_distances_are_the_shortest_ways_over_one_top(tree: SemanticTree) -> None:
@@ -154,9 +233,29 @@ def test_the_row_of_a_class_is_about_its_images(tree: SemanticTree) -> None:
         )
         assert row["top5"] == pytest.approx(100 * (top5[own] == index).any(1).float().mean().item())
         assert row["mean_probability"] == pytest.approx(100 * probabilities[own, index].mean().item(), rel=1e-5)
-        wrong = Counter(answer for answer in first[own].tolist() if answer != index)
-        assert row["num_confused"] == max(wrong.values())
-        assert wrong[tree.find(row["confused_with"])] == row["num_confused"]
+        wrong = slow_confusions(logits[own], labels[own], tree)
+        assert row["num_confused"] == max(wrong.values(), default=0)
+        if index == 0:  # which is alone on its level
+            assert (row["confused_with"], row["num_confused"]) == (None, 0)
+        else:
+            assert wrong[index, tree.find(row["confused_with"])] == row["num_confused"]
+
+
+def test_by_sigmoid_the_probabilities_are_those_of_binary_cross_entropy(tree: SemanticTree) -> None:
+    logits, labels = made(80)
+    found = collect(Echo(), [(logits, torch.arange(80))], labels, tree, by_sigmoid=True)
+    plain = collect(Echo(), [(logits, torch.arange(80))], labels, tree)
+    assert torch.equal(found.answers.top, plain.answers.top)
+    assert torch.equal(found.answers.levels, plain.answers.levels)
+    single = [[1 / (1 + math.exp(-x)) for x in row] for row in logits.tolist()]
+    levels = [place for place, classes in enumerate(tree.classes_by_level) if len(classes) > 1]
+    for number, (row, label) in enumerate(zip(single, labels.tolist(), strict=True)):
+        assert found.label_probabilities[number].item() == pytest.approx(row[label], rel=1e-5)
+        assert found.answers.top_probabilities[number].tolist() == pytest.approx(sorted(row)[:0:-1], rel=1e-5)
+        for place, level in enumerate(levels):
+            among = [row[index] for index in tree.classes_by_level[level]]
+            share = max(among) / sum(among)
+            assert found.answers.level_probabilities[number, place].item() == pytest.approx(share, rel=1e-5)
 
 
 def test_the_order_and_size_of_batches_change_nothing(tree: SemanticTree) -> None:
@@ -178,8 +277,7 @@ def test_predictions_come_back_from_their_file_as_they_went_in(
 ) -> None:
     path = tmp_path_factory.mktemp("predictions") / "p.parquet"
     generator = torch.Generator().manual_seed(seed)
-    parents = [-1, -1, *(int(torch.randint(index, (), generator=generator)) for index in range(2, num_classes))]
-    tree = SemanticTree.from_parents([f"n{i}" for i in range(num_classes)], ["ä"] * num_classes, parents)
+    tree = random_tree(num_classes, generator)
     logits = torch.randn(num_images, num_classes, generator=generator)
     predictions = answers(logits, torch.randint(num_classes, (num_images,), generator=generator), tree)
     keys = [f"key {number}" for number in range(num_images)]

@@ -24,7 +24,7 @@ from ..checkpoint import tree_content, tree_from
 from ..distributed import Ranks
 from ..levels import Levels
 from ..tracker import Batch
-from .answers import Answers, answers_of
+from .answers import Answers, answers_of, probabilities_of
 from .validate import answered
 
 FORMAT, VERSION = "in21k-predictions", 1
@@ -38,7 +38,7 @@ class Predictions:
 
     rows:                int64 (N,), the number of each image in its split, ascending.
     labels:              int64 (N,), its class.
-    label_probabilities: float32 (N,), of that class among all.
+    label_probabilities: float32 (N,), of that class.
     answers:             what `answers_of` read out of its logits.
     """
 
@@ -57,14 +57,16 @@ def collect(
     classes: Tensor,
     tree: SemanticTree,
     *,
+    by_sigmoid: bool = False,
     amp: str = "off",
     ranks: Ranks | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> Predictions:
     """Ask a model that lies on the ranks' device for its answers; every rank has to call it, and gets those of all.
 
-    loader:  this rank's batches: images as the model takes them, and the number (0..) of each, int64 (B,).
-    classes: int64, the class of each number.
+    loader:     this rank's batches: images as the model takes them, and the number (0..) of each, int64 (B,).
+    classes:    int64, the class of each number.
+    by_sigmoid: what the probabilities are; see `answers_by_sigmoid`.
 
     The other arguments are those of `evaluate`. Ranks whose batches are, one after another, those of a single rank give
     its very answers. Raises ValueError where there is no image.
@@ -76,23 +78,15 @@ def collect(
     shares = [torch.empty(0, width, device=ranks.device)]
     for logits, rows in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
         labels = classes[rows]
-        found = answers_of(logits, levels)
-        of_label = logits.float().softmax(dim=1).gather(1, labels[:, None])
+        found = answers_of(logits, levels, by_sigmoid=by_sigmoid)
+        of_label = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, labels[:, None])
         whole.append(torch.cat([rows[:, None], labels[:, None], found.top, found.levels], dim=1))
         shares.append(torch.cat([of_label, found.top_probabilities, found.level_probabilities], dim=1))
-    numbers, probabilities = _gathered(torch.cat(whole), ranks), _gathered(torch.cat(shares), ranks)
+    numbers, probabilities = ranks.gather_rows(torch.cat(whole), torch.cat(shares))
     if not len(numbers):
         raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
     order = numbers[:, 0].argsort()
     return _unpacked(numbers[order], probabilities[order], len(levels.numbers))
-
-
-def _gathered(mine: Tensor, ranks: Ranks) -> Tensor:
-    """Return the rows of all ranks, on the CPU."""
-    sizes = [int(size) for size in ranks.gather(torch.tensor(len(mine)))]
-    padded = mine.new_zeros((max(sizes), mine.shape[1]))
-    padded[: len(mine)] = mine
-    return torch.cat([each[:size] for each, size in zip(ranks.gather(padded), sizes, strict=True)])
 
 
 def _unpacked(numbers: Tensor, probabilities: Tensor, num_levels: int) -> Predictions:
@@ -120,7 +114,8 @@ def save_predictions(
     """Write predictions to a Parquet file, whole or not at all: 150 bytes an image, less what compression saves.
 
     keys:      of the images, in the order of `predictions`.
-    made_from: what they were made with, as JSON values.
+    made_from: what they were made with, as JSON values: model, weights and data as they were called, and fingerprint
+               (of the weights) and shards (their fingerprint), by which others can tell whose answers they are.
 
     Columns: key, row, class_index, probability (of that class), top and top_probability (the likeliest classes of all),
     level and level_probability (the likeliest of each hierarchy). The tree stands in the metadata.
