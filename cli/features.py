@@ -33,18 +33,18 @@ LIST = "list"
 @click.command()
 @click.argument("model")
 @click.argument("out", metavar="OUT.parquet|OUT.npy", type=PATH, required=False)
-@click.option("--data", type=PATH_OR_URL, help="The shards, or their URL.")
+@click.option("--data", type=PATH_OR_URL, help="The shards, or their URL, or what `in21k finetune` packed.")
 @click.option("--split", default="val", show_default=True, help="train or val.")
 @click.option("--layer", default="pre-logits", show_default=True, help="Of which layer; `list` prints those there are.")
 @click.option(
     "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="How to store."
 )
 @weights_option
-@click.option("--image-size", type=click.IntRange(min=1), help="Pixels.  [default: as the network was trained]")
+@click.option("--image-size", type=click.IntRange(1, 8192), help="Pixels.  [default: as the network was trained]")
 @click.option(
     "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv, torch."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images per rank.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="Images per rank.")
 @click.option(
     "--amp",
     type=click.Choice(["auto", "off", "bf16", "fp16"]),
@@ -78,10 +78,10 @@ def features(
     A row is an image: its key, wnid and class index, and the features of a layer, averaged over space. Rows are in the
     manifest's order, whatever the loader, the workers and the ranks; corrupt images are left out, and the log names
     them. An .npy holds the features alone, N x D, and NAME.keys.parquet beside it the rest. Images are prepared as the
-    network was trained. Killed on the way, the same command goes on; under torchrun each rank does its share.
+    network was trained. Killed on the way, the same command goes on, and one of other settings is refused unless
+    --overwrite; under torchrun each rank does its share.
     """
     from .. import training
-    from ..shards import open_dataset
 
     opened = training.open_model(model, weights)
     size = image_size or opened.image_size
@@ -90,7 +90,8 @@ def features(
         return
     if out is None or data is None:
         raise ValueError("nothing says where the images are and where the features go; give --data SHARDS and OUT")
-    shards = open_dataset(data)
+    _check_batch(batch_size, size)
+    shards = _open(data)
     made_from = _describe(opened, shards, weights, split, layer, dtype, size)
     with training.join_ranks(device) as ranks:
         made_from["amp"] = ("bf16" if ranks.device.type == "cuda" else "off") if amp == "auto" else amp
@@ -98,7 +99,7 @@ def features(
         settings = {"backend": backend, "batch_size": batch_size, "workers": workers}
         found = _prepared(out, made_from, ranks, overwrite=overwrite)
         if not found:
-            _make(out, opened, shards, made_from, ranks, settings)
+            _make(out, opened, shards, made_from, ranks, settings, overwrite=overwrite)
         if ranks.is_first:
             file = training.open_features(out)
             result = {
@@ -108,6 +109,31 @@ def features(
                 **made_from,
             }
             emit(result, ("finished already: " if found else "") + _render(result), as_json=as_json)
+
+
+def _check_batch(batch_size: int, image_size: int) -> None:
+    """Raise ValueError where not even the bytes of a batch's pixels fit into the memory that is free."""
+    from ..training.evaluation.feature_file import free_bytes
+
+    needed, free = 3 * batch_size * image_size**2, free_bytes()
+    if needed > free:
+        raise ValueError(
+            f"a batch of {batch_size:,} images of {image_size} pixels takes {needed / 1e9:,.1f} GB of memory or more, "
+            f"and {free / 1e9:,.1f} GB are free; lower --batch-size or --image-size"
+        )
+
+
+def _open(data: Path | str) -> ShardSet:
+    """Open the shards; raises ValueError where their classes are label sets, of which a features file says nothing."""
+    from .finetune_data import open_finished
+
+    found = open_finished(str(data))
+    if found.sets is not None:
+        raise ValueError(
+            f"{data}: its images have several labels, and a row of features has one class; give "
+            f"{found.shards.location}, where each label set is a class of its own"
+        )
+    return found.shards
 
 
 def _describe(
@@ -163,7 +189,14 @@ def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: 
 
 
 def _make(
-    out: Path, opened: OpenModel, shards: ShardSet, made_from: dict[str, Any], ranks: Ranks, settings: dict[str, Any]
+    out: Path,
+    opened: OpenModel,
+    shards: ShardSet,
+    made_from: dict[str, Any],
+    ranks: Ranks,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool,
 ) -> None:
     import torch
 
@@ -185,7 +218,8 @@ def _make(
     shape = (len(split), made_from["num_features"])
     with ExitStack() as stack:
         stack.callback(loader.close)
-        store = _enter_store(stack, training.RowStore(out, made_from, shape, made_from["dtype"]), ranks)
+        work = training.RowStore(out, made_from, shape, made_from["dtype"], overwrite=overwrite)
+        store = _enter_store(stack, work, ranks)
         progress = stack.enter_context(ProgressLine("features"))
         done = store.place["samples"] if store and store.place else 0
 
@@ -200,7 +234,6 @@ def _make(
             store,
             normalize=opened.normalize,
             num_features=shape[1],
-            batch_size=settings["batch_size"],
             dtype=getattr(torch, made_from["dtype"]),
             amp=made_from["amp"],
             ranks=ranks,

@@ -50,26 +50,33 @@ def retrieve(
     weights are others. Names and pictures of the answers come from the shards that --data names.
     """
     from .. import training
-    from ..shards import open_dataset
+    from .finetune_data import open_finished
+    from .image_sources import own_limit
 
+    where = training.lone_device(device)
+    if not features.exists():
+        raise ValueError(
+            f"{features}: does not exist; wanted features that `in21k features` wrote: NAME.parquet, or NAME.npy with "
+            "NAME.keys.parquet beside it"
+        )
     if picture:
         if data is None:
             raise ValueError("--picture draws images that the shards hold; say by --data where those are")
         check_picture(picture, overwrite=overwrite)
     file = training.open_features(features)
-    shards = open_dataset(data) if data is not None else None
+    shards = open_finished(str(data)).shards if data is not None else None
     if shards and shards.fingerprint != file.made_from["shards"]:
         raise ValueError(f"{features} was not made from {data}; give the shards that it was made from")
     paths = {query: Path(query) for query in queries if Path(query).is_file()}
     rows = dict(zip(keys := [query for query in queries if query not in paths], file.find(keys), strict=True))
-    with training.join_ranks(device) as ranks, ShareLine("retrieve") as progress:
-        vectors = _vectors(file, rows, paths, model, weights, str(ranks.device))
+    with own_limit(), ShareLine("retrieve") as progress:
+        vectors = _vectors(file, rows, paths, model, weights, str(where))
         found = training.retrieve(
             file,
             [vectors[query] for query in queries],
             count,
             own_rows=[rows.get(query) for query in queries],
-            device=ranks.device,
+            device=where,
             on_rows=lambda done, total: progress.show(f"{done:,} of {total:,} rows compared", done / total),
         )
     names = dict(zip(shards.tree.wnids, shards.tree.names, strict=True)) if shards else {}
@@ -141,9 +148,11 @@ def _draw(
 def _read(path: Path) -> NDArray[np.uint8]:
     import numpy as np
 
-    from ..training.evaluation.images import read_image
+    from .. import training
+    from .image_sources import own_limit
 
-    return np.array(read_image(path))
+    with own_limit():
+        return np.array(training.read_image(path))
 
 
 def _render(row: dict[str, Any]) -> str:

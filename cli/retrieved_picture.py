@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .. import training
+
 COLUMNS = 10
 TILE, GAP, MARGIN, CAPTION, TITLE, BETWEEN, APART = 128, 8, 24, 44, 64, 20, 28  # pixels; APART: query from answers
 INK, FAINT, PAPER, EMPTY, SAME = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb", "#16a374"
@@ -55,10 +57,8 @@ class _Sheet:
         self._draw = ImageDraw.Draw(picture)
 
     def text(self, x: int, y: int, text: str, colour: str, size: int, room: int) -> None:
-        font, shown = ImageFont.load_default(size=size), text
-        while shown and font.getlength(shown + ("" if shown == text else "...")) > room:
-            shown = shown[:-1]
-        self._draw.text((x, y), shown if shown == text else shown.rstrip() + "...", colour, font)
+        font = ImageFont.load_default(size=size)
+        self._draw.text((x, y), training.shorten_text(text, font, room), colour, font)
 
     def caption(self, x: int, y: int, first: str, second: str) -> None:
         self.text(x, y + TILE + 5, first, INK, 14, TILE)

@@ -117,6 +117,9 @@ def test_what_is_stopped_on_the_way_goes_on_and_ends_as_if_it_had_not_been(
         patch.setattr(FeatureExtractor, "forward", dying)
         assert run(*words, "--workers", 1).exit_code == 130
     assert not out.exists()
+    refused = run(*words, "--dtype", "float32")
+    assert refused.exit_code == 2
+    assert "unfinished features of other settings lie there (dtype 'float16' -> 'float32')" in refused.stderr
     again: list[int] = []
     monkeypatch.setattr(FeatureExtractor, "forward", lambda s, i: (again.append(len(i)), forward(s, i))[1])
     assert run(*words, "--workers", 2).exit_code == 0
@@ -153,6 +156,19 @@ def test_a_corrupt_image_is_left_out_and_named(shards: Path, trained: Path, tmp_
     assert np.load(tmp_path / "out.npy").shape == (len(rows) - 1, result["num_features"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_makes_the_features_of_a_cpu(shards: Path, trained: Path, tmp_path: Path) -> None:
+    words = ("--data", shards, "--backend", "torch", "--workers", 1, "--batch-size", 9)
+    run_json("features", trained, tmp_path / "cpu.npy", *words, "--device", "cpu")
+    for amp, tolerance in (("off", 0.02), ("auto", 0.1)):  # TF32, and bf16
+        made = run_json("features", trained, tmp_path / f"{amp}.npy", *words, "--device", "cuda", "--amp", amp)
+        assert made["amp"] == {"off": "off", "auto": "bf16"}[amp]
+        assert keys_of(tmp_path / f"{amp}.keys.parquet") == keys_of(tmp_path / "cpu.keys.parquet")
+        ours, theirs = numbers_of(tmp_path / f"{amp}.npy"), numbers_of(tmp_path / "cpu.npy")
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
 def test_layers_are_listed_and_taken(shards: Path, trained: Path, tmp_path: Path) -> None:
     layers = {each["layer"]: each for each in run_json("features", trained, "--layer", "list")}
     assert layers["layer2"]["shape"] == [128, 4, 4]
@@ -170,6 +186,30 @@ def test_a_model_of_timm_is_prepared_as_its_configuration_says(shards: Path, tra
     assert timms["mean"] == ours["mean"]
     assert timms["crop_pct"] is None  # the run's configuration says that images are squashed
     assert np.allclose(np.load(tmp_path / "timm.npy"), np.load(tmp_path / "ours.npy"), atol=2e-3)
+
+
+def test_what_finetune_packed_is_taken_as_its_shards_are(trained: Path, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for place, name in enumerate(("cat", "dog") * 4):
+        (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (40, 36, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{place}.png")
+    pack = ("finetune", "--init", trained, "--data", tmp_path / "mine", "--pack-only", "--workers", 1)
+    run_json(*pack, "--out", tmp_path / "run", "--set", "image_size=32")
+    words = ("--split", "train", "--backend", "opencv", "--workers", 1)
+    result = run_json("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data", *words)
+    assert result["num_rows"] == 6
+    said = run("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data" / "shards", *words)
+    assert "finished already" in said.stdout
+
+
+def test_label_sets_are_no_classes_unless_their_shards_are_named(labels_run: Path, tmp_path: Path) -> None:
+    data = labels_run.with_name("run-data")
+    words = ("features", labels_run, tmp_path / "out.npy", "--backend", "opencv", "--workers", 1)
+    refused = run(*words, "--data", data)
+    assert refused.exit_code == 2
+    assert "several labels, and a row of features has one class; give" in refused.stderr
+    assert run_json(*words, "--data", data / "shards")["num_rows"] == 15
 
 
 def test_knn_probe_and_their_texts(cached: dict[str, Path], shards: Path, trained: Path) -> None:
@@ -213,6 +253,11 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
         (("features", "RUN", "out.npy"), "--data SHARDS"),
         (("features", "RUN", "out.txt", "--data", "SHARDS"), "NAME.parquet or NAME.npy"),
         (("features", "RUN", "out.npy", "--data", "SHARDS", "--split", "test"), "no split 'test'"),
+        (("features", "RUN", "out.npy", "--data", "SHARDS", "--batch-size", "100000000000"), "not in the range 1<=x<="),
+        (
+            ("features", "RUN", "out.npy", "--data", "SHARDS", "--batch-size", "60000", "--image-size", "8192"),
+            "GB are free",
+        ),
         (("features", "RUN", "out.npy", "--data", "SHARDS", "--layer", "layer9"), "near ones: layer"),
         (("features", "RUN", "no/out.npy", "--data", "SHARDS"), "no folder"),
         (("features", "RUN", "out.npy", "--data", "SHARDS", "--backend", "webdataset"), "follows no manifest"),
@@ -222,6 +267,15 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
         (("knn", "TRAIN", "VAL", "--tree", "no"), "wanted a tree.json"),
         (("probe", "TRAIN", "no.npy"), "no such file"),
         (("probe", "TRAIN", "VAL", "--no-few-shot", "--no-ridge", "--no-linear"), "nothing is left to fit"),
+        (("probe", "TRAIN", "VAL", "--lr", "1", "--lr", "nan"), "wanted finite rates above 0"),
+        (("probe", "TRAIN", "VAL", "--lr", "inf"), "wanted finite rates above 0"),
+        (("probe", "TRAIN", "VAL", "--epochs", "0"), "'--epochs': 0 is not in the range x>=1"),
+        (("probe", "TRAIN", "VAL", "--seeds", "0"), "'--seeds': 0 is not in the range x>=1"),
+        (("probe", "TRAIN", "VAL", "--shots", "-1"), "'--shots': -1 is not in the range x>=1"),
+        (("probe", "TRAIN", "VAL", "--shots", "999"), "shots are 999; beside what is held back its 8 classes have"),
+        (("knn", "TRAIN", "VAL", "--k", "0"), "k is 0"),
+        (("knn", "TRAIN", "VAL", "--temperature", "nan"), "temperature is nan; wanted a number above 0"),
+        (("retrieve", "nothere", "n9_9"), "nothere: does not exist; wanted features that `in21k features` wrote"),
         (("retrieve", "TRAIN", "n9_9"), "no key in"),
         (("retrieve", "TRAIN", "IMAGE"), "say by --model what made"),
         (("retrieve", "TRAIN", "n9_9", "--picture", "out.png"), "say by --data"),

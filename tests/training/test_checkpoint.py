@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from in21k.shards.tree import SemanticTree
-from in21k.training.checkpoint import keep_checkpoints, load_checkpoint, save_checkpoint, tree_content, tree_from
+from in21k.training.checkpoint import (
+    FORMAT,
+    VERSION,
+    keep_checkpoints,
+    load_checkpoint,
+    parse_checkpoint,
+    save_checkpoint,
+    tree_content,
+    tree_from,
+)
 
 
 class Harmful:
@@ -49,9 +67,68 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no in21k-checkpoint"):
         load_checkpoint(tmp_path / "other.pt")
-    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(ValueError, match="not readable"):
-        load_checkpoint(tmp_path / "torn.pt")
+
+
+def whole_checkpoint() -> bytes:
+    out = io.BytesIO()
+    content = {"model": {"a": torch.ones(8), "b": torch.zeros(3, dtype=torch.int64)}, "config": {"x": [1, None, "y"]}}
+    torch.save({"format": FORMAT, "version": VERSION, **content}, out)
+    return out.getvalue()
+
+
+def other_files(tar_of: Callable[..., bytes], encode: Callable[..., bytes], draw: Callable[..., Any]) -> list[bytes]:
+    """Files that are no checkpoints: a tar, a zip, pictures, a table, text, an old pickle, nothing."""
+    zipped, rows = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("a.txt", "text")
+    pq.write_table(pa.table({"a": [1, 2]}), rows)
+    tars = [tar_of({"n01440764.tar": tar_of({"n01440764_1.JPEG": encode(draw())})}), tar_of({})]
+    pictures = [encode(draw()), encode(draw(), "PNG")]
+    return [
+        *tars,
+        *pictures,
+        zipped.getvalue(),
+        rows.getvalue(),
+        b"model: resnet\n",
+        b"\x80\x02].",
+        b"",
+        b"PK\x03\x04.",
+    ]
+
+
+def test_files_of_other_kinds_are_one_line(
+    tmp_path: Path, tar_of: Callable[..., bytes], encode: Callable[..., bytes], draw: Callable[..., Any]
+) -> None:
+    path = tmp_path / "file"
+    for content in other_files(tar_of, encode, draw):
+        path.write_bytes(content)
+        for read in (load_checkpoint, lambda path: parse_checkpoint(path.read_bytes(), path)):
+            with pytest.raises(ValueError, match=r"not readable as a checkpoint|no in21k-checkpoint") as found:
+                read(path)
+            assert "\n" not in str(found.value)
+
+
+@given(content=st.binary(max_size=300) | st.binary(max_size=60).map(lambda rest: b"\x80\x02" + rest))
+def test_bytes_of_any_kind_are_one_line(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not readable as a checkpoint|no in21k-checkpoint"):
+        parse_checkpoint(content, Path("file"))
+
+
+def test_a_checkpoint_cut_anywhere_is_one_line() -> None:
+    whole = whole_checkpoint()
+    assert parse_checkpoint(whole, Path("file"))["config"] == {"x": [1, None, "y"]}
+    for length in [*range(0, len(whole), 97), *range(len(whole) - 40, len(whole))]:
+        with pytest.raises(ValueError, match="not readable as a checkpoint"):
+            parse_checkpoint(whole[:length], Path("file"))
+
+
+@given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_a_checkpoint_with_another_byte_is_one_line_or_loads(place: int, byte: int) -> None:
+    damaged = bytearray(whole_checkpoint())
+    damaged[place % len(damaged)] = byte
+    with contextlib.suppress(ValueError):
+        assert parse_checkpoint(bytes(damaged), Path("file"))["format"] == FORMAT
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_without_torchrun_there_is_one_rank_and_no_process_group() -> None:
         assert not torch.distributed.is_initialized()
         assert ranks.sum(torch.tensor([3])).tolist() == [3]
         assert ranks.gather_json({"a": "ä"}) == [{"a": "ä"}]
+        rows, none = ranks.gather_rows(torch.tensor([[3], [4]]), torch.empty(0, 5))
+        assert (rows.tolist(), none.shape) == ([[3], [4]], (0, 5))
         ranks.check_alike({"a": 1})
 
 

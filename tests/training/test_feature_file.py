@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -139,6 +144,57 @@ def test_a_parquet_file_that_does_not_fit_into_memory_says_what_does(
         file.array()
 
 
+def test_a_kill_on_the_way_to_another_array_leaves_no_mixed_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, left = tmp_path / "home", tmp_path / "left"
+    home.mkdir()
+    old, labels = blobs(9, 3, 4)
+    path = home / "out.npy"
+    write(path, old, labels, fingerprint="old")
+
+    def leaving(change: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep what a kill before and after a change of names would leave."""
+
+        def changed(self: Path, *words: Any, **options: Any) -> Any:
+            shutil.copytree(home, left / str(len(list(left.iterdir()))))
+            result = change(self, *words, **options)
+            shutil.copytree(home, left / str(len(list(left.iterdir()))))
+            return result
+
+        return changed
+
+    left.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", leaving(Path.replace))
+        patch.setattr(Path, "unlink", leaving(Path.unlink))
+        write(path, old + 1, labels, fingerprint="new")
+    found: list[str] = []
+    for each in sorted(left.iterdir(), key=lambda folder: int(folder.name)):
+        if (each / "out.npy").exists():
+            file = open_features(each / "out.npy")
+            rows = (old + (file.made_from["fingerprint"] == "new")).astype(np.float16)
+            assert np.array_equal(file.array(), rows)
+            found.append(file.made_from["fingerprint"])
+        else:  # half done: the same command makes it anew
+            assert finished_features(each / "out.npy", made_from(4, fingerprint="new")) is None
+    assert {"old", "new"} == set(found)
+    assert len(found) < len(list(left.iterdir()))
+
+
+def test_an_array_that_could_not_be_written_leaves_the_older_one(tmp_path: Path) -> None:
+    old, labels = blobs(9, 3, 4)
+    write(tmp_path / "out.npy", old, labels)
+
+    def parts():
+        yield pa.table({"key": ["a"] * 9, "wnid": ["n"] * 9, "class_index": pa.array(labels, pa.int32())}), old
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_features(tmp_path / "out.npy", parts(), made_from(4), 18, "float16")
+    assert np.array_equal(open_features(tmp_path / "out.npy").array(), old.astype(np.float16))
+
+
 def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Path) -> None:
     out, facts = tmp_path / "out.parquet", made_from(3)
     rows = np.arange(12, dtype=np.float16).reshape(4, 3)
@@ -155,7 +211,55 @@ def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Pa
         filled, found = store.part(0, 4)
         assert filled.tolist() == [True, True, True, False]
         assert np.array_equal(found, rows[:3])
-    with RowStore(out, made_from(3, layer="other"), (4, 3), "float16") as store:
+    other = made_from(3, layer="other", amp="off")
+    refusal = (
+        r"unfinished features of other settings .*\(amp None -> 'off'; layer 'pre-logits' -> 'other'\).*--overwrite"
+    )
+    with pytest.raises(ValueError, match=refusal), RowStore(out, other, (4, 3), "float16"):
+        pass
+    with RowStore(out, facts, (4, 3), "float16", overwrite=True) as store:  # they are what is asked for
+        assert (store.place, store.num_filled) == ({"epoch": 0, "samples": 2}, 3)
+    with RowStore(out, other, (4, 3), "float16", overwrite=True) as store:
         assert (store.place, store.num_filled) == (None, 0)
         store.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_all_rows_is_one_line_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    with (
+        pytest.raises(ValueError, match=r"out.parquet.work: takes 7,[\d,]{11} MB, and .* MB of the disk are free"),
+        RowStore(out, made_from(3), (1 << 50, 3), "float16"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:  # what another fills after that look
+        patch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+        with pytest.raises(OSError, match=r"No space left on device.*out.parquet.work"):
+            RowStore(out, made_from(3), (4, 3), "float16").__enter__()
+    assert list(tmp_path.iterdir()) == []
+    with RowStore(out, made_from(3), (4096, 300), "float32") as store:
+        assert (tmp_path / "out.parquet.work").stat().st_blocks * 512 >= 4096 * 300 * 4  # no row is a hole
+        store.save({"samples": 0}, now=True)
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space"), RowStore(out, made_from(3), (4096, 300), "float32"):
+        pass
+    assert len(list(tmp_path.iterdir())) == 2  # the rows that are there stay
+
+
+def test_a_file_system_that_keeps_no_room_takes_rows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP))
+    with RowStore(tmp_path / "out.parquet", made_from(3), (4, 3), "float16") as store:
+        store.put(np.array([3]), np.ones((1, 3), np.float16))
+        assert store.num_filled == 1
+
+
+def failing(number: int) -> Callable[..., None]:
+    """Return what fails as the system calls do."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from in21k.datapipe.augment import Recipe
 from in21k.datapipe.pixels import decode
 from in21k.datapipe.torch_transforms import transformed
 from in21k.preprocess.image import ImageSettings, store_image
-from in21k.training import UnreadableImageError, fit_image, read_image
+from in21k.training import OpenModel, Source, UnreadableImageError, fit_image, read_batches, read_image
 
 Draw, Encode = Callable[..., Image.Image], Callable[..., bytes]
 
@@ -99,6 +100,29 @@ def test_a_network_sees_the_pixels_that_it_saw_in_validation(
     (plan,) = recipe.plan(np.empty((1, 0)), np.array([size[1]]), np.array([size[0]])).rows()
     expected = transformed(torch.from_numpy(decode(data)).permute(2, 0, 1), plan, 32)
     assert torch.equal(fit_image(read_image(data), 32, crop_pct), expected)
+
+
+def test_a_thin_image_is_unreadable_where_its_middle_would_take_gigabytes(encode: Encode) -> None:
+    thin = encode(Image.new("RGB", (60_000, 1)), "PNG")
+    assert fit_image(read_image(thin), 224).shape == (3, 224, 224)
+    said = "too thin: 60000x1 pixels, and 15360000x256, over 100,000,000, before the middle is taken"
+    with pytest.raises(UnreadableImageError, match=said):
+        fit_image(read_image(thin), 224, 0.875)
+    assert fit_image(read_image(encode(Image.new("RGB", (1500, 1)), "PNG")), 224, 0.875).shape == (3, 224, 224)
+
+
+def test_what_cannot_be_fitted_is_skipped_and_named_as_what_cannot_be_read(draw: Draw, encode: Encode) -> None:
+    opened = OpenModel(
+        model=nn.Identity(), name="m", mean=(0, 0, 0), std=(1, 1, 1), image_size=224, crop_pct=0.875, classes=None
+    )
+    thin = Source("thin", encode(Image.new("RGB", (1, 60_000)), "PNG"))
+    (batch,) = read_batches([thin, Source("good", encode(draw()))], opened)
+    (_, reason), (_, none) = batch.rows
+    assert reason is not None
+    assert reason.startswith("too thin: 1x60000")
+    assert none is None
+    assert batch.pixels is not None
+    assert batch.pixels.shape == (1, 3, 224, 224)
 
 
 def test_another_interpolation_gives_other_pixels(draw: Draw) -> None:

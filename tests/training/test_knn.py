@@ -103,6 +103,33 @@ def test_nothing_voted_for_is_no_hit(tmp_path: Path) -> None:
     assert (row["top1"], row["top5"]) == (25, 25)
 
 
+def test_a_level_where_nobody_votes_is_no_hit(tmp_path: Path) -> None:
+    # n0 > n2, n1 > n3: of the second level's classes no neighbour is any, so the first of them is no answer either.
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(4)], list("abcd"), [-1, -1, 0, 1])
+    train = write(tmp_path / "train.parquet", np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
+    test = write(tmp_path / "test.parquet", np.eye(4, dtype=np.float32), np.array([2, 3, 2, 3]), split="val")
+    (row,) = knn(train, test, ks=[1], tree=tree)["results"]
+    assert row["semantic_top1"] == 50
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-30, 5e-324])
+def test_the_colder_the_more_the_nearest_alone_decides(
+    pair: tuple[FeatureFile, FeatureFile], temperature: float
+) -> None:
+    train, test = pair
+    tree = SemanticTree.from_parents([f"n{i}" for i in range(6)], list("abcdef"), [-1, 0, 1, 0, -1, 4])
+    alone, cold = knn(train, test, ks=[1, 8], temperature=temperature, tree=tree)["results"]
+    assert cold["top1"] == alone["top1"]
+    assert cold["semantic_top1"] >= alone["semantic_top1"]  # whose one neighbour may lie on no level of the image's
+    cosines = unit_rows(test.array(), torch.device("cpu")) @ unit_rows(train.array(), torch.device("cpu")).T
+    hits = [
+        label in list(dict.fromkeys(train.classes[1][row.argsort(descending=True)[:8]].tolist()))[:5]
+        for row, label in zip(cosines, test.classes[1].tolist(), strict=True)
+    ]
+    assert cold["top5"] == pytest.approx(share(hits))
+    assert alone["top5"] < cold["top5"]
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, pair: tuple[FeatureFile, FeatureFile]) -> None:
     train, test = pair
     other = write(tmp_path / "other.parquet", *blobs(9, 3, 8), split="val", layer="layer3")
@@ -110,10 +137,12 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, pair: tup
         knn(train, other, ks=[1])
     with pytest.raises(ValueError, match="hold the same images"):
         knn(train, train, ks=[1])
-    with pytest.raises(ValueError, match="k is 91; wanted 1 to 90"):
-        knn(train, test, ks=[91])
-    with pytest.raises(ValueError, match="temperature is 0"):
-        knn(train, test, ks=[1], temperature=0)
+    for k in (91, 0, -3, 10**30):
+        with pytest.raises(ValueError, match=f"k is 1, {k}; wanted 1 to 90"):
+            knn(train, test, ks=[1, k])
+    for temperature in (0, -0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"temperature is {temperature}; wanted a number above 0"):
+            knn(train, test, ks=[1], temperature=temperature)
     assert default_ks(90) == [10, 20]
     assert default_ks(4) == [4]
     assert default_ks(10_000) == [10, 20, 100, 200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from in21k.shards.tree import SemanticTree
 from in21k.training import FeatureFile, probe
-from in21k.training.evaluation import linear_probe, ridge
+from in21k.training.evaluation import linear_probe, probe_data, ridge
 from in21k.training.evaluation.linear_probe import LinearProbe
 from in21k.training.evaluation.probe_data import draw
 from in21k.training.evaluation.ridge import Ridge, moments
@@ -93,6 +94,14 @@ def test_draws_hold_a_tenth_back_and_share_no_row(counts: list[int], seed: int, 
     assert np.array_equal(draw(labels, shots, seed).shots, few.shots)
 
 
+def test_of_many_classes_fewer_are_held_back_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_data, "MAX_ROWS", 21)
+    labels = np.repeat(np.arange(6), [1, 2, 40, 40, 40, 400])
+    assert np.bincount(labels[draw(labels, None, 0).held_back]).tolist() == [0, 1, 4, 4, 4, 4]
+    monkeypatch.setattr(probe_data, "MAX_ROWS", 2)
+    assert np.bincount(labels[draw(labels, None, 0).held_back]).tolist() == [0, 1, 1, 1, 1, 1]
+
+
 def test_at_most_fifty_of_a_class_are_held_back_and_seeds_draw_others() -> None:
     labels = np.zeros(2000, np.int64)
     assert len(draw(labels, 5, 0).held_back) == 50
@@ -161,15 +170,58 @@ def test_settings_are_chosen_without_the_test_rows(
     assert chosen(probe(train, wrong, shots=[5], seeds=[0, 1])) == chosen(right)
 
 
+@pytest.mark.parametrize("together", [1, 3, 16])
+def test_candidates_are_judged_as_one_by_one_and_rows_read_once_for_many(
+    pair: tuple[FeatureFile, FeatureFile], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = pair
+    module = import_module("in21k.training.evaluation.probe")
+    monkeypatch.setattr(module, "LOGITS", 5 * (6 + 12))  # five rows at a time
+    monkeypatch.setattr(module, "CANDIDATE_BYTES", together * 4 * 6 * 13)
+    work = module._Probe(train, test, [f"n{i}" for i in range(6)], None, CPU)
+    drawn = draw(work.labels, 2, 0)
+    fitted = Ridge(train.array(), drawn.shots, work.labels, 6, CPU)
+    weights = [fitted.weights(lambda_) for lambda_ in ridge.LAMBDAS]
+    slowly: list[float] = []
+    for each in weights:
+        answers = (fitted.inputs(train.array()[drawn.held_back]) @ each).argmax(dim=1).numpy()
+        slowly.append(100 * int((answers == work.labels[drawn.held_back]).sum()) / len(drawn.held_back))
+    assert len(set(slowly)) > 1
+    read: list[int] = []
+    found = work._held_back_top1(
+        lambda rows: (read.append(len(rows)), fitted.inputs(rows))[1], weights, drawn.held_back
+    )
+    assert found == slowly
+    assert sum(read) == len(drawn.held_back) * -(-len(weights) // together)
+    assert max(read) == 5
+
+
 def test_what_cannot_be_probed_is_refused(pair: tuple[FeatureFile, FeatureFile], tmp_path: Path) -> None:
     train, test = pair
     single = write(tmp_path / "single.parquet", *blobs(6, 6, 12))
     with pytest.raises(ValueError, match="no class has two images"):
         probe(single, test)
-    for wrong in ({"shots": [0]}, {"seeds": []}, {"learning_rates": [0.0]}, {"epochs": 0}):
+    rates = [{"learning_rates": [1.0, wrong]} for wrong in (0.0, -1.0, math.nan, math.inf)]
+    for wrong in ({"shots": [0]}, {"seeds": []}, *rates, {"learning_rates": []}, {"epochs": 0}):
         with pytest.raises(ValueError, match="wanted"):
             probe(train, test, **wrong)
     tree = SemanticTree.from_parents(["n0", "n1"], ["a", "b"], [-1, -1])
     with pytest.raises(ValueError, match="images of 4 classes that are not among the 2"):
         probe(train, test, tree=tree)
     assert "linear" not in probe(train, test, shots=[], linear=False)
+
+
+def test_shots_are_those_that_half_of_the_classes_have(
+    tmp_path: Path, pair: tuple[FeatureFile, FeatureFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.repeat(np.arange(4), [3, 6, 7, 40])  # of which one each is held back, and four of the last
+    features = np.random.default_rng(0).standard_normal((len(labels), 12))
+    train = write(tmp_path / "few.parquet", features, labels)
+    with caplog.at_level("INFO"):
+        found = probe(train, pair[1], seeds=[0], ridge=False, linear=False)
+    assert [each["shots"] for each in found["few_shot"]] == [1, 5]
+    assert "shots left out are 10, 25; beside what is held back its 4 classes have from 2 to 36 images" in caplog.text
+    assert probe(train, pair[1], shots=[6], seeds=[0], ridge=False, linear=False)["few_shot"][0]["num_train"] == 19
+    for shots in ([1, 7], [999], [10**30]):
+        with pytest.raises(ValueError, match=rf"shots are {shots[-1]}; .* half of them 6 or more"):
+            probe(train, pair[1], shots=shots)

@@ -1,5 +1,6 @@
 """Trained models at work: validation, prediction, and the picture of one."""
 
+from .answers import answers_by_sigmoid, gives_several_labels
 from .classifier import Classified, Classifier, extract_features
 from .feature_file import KEYS as FEATURE_KEYS
 from .feature_file import FeatureFile, finished_features, open_features, write_features
@@ -9,13 +10,12 @@ from .images import UnreadableImageError, fit_image, read_image
 from .knn import default_ks, knn
 from .layers import FeatureExtractor, Layer, list_layers
 from .linear_probe import LEARNING_RATES as PROBE_LEARNING_RATES
-from .measure import measure, path_distance, per_class
+from .measure import measure, own_level_answers, path_distance, per_class
 from .open_model import OpenModel, open_model
-from .picture import draw_prediction, lay_out
+from .picture import draw_prediction, lay_out, shorten_text
 from .pixel_model import PixelModel
-from .predict import Describer, predict
+from .predict import Describer, LabelDescriber
 from .predictions import Predictions, collect, load_predictions, save_predictions
-from .probe import SHOTS as PROBE_SHOTS
 from .probe import probe
 from .reading import Source, read_batches
 from .retrieve import retrieve
@@ -26,12 +26,12 @@ from .validate import evaluate
 __all__ = [
     "FEATURE_KEYS",
     "PROBE_LEARNING_RATES",
-    "PROBE_SHOTS",
     "Classified",
     "Classifier",
     "Describer",
     "FeatureExtractor",
     "FeatureFile",
+    "LabelDescriber",
     "Layer",
     "OpenModel",
     "PixelModel",
@@ -41,6 +41,7 @@ __all__ = [
     "SharedClasses",
     "Source",
     "UnreadableImageError",
+    "answers_by_sigmoid",
     "collect",
     "collect_features",
     "default_ks",
@@ -50,6 +51,7 @@ __all__ = [
     "extract_features",
     "finished_features",
     "fit_image",
+    "gives_several_labels",
     "knn",
     "lay_out",
     "list_layers",
@@ -59,14 +61,15 @@ __all__ = [
     "measure",
     "open_features",
     "open_model",
+    "own_level_answers",
     "path_distance",
     "per_class",
-    "predict",
     "probe",
     "read_batches",
     "read_image",
     "retrieve",
     "save_predictions",
     "shared_with_imagenet1k",
+    "shorten_text",
     "write_features",
 ]

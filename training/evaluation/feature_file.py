@@ -77,9 +77,11 @@ def write_features(
     schema = pa.schema([field.with_nullable(False) for field in fields], metadata)
     group_rows = max(1, GROUP_BYTES // (width * np.dtype(dtype).itemsize))
     with ExitStack() as stack:
-        # Of an .npy the array takes its name last, so that where it is the keys are too.
+        # Of an .npy the array takes its name last and an older one goes first: where one is, so are its own keys.
         array = stack.enter_context(whole_file(path)).open("wb") if path.suffix == ".npy" else None
         aside = stack.enter_context(whole_file(keys_path(path)))
+        if array is not None:
+            stack.push(lambda failed, *_: path.unlink(missing_ok=True) if failed is None else None)
         writer = stack.enter_context(pq.ParquetWriter(aside, schema, **_OPTIONS))
         if array is not None:
             stack.enter_context(array)

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,7 +37,6 @@ def collect_features(
     *,
     normalize: Callable[[Tensor], Tensor],
     num_features: int,
-    batch_size: int,
     dtype: torch.dtype = torch.float16,
     amp: str = "off",
     ranks: Ranks | None = None,
@@ -49,7 +47,7 @@ def collect_features(
     extractor: on the ranks' device.
     store:     of rank 0, which is handed the features of all; None on the others.
     normalize: makes of uint8 images what the network takes.
-    num_features, batch_size: of an image, and at most at a time of the loader of each rank.
+    num_features: of an image.
     dtype:     of the features.
     amp:       `off`, `bf16` or `fp16`.
     on_rows:   called with the number of rows after each batch, on rank 0.
@@ -67,7 +65,7 @@ def collect_features(
             if len(rows):
                 with torch.inference_mode(), autocast(ranks.device, amp):
                     features = extractor(normalize(images.to(ranks.device, non_blocking=True))).to(dtype)
-            numbers, found = _of_all(rows, features, ranks, batch_size)
+            numbers, found = (each.numpy() for each in ranks.gather_rows(rows, features))
             if store:
                 _check_finite(found)
                 store.put(numbers, found)
@@ -87,13 +85,3 @@ def _check_finite(features: NDArray[Any]) -> None:
             f"{len(features) - num_good} of {len(features)} images have features that are no numbers, or too large for "
             f"{features.dtype} (over {np.finfo(features.dtype).max:,.0f}); give --dtype float32, or --amp off"
         )
-
-
-def _of_all(rows: Tensor, features: Tensor, ranks: Ranks, batch_size: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return the rows and features of all ranks' batches; short ones travel filled up to `batch_size`, as row -1."""
-    if ranks.world_size > 1:
-        missing = batch_size - len(rows)
-        rows = torch.cat(ranks.gather(F.pad(rows, (0, missing), value=-1)))
-        features = torch.cat(ranks.gather(F.pad(features, (0, 0, 0, missing))))[rows >= 0]
-        rows = rows[rows >= 0]
-    return rows.cpu().numpy(), features.cpu().numpy()

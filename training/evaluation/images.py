@@ -1,4 +1,4 @@
-"""Images of any format as a network takes them: upright, RGB, resized as in its validation."""
+"""Images as a network takes them: upright, RGB, resized as in its validation."""
 
 from __future__ import annotations
 
@@ -80,12 +80,20 @@ def fit_image(
 
     crop_pct: the shorter side is resized to image_size / crop_pct and the middle taken; None: the whole image is
               stretched. Either is what the loaders do in validation.
+
+    Raises UnreadableImageError for one so thin that it would have over 100 million pixels before the middle is taken.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     height, width = pixels.shape[1:]
     resized = [image_size, image_size]
     if crop_pct is not None:
         resized = [side * int(image_size / crop_pct) // min(height, width) for side in (height, width)]
+        # Nothing less than the whole is resized: cut out before, the middle would get other pixels.
+        if resized[0] * resized[1] > MAX_PIXELS:
+            raise UnreadableImageError(
+                f"too thin: {width}x{height} pixels, and {resized[1]}x{resized[0]}, over {MAX_PIXELS:,}, before the "
+                "middle is taken"
+            )
     if [height, width] != resized:
         pixels = functional.resize(pixels, resized, InterpolationMode(interpolation), antialias=True)
     top, left = (round((side - image_size) / 2) for side in resized)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,14 @@ from ..levels import Levels
 from ..metrics import SemanticAccuracy
 from .feature_file import FeatureFile
 from .linear_probe import EPOCHS, LEARNING_RATES, LinearProbe
-from .probe_data import Indices, check_pair, class_names, draw
+from .probe_data import Indices, check_pair, draw, shots_at_hand, wnids_of
 from .ridge import LAMBDAS, Ridge, moments
+
+log = logging.getLogger(__name__)
 
 SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
 LOGITS = 1 << 26  # at a time: 256 MB
+CANDIDATE_BYTES = 2 << 30  # of weights that are tried in one pass over the rows: of 21K-P's classes 23 at width 2,048
 
 Scores = dict[str, float]
 Inputs = Callable[[NDArray[Any]], Tensor]
@@ -30,7 +36,7 @@ def probe(
     train: FeatureFile,
     test: FeatureFile,
     *,
-    shots: Sequence[int] = SHOTS,
+    shots: Sequence[int] | None = None,
     seeds: Sequence[int] = SEEDS,
     ridge: bool = True,
     linear: bool = True,
@@ -42,7 +48,8 @@ def probe(
 ) -> dict[str, Any]:
     """Fit linear classifiers to training rows and measure each once on the test rows.
 
-    shots, seeds: ridge regressions (`Ridge`) of so many rows of each class, one for each seed, which draws them.
+    shots, seeds: ridge regressions (`Ridge`) of so many rows of each class, or all that it has where they are fewer,
+                  one for each seed, which draws them. None: those of 1, 5, 10 and 25 that half of the classes have.
     ridge:        also one of all rows.
     linear:       also logistic regression of all rows (`LinearProbe`).
     tree:         also the semantic top-1: the answer of a level is the ancestor-or-self there of the class that scores
@@ -56,12 +63,14 @@ def probe(
     Returns {num_train, num_test, num_classes, num_features, few_shot, ridge, linear}: few_shot a list of {shots,
     num_train, seeds: [{seed, lambda, held_back_top1, top1, top5}], top1, top1_deviation, top5} (mean and sample
     standard deviation over the seeds), ridge {lambda, held_back_top1, top1, top5}, linear {lr, held_back_top1, top1,
-    top5}; percent all. Raises ValueError for features of two kinds, or nothing to hold back.
+    top5}; percent all. Raises ValueError for features of two kinds, nothing to hold back, and shots that fewer than
+    half of the classes have.
     """
     check_pair(train, test)
-    _check(shots, seeds, learning_rates, epochs)
+    _check(shots or (), seeds, learning_rates, epochs)
     device = device or torch.device("cpu")
-    wnids = class_names(train, test, tree)
+    wnids = wnids_of(train, test, tree)
+    shots = _fitting(shots, train, wnids)
     work = _Probe(train, test, wnids, tree, device)
     num_jobs = len(shots) * len(seeds) + ridge + 2 * linear
     done = 0
@@ -161,16 +170,17 @@ class _Probe:
         )
 
     def _held_back_top1(self, inputs: Inputs, candidates: Iterable[Tensor], rows: Indices) -> list[float]:
-        """Return the top-1 (percent) of each candidate's weights on training rows."""
-        size = self._rows_at_once()
+        """Return the top-1 (percent) of each candidate's weights on training rows, read as few times as memory lets."""
+        size, waiting = self._rows_at_once(), iter(candidates)
+        together = max(1, CANDIDATE_BYTES // (4 * self._num_classes * (self._features.shape[1] + 1)))
         scores: list[float] = []
-        for weights in candidates:
-            hits = 0
+        while group := list(islice(waiting, together)):
+            hits = torch.zeros(len(group), dtype=torch.int64, device=self._device)
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
-                answers = (inputs(self._features[part]) @ weights).argmax(dim=1)
-                hits += int((answers == torch.from_numpy(self.labels[part]).to(self._device)).sum())
-            scores.append(100 * hits / len(rows))
+                x, labels = inputs(self._features[part]), torch.from_numpy(self.labels[part]).to(self._device)
+                hits += torch.stack([((x @ weights).argmax(dim=1) == labels).sum() for weights in group])
+            scores += [100 * count / len(rows) for count in hits.tolist()]
         return scores
 
     def _on_test(self, inputs: Inputs, weights: Tensor) -> Scores:
@@ -207,10 +217,29 @@ def _check(shots: Sequence[int], seeds: Sequence[int], learning_rates: Sequence[
         raise ValueError(
             f"shots are {list(shots)} and seeds {list(seeds)}; wanted shots of 1 or more, seeds of 0 or more"
         )
-    if not learning_rates or min(learning_rates) <= 0 or epochs < 1:
+    if not learning_rates or not all(math.isfinite(rate) and rate > 0 for rate in learning_rates) or epochs < 1:
         raise ValueError(
-            f"learning rates are {list(learning_rates)} and epochs {epochs}; wanted rates above 0, and 1 epoch or more"
+            f"learning rates are {list(learning_rates)} and epochs {epochs}; wanted finite rates above 0, and 1 epoch "
+            "or more"
         )
+
+
+def _fitting(shots: Sequence[int] | None, train: FeatureFile, wnids: list[str]) -> Sequence[int]:
+    """Return the shots that are asked for, or the usual ones that fit; ValueError for one that does not fit."""
+    at_hand = shots_at_hand(train.labels(wnids))
+    most = int(at_hand[len(at_hand) // 2])  # that at least half of the classes have
+    too_many = [count for count in (SHOTS if shots is None else shots) if count > most]
+    have = (
+        f"beside what is held back its {len(at_hand):,} classes have from {at_hand[0]:,} to {at_hand[-1]:,} images, "
+        f"half of them {most:,} or more"
+    )
+    if shots is None:
+        if too_many:
+            log.info("%s: shots left out are %s; %s", train.path, ", ".join(map(str, too_many)), have)
+        return [count for count in SHOTS if count <= most]
+    if too_many:
+        raise ValueError(f"{train.path}: shots are {max(too_many)}; {have}")
+    return shots
 
 
 def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:

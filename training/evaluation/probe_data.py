@@ -13,6 +13,8 @@ from .feature_file import FeatureFile
 # What two files have to have been made with alike; how the computing was done (amp, dtype) may differ.
 ALIKE = ("fingerprint", "layer", "num_features", "image_size", "crop_pct", "mean", "std")
 HELD_BACK, MAX_HELD_BACK = 0.1, 50  # of a class: a tenth, as many as 21K-P validates with at most
+# Of all classes, where that leaves one of each: they tell top-1 to 0.2 points, and every candidate is tried on them.
+MAX_ROWS = 50_000
 
 Indices = NDArray[np.int64]
 
@@ -36,7 +38,7 @@ def check_pair(train: FeatureFile, test: FeatureFile) -> None:
             raise ValueError(f"{each.path}: holds no rows; wanted at least one")
 
 
-def class_names(train: FeatureFile, test: FeatureFile, tree: SemanticTree | None) -> list[str]:
+def wnids_of(train: FeatureFile, test: FeatureFile, tree: SemanticTree | None) -> list[str]:
     """Return the classes to tell apart, by wnid: those of the tree, else those of either file in order."""
     return list(tree.wnids) if tree else sorted({*train.classes[0], *test.classes[0]})
 
@@ -51,8 +53,9 @@ class Draw(NamedTuple):
 def draw(labels: Indices, shots: int | None, seed: int) -> Draw:
     """Draw a held-back part of the training rows and, from the others, the shots of each class.
 
-    Held back is a tenth of each class, at least 1 image and 50 at most; nothing of a class of one image. One seed's
-    draws of fewer shots are part of those of more.
+    Held back is a tenth of each class, at least 1 image and at most 50, or fewer where all classes together would have
+    over 50,000 (of 21K-P's 11,221 classes 4); nothing of a class of one image. One seed's draws of fewer shots are part
+    of those of more.
 
     labels: the class of each row.
     shots:  rows of each class, or all that it has where they are fewer; None: all that are not held back.
@@ -62,7 +65,23 @@ def draw(labels: Indices, shots: int | None, seed: int) -> Draw:
     counts = np.bincount(labels)
     starts = np.cumsum(counts) - counts
     place = np.arange(len(labels)) - starts[labels[order]]  # of each row in its class, at random
-    held = np.where(counts > 1, np.clip(np.rint(HELD_BACK * counts).astype(np.int64), 1, MAX_HELD_BACK), 0)
-    begin = held[labels[order]]
+    begin = _num_held_back(counts)[labels[order]]
     is_shot = place >= begin if shots is None else (place >= begin) & (place < begin + shots)
     return Draw(np.sort(order[place < begin]), np.sort(order[is_shot]))
+
+
+def shots_at_hand(labels: Indices) -> Indices:
+    """Return how many rows each class has that are not held back, int64, ascending; classes without rows do not count.
+
+    >>> shots_at_hand(np.array([0, 0, 0, 2])).tolist()
+    [1, 2]
+    """
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    return np.sort(counts - _num_held_back(counts))
+
+
+def _num_held_back(counts: Indices) -> Indices:
+    """Return how many rows of each class are held back, of how many it has."""
+    most = max(1, min(MAX_HELD_BACK, MAX_ROWS // max(1, int((counts > 1).sum()))))
+    return np.where(counts > 1, np.clip(np.rint(HELD_BACK * counts).astype(np.int64), 1, most), 0)

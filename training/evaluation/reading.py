@@ -72,7 +72,6 @@ def _read(source: Source, opened: OpenModel) -> Tensor | str:
     if isinstance(source.picture, UnreadableImageError):
         return str(source.picture)
     try:
-        image = read_image(source.picture)
+        return fit_image(read_image(source.picture), opened.image_size, opened.crop_pct, opened.interpolation)
     except UnreadableImageError as error:
         return str(error)
-    return fit_image(image, opened.image_size, opened.crop_pct, opened.interpolation)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,26 +16,36 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shards.files import read_json, write_json
+from ...shards.files import differing, read_json, write_json
 
 SAVE_EVERY_S = 30.0
+STAT_BLOCK = 512  # bytes of a block as stat counts them
 
 
 class RowStore(AbstractContextManager["RowStore"]):
     """A matrix on disk, filled row by row, and how far the filling is.
 
     It lies in `<out>.work`, with `<out>.work.json` beside it, and goes with `remove()`; left otherwise, also by a kill,
-    it is found again by the next store of the same `made_from`, and thrown away by one of another.
+    it is found again by the next store of the same `made_from`, and refused by one of another unless `overwrite`.
 
     out:       the file that will be made of it.
     made_from: what shapes the rows, as JSON values.
     shape:     (N, D).
     dtype:     of the rows.
+    overwrite: throw rows of another `made_from` away.
     place:     what the last `save` that counts was given; None for a new store.
     """
 
-    def __init__(self, out: Path, made_from: Mapping[str, Any], shape: tuple[int, int], dtype: str) -> None:
-        self._out = out
+    def __init__(
+        self,
+        out: Path,
+        made_from: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: str,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self._out, self._overwrite = out, overwrite
         self._path, self._state = out.with_name(f"{out.name}.work"), out.with_name(f"{out.name}.work.json")
         self._made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
         self._shape, self._dtype = shape, np.dtype(dtype)
@@ -41,7 +53,11 @@ class RowStore(AbstractContextManager["RowStore"]):
         self.place: dict[str, int] | None = None
 
     def __enter__(self) -> Self:
-        """Take the work file, or make it; raises ValueError where another process has it."""
+        """Take the work file, or make it, with room on the disk for every row.
+
+        Raises ValueError where another process has it, where it holds rows of another `made_from`, and where the disk
+        has too little room; OSError where it fills meanwhile.
+        """
         if not self._out.parent.is_dir():
             raise ValueError(f"{self._out}: there is no folder {self._out.parent}; make it first")
         self._lock = os.open(self._path, os.O_CREAT | os.O_RDWR)
@@ -51,16 +67,53 @@ class RowStore(AbstractContextManager["RowStore"]):
             os.close(self._lock)
             raise ValueError(f"{self._out}: another in21k is making it; wait, or give another name") from None
         num_bytes = self._shape[0] * (self._shape[1] * self._dtype.itemsize + 1)
-        state = read_json(self._state) if self._state.is_file() else {}
-        if state.get("made_from") == self._made_from and os.fstat(self._lock).st_size == num_bytes:
-            self.place = state["place"]
-        else:
-            self._state.unlink(missing_ok=True)
-            os.ftruncate(self._lock, 0)  # what an earlier one left must not look filled
-            os.ftruncate(self._lock, num_bytes)
+        try:
+            self.place = self._place_reached(num_bytes)
+            if self.place is None:
+                self._state.unlink(missing_ok=True)
+                os.ftruncate(self._lock, 0)  # what an earlier one left must not look filled
+            self._reserve(num_bytes)
+        except (OSError, ValueError):
+            if not self._state.exists():
+                self._path.unlink()
+            os.close(self._lock)
+            raise
         self._rows = np.memmap(self._path, self._dtype, "r+", 0, self._shape)
         self._filled = np.memmap(self._path, np.uint8, "r+", self._rows.nbytes, self._shape[0])
         return self
+
+    def _place_reached(self, num_bytes: int) -> dict[str, int] | None:
+        """Return the place of the rows that are there already; None where there are none, or none to be kept."""
+        found = os.fstat(self._lock).st_size
+        if not found or not self._state.is_file():
+            return None
+        state = read_json(self._state)
+        differences = differing(state["made_from"], self._made_from)
+        if not differences:
+            return state["place"] if found == num_bytes else None
+        if self._overwrite:
+            return None
+        raise ValueError(
+            f"{self._out}: unfinished features of other settings lie there ({'; '.join(differences)}); the same "
+            "settings go on with them; else give another name, or --overwrite to throw them away"
+        )
+
+    def _reserve(self, num_bytes: int) -> None:
+        """Have the disk keep room for every row: a mapped file that finds none later ends the process by a signal."""
+        lacking = num_bytes - os.fstat(self._lock).st_blocks * STAT_BLOCK
+        free = shutil.disk_usage(self._out.parent).free
+        if lacking > free:
+            raise ValueError(
+                f"{self._path}: takes {lacking / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of the disk are free; make "
+                "room and start the same command again, or write to another disk"
+            )
+        try:
+            os.posix_fallocate(self._lock, 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
+            # A file system that keeps no room: that there is enough of it now has to do.
+            os.ftruncate(self._lock, num_bytes)
 
     def put(self, numbers: NDArray[np.int64], rows: NDArray[Any]) -> None:
         """Fill some rows."""
