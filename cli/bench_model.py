@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,7 +27,7 @@ CPU_BATCH, GPU_BATCH = 16, 256
 @click.option("--num-classes", type=click.IntRange(1), help="Of named networks.  [default: each one's own]")
 @click.option(
     "--batch-size",
-    type=click.IntRange(2),
+    type=click.IntRange(2, 65_536),
     help=f"Images of a step and of a pass.  [default: {CPU_BATCH} on a CPU; on a GPU {GPU_BATCH}, or what fits]",
 )
 @click.option(
@@ -66,19 +67,22 @@ def bench_model(
     """
     import torch
 
+    from ..models import model_stats
     from ..models.speed import Contender, SpeedSettings, measure_speed
-    from ..training import join_ranks
+    from ..training import lone_device
 
     if markdown and as_json:
         raise ValueError("got --markdown and --json; wanted one of them")
-    with join_ranks(device) as ranks:
-        where = ranks.device
+    if not math.isfinite(seconds):
+        raise ValueError(f"--seconds is {seconds}; wanted a number of seconds, 0 or more")
+    where = lone_device(device)
     on_gpu = where.type == "cuda"
     rows: dict[str, dict[str, Any]] = {}
     contenders: dict[str, Contender] = {}
+    failed: dict[str, str] = {}
     for name in dict.fromkeys(names):
         for precision in dict.fromkeys(precisions or ("bf16" if on_gpu else "float32",)):
-            network, size, facts = _open(name, image_size, num_classes)
+            network, size = _open(name, image_size, num_classes)
             settings = SpeedSettings(
                 device=where,
                 image_size=size,
@@ -87,15 +91,26 @@ def bench_model(
                 channels_last=channels_last,
                 compile=compiled,
             )
-            settings, fitting = _fit(name, network, settings, asked=batch_size) if on_gpu else (settings, {})
-            key = f"{name} {precision}"
+            key, fitting = f"{name} {precision}", dict[str, int]()
+            if not on_gpu and (problem := _lacks_memory(network, settings)):
+                failed[key] = problem
+                continue
+            stats = model_stats(network, size)
+            if on_gpu:
+                try:
+                    settings, fitting = _fit(network, settings, asked=batch_size)
+                except (RuntimeError, ValueError) as error:  # the others are measured all the same
+                    failed[key] = str(error).splitlines()[0]
+                    continue
             contenders[key] = Contender(network, settings)
             rows[key] = {
-                **{"name": name, "precision": precision, "image_size": size, **facts},
-                **{"batch_size": settings.batch_size, **fitting},
+                **{"name": name, "precision": precision, "image_size": size},
+                **{"num_parameters": stats.num_parameters, "num_flops": stats.num_flops, "num_macs": stats.num_macs},
+                **{"num_activations": stats.num_activations, "batch_size": settings.batch_size, **fitting},
             }
     with CountLine("bench-model", rounds * len(contenders)) as line:
-        found, failed = measure_speed(contenders, rounds=rounds, seconds=seconds, on_turn=line.next)
+        found, failed_later = measure_speed(contenders, rounds=rounds, seconds=seconds, on_turn=line.next)
+    failed |= failed_later
     if not found:
         raise ValueError("; ".join(f"{key} failed: {why}" for key, why in failed.items()))
     result = {
@@ -108,34 +123,50 @@ def bench_model(
     emit(result, _render(result, markdown=markdown), as_json=as_json)
 
 
-def _open(name: str, image_size: int | None, num_classes: int | None) -> tuple[nn.Module, int, dict[str, int]]:
-    """Return a network on the CPU, the side of its images, and what can be counted of it."""
-    from ..models import create_model_for, model_stats
+def _open(name: str, image_size: int | None, num_classes: int | None) -> tuple[nn.Module, int]:
+    """Return a network on the CPU, and the side of its images; raises ValueError for a run of other classes."""
+    from ..models import create_model_for
 
     path = Path(name)
     if path.is_file() or (path / "config.yaml").is_file():
         from ..training import load_run
 
+        if num_classes is not None:
+            raise ValueError(f"{name}: is a run, and has the classes that it was trained on; leave --num-classes out")
         saved = load_run(path)
-        network, size = saved.model, image_size or saved.settings.image_size or 224
-    else:
-        network, size = create_model_for(name, image_size, num_classes)
-    stats = model_stats(network, size)
+        return saved.model, image_size or saved.settings.image_size or 224
+    return create_model_for(name, image_size, num_classes)
+
+
+def _lacks_memory(network: nn.Module, settings: SpeedSettings) -> str:
+    """Return in one line that the measurements do not fit into this machine's memory; empty where they may."""
+    from ..models.speed import LATENCY_BATCHES
+    from ..training import TrainSettings
+    from ..training.evaluation.feature_file import free_bytes
+    from ..training.memory import estimate_memory
+
+    size, batch_size = settings.image_size, settings.batch_size
+    amp = "off" if settings.precision == "float32" else settings.precision
+    step = TrainSettings(image_size=size, batch_size=batch_size, optimizer="sgd", momentum=0.9, amp=amp)
+    try:
+        sizes = estimate_memory(network, step)
+    except (AssertionError, RuntimeError, ValueError):
+        return ""  # it takes no such images, which is said where it is counted
+    most = max(batch_size, *LATENCY_BATCHES)
+    activations = sizes.get("activations", 0)
+    # The copy that answers lies beside the one that trains; its images are there when activations are not.
+    needed = sizes["total"] - activations + sizes["weights"] + max(activations, 12 * most * size**2)
+    free = free_bytes()
+    if needed <= free:
+        return ""
     return (
-        network,
-        size,
-        {
-            "num_parameters": stats.num_parameters,
-            "num_flops": stats.num_flops,
-            "num_macs": stats.num_macs,
-            "num_activations": stats.num_activations,
-        },
+        f"steps of {batch_size:,} and passes of up to {most:,} images of {size} pixels take "
+        f"{needed / 1e9:,.1f} GB of memory or more, and {free / 1e9:,.1f} GB are free; lower --batch-size or "
+        "--image-size"
     )
 
 
-def _fit(
-    name: str, network: nn.Module, settings: SpeedSettings, *, asked: int | None
-) -> tuple[SpeedSettings, dict[str, int]]:
+def _fit(network: nn.Module, settings: SpeedSettings, *, asked: int | None) -> tuple[SpeedSettings, dict[str, int]]:
     """Return settings whose batch fits the GPU, and what the largest one is.
 
     Raises ValueError where the batch that was asked for does not fit.
@@ -148,7 +179,7 @@ def _fit(
     room = asked or min(settings.batch_size, max(2, 3 * largest // 4))  # guessed: the copy that answers lies beside it
     if largest < room:
         raise ValueError(
-            f"{name}: at most {largest:,} images of {settings.image_size} pixels train on this GPU in "
+            f"at most {largest:,} images of {settings.image_size} pixels train on this GPU in "
             f"{settings.precision}, wanted {room:,}; lower --batch-size or --image-size"
         )
     return replace(settings, batch_size=room), {"largest_training_batch": largest}

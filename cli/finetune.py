@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .finetune_data import find_data, is_finished_data, open_finished, pack_data
-from .options import PATH, device_option, emit, json_option, overwrite_option, workers_option
+from .options import PATH, device_option, emit, json_option, overwrite_option
 from .train import Labels, run_training
 
 if TYPE_CHECKING:
@@ -18,36 +18,43 @@ if TYPE_CHECKING:
     from ..training.recipes import Resolved
 
 DEFAULT_SIZE = 224
+MAX_REJECT_RATE = 0.01
 
 
 @click.command()
 @click.option("--init", required=True, help="A run, a checkpoint of one, a file of weights, or a timm model.")
 @click.option("--data", required=True, help="Shards, class folders, a list, or torchvision:NAME:FOLDER.")
 @click.option("--val-data", type=PATH, help="Class folders or a list for validation; without, a part is held back.")
-@click.option("--val-share", default=0.1, show_default=True, help="The part of each class to hold back; 0: none.")
+@click.option("--val-share", type=float, help="The part of each class to hold back; 0: none.  [default: 0.1]")
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--data-out", type=PATH, help="The folder for images packed into shards.  [default: OUT-data]")
 @click.option("--pack-only", is_flag=True, help="Pack the images and stop.")
-@click.option("--max-reject-rate", default=0.01, show_default=True, help="Fail when more of the images are bad.")
+@click.option("--max-reject-rate", type=float, help="Fail when more of the images are bad.  [default: 0.01]")
 @click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
 @click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv or torch.")
 @click.option("--model", help="A timm architecture.  [default: that of --init, where it has one]")
 @click.option("--loss", help="semantic, cross-entropy, bce or asymmetric; several labels take the last two.")
 @device_option
-@click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
-@workers_option
+@click.option(
+    "--dry-run", is_flag=True, help="Show the resolved plan and stop; images have to be packed (--pack-only) first."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Processes that pack images; those of loaders are --set workers=N.  [default: one for each core]",
+)
 @overwrite_option
 @json_option
 def finetune(
     init: str,
     data: str,
     val_data: Path | None,
-    val_share: float,
+    val_share: float | None,
     out: Path,
     data_out: Path | None,
     pack_only: bool,
-    max_reject_rate: float,
+    max_reject_rate: float | None,
     recipe: str | None,
     sets: tuple[str, ...],
     backend: str | None,
@@ -71,22 +78,33 @@ def finetune(
     """
     from .. import training
 
-    if not 0 <= val_share < 1 or not 0 <= max_reject_rate <= 1:
-        raise ValueError(f"--val-share is {val_share}, --max-reject-rate {max_reject_rate}; wanted shares of 1")
+    if val_share is not None and not 0 <= val_share < 1:
+        raise ValueError(f"--val-share is {val_share}; wanted a part of the images, 0 or more and less than 1")
+    if max_reject_rate is not None and not 0 <= max_reject_rate <= 1:
+        raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted a part of the images, 0 to 1")
     flags = {"init": init, "backend": backend, "model": model, "loss": loss}
     resolved = training.resolve_with_sources(recipe, sets, flags)
     start = training.open_start(resolved.settings.init or init)
     settings = _started(resolved, start)
     if is_finished_data(data):
-        if val_data or data_out or pack_only:
-            raise ValueError(f"{data}: are shards, with their own split; leave --val-data, --data-out, --pack-only out")
+        of_packing = {
+            "--val-data": val_data,
+            "--val-share": val_share,
+            "--data-out": data_out,
+            "--pack-only": pack_only or None,
+            "--max-reject-rate": max_reject_rate,
+        }
+        if given := [name for name, value in of_packing.items() if value is not None]:
+            raise ValueError(
+                f"{data}: are shards, with their own split; leave out what is about packing: {', '.join(given)}"
+            )
         found = open_finished(data)
     else:
         settings = replace(settings, image_size=settings.image_size or _own_size(start))
         found = pack_data(
             find_data(data, val_data, val_share, settings),
             data_out or out.with_name(f"{out.name}-data"),
-            max_reject_rate=max_reject_rate,
+            max_reject_rate=MAX_REJECT_RATE if max_reject_rate is None else max_reject_rate,
             workers=workers,
             dry_run=dry_run,
             overwrite=overwrite,
@@ -112,13 +130,15 @@ def finetune(
 def _started(resolved: Resolved, start: Start) -> TrainSettings:
     """Return the settings with what the weights come with, where nobody asked for something else.
 
-    Raises ValueError for another model than theirs.
+    Raises ValueError for another model than theirs, and where nobody says which model theirs is.
     """
     settings, sources = resolved
     asked = {name for name, source in sources.items() if source.startswith("--")}
     own = start.settings.get("model")
     if "model" in asked and own and settings.model.partition(".")[0] != own.partition(".")[0]:
         raise ValueError(f"--init {start.name} is a {own}, and --model {settings.model} was asked for; leave it out")
+    if not own and sources["model"] == "default":
+        raise ValueError(f"--init {start.name} holds weights alone; say by --model whose they are")
     return replace(settings, **{name: value for name, value in start.settings.items() if name not in asked})
 
 
@@ -130,12 +150,12 @@ def _labels(found: LabelledSet) -> Labels | None:
     """Return what the outputs of a network for images of several labels stand for; None for one label an image."""
     if found.sets is None:
         return None
-    from ..preprocess.labelled import class_names
+    from ..preprocess.labelled import classes_of_labels
     from ..shards.tree import SemanticTree
     from ..training import multi_hot
 
     names = found.labels
-    wnid_of = class_names(names)
+    wnid_of = classes_of_labels(names)
     number_of = {name: number for number, name in enumerate(names)}
     tree = SemanticTree.from_parents([wnid_of[name] for name in names], names, [-1] * len(names))
     return Labels(tree, multi_hot([[number_of[name] for name in labels] for labels in found.sets], len(names)))

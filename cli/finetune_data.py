@@ -38,10 +38,12 @@ def open_finished(data: str) -> LabelledSet:
     return LabelledSet(open_dataset(data), None)
 
 
-def find_data(data: str, val_data: Path | None, val_share: float, settings: TrainSettings) -> LabelledData:
+def find_data(data: str, val_data: Path | None, val_share: float | None, settings: TrainSettings) -> LabelledData:
     """Describe what DATA is: class folders, a list, or a data set of torchvision's.
 
-    settings: with image_size filled in. Raises ValueError for none of these, and for a loss that does not go with it.
+    val_share: None: nobody said.  settings: with image_size filled in.
+
+    Raises ValueError for none of these, and for a loss that does not go with it.
     """
     from .. import training
     from ..preprocess.labelled import has_several_labels, read_labelled
@@ -52,9 +54,10 @@ def find_data(data: str, val_data: Path | None, val_share: float, settings: Trai
     image = _image_settings(settings)
     if data.startswith(TORCHVISION):
         name, given, folder = data.removeprefix(TORCHVISION).partition(":")
-        if not given or val_data:
+        if not given or val_data or val_share is not None:
             raise ValueError(
-                f"--data {data}: wanted torchvision:NAME:FOLDER, whose own parts are taken for training and validation"
+                f"--data {data}: wanted torchvision:NAME:FOLDER without --val-data and --val-share, as its own parts "
+                "are taken for training and validation"
             )
         known = TorchvisionSet(name, Path(folder))
         return LabelledData(

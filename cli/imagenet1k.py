@@ -15,7 +15,8 @@ from .. import training
 from ..datapipe import create_loader
 from ..preprocess.archive import is_image
 from ..shards import open_dataset
-from .image_sources import walk_folder
+from .image_sources import own_limit, walk_folder
+from .options import in_one_line
 from .progress import ProgressLine
 from .validation import Work, counted
 
@@ -34,7 +35,7 @@ def validate_imagenet1k(work: Work, data: Path | str, ranks: Ranks) -> dict[str,
     shared = training.shared_with_imagenet1k(opened.classes.wnids)
     network = training.PixelModel(opened, shared.outputs).to(ranks.device)
     is_folder = "://" not in str(data) and not (Path(data) / "dataset.json").is_file()
-    with ProgressLine("validate") as progress:
+    with own_limit(), ProgressLine("validate") as progress:
         if is_folder:
             images = _Folder(work, Path(data), shared, ranks)
             loader, num_images = images, len(images)
@@ -88,7 +89,7 @@ class _Folder:
         for rows, pixels in training.read_batches(mine, self._work.opened, batch_size=size, workers=self._work.workers):
             for source, error in rows:
                 if error is not None:
-                    click.echo(f"{source.picture}: {error}; left out", err=True)
+                    click.echo(f"{in_one_line(str(source.picture))}: {error}; left out", err=True)
                     self.num_unreadable += 1
             labels = [self._label_of[source.name.partition("/")[0]] for source, error in rows if error is None]
             if pixels is not None:

@@ -72,10 +72,21 @@ class OneLineGroup(click.Group):
             raise StoppedError(f"stopped{kept}") from None
         except BrokenPipeError:
             raise  # click ends quietly: who read stdout has enough (`| head`)
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get(TRACEBACK) or not _is_out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or ["MemoryError"])[0]
+            raise MistakeError(f"memory is lacking ({reason}); lower the batch size or the image size") from error
         except (ValueError, OSError) as error:
             if os.environ.get(TRACEBACK):
                 raise
             raise MistakeError(_describe(error)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory was lacking, here or on the GPU, as numpy and torch say it."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _describe(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ class _PathOrUrl(click.Path):
 
 PATH = _LocalPath(path_type=Path)
 PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays the string that it is
+BATCH_SIZE = click.IntRange(1, 65_536)  # images at a time; guessed: as many of 224 pixels have 10 GB
+
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what breaks a line, or steers a terminal
 
 
 def json_option(command: Command) -> Command:
@@ -76,6 +80,15 @@ def num_workers(workers: int | None) -> int:
 def emit(result: object, text: str, *, as_json: bool) -> None:
     """Print a command's result on stdout: as JSON or as text."""
     click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def in_one_line(text: str) -> str:
+    """Return a text without line breaks and other control characters, which are written as Python writes them.
+
+    >>> print(in_one_line("a swan" + chr(10) + ".jpg"))
+    a swan\\n.jpg
+    """
+    return _NO_TEXT.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def table(rows: list[list[str]]) -> str:

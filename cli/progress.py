@@ -43,7 +43,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
             f"{self._label} {100 * progress.fraction:.0f} %" if progress.fraction else self._label,
             f"{progress.images:,} images",
             f"{(progress.images - start.images) / seconds:,.0f} img/s",
-            f"{(progress.num_bytes - start.num_bytes) / seconds / 1e6:,.1f} MB/s",
+            f"{(progress.num_bytes - start.num_bytes) / seconds / 1e6:,.1f} MB/s" if progress.num_bytes else "",
             progress.detail,
             f"{clock(left)} left" if done > 0 else "",
         ]

@@ -115,6 +115,7 @@ def run_training(
         facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
         if label_sets is not None:
             facts["label_sets"] = len(label_sets)
+            training.check_num_scores(shards.num_samples.get("val", 0) * len(tree), len(tree))
         teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
         if teacher:
             facts["teacher_weights"] = teacher.fingerprint

@@ -1,15 +1,56 @@
-"""What the kinds of validation share: a network with the way in which its images are loaded, and the progress."""
+"""What the kinds of validation share: a network with the way in which its images are loaded, the images of the split,
+the answers for all of them, and the progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .progress import ProgressLine
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from ..preprocess.pack_labelled import LabelledSet
     from ..shards import ShardSet
-    from ..training import OpenModel, Ranks
+    from ..shards.dataset import ShardSplit
+    from ..training import OpenModel, Predictions, Ranks
+
+
+def open_data(data: Path | str) -> LabelledSet:
+    """Open what networks are validated on; raises ValueError where it is none."""
+    from .finetune_data import open_finished
+
+    if "://" not in str(data) and not Path(data).exists():
+        raise ValueError(
+            f"{data}: does not exist; wanted shards (`in21k shard`), or what `in21k finetune` packed (OUT-data)"
+        )
+    return open_finished(str(data))
+
+
+class ValImages(NamedTuple):
+    """The validation images of shards: of each, by its number in the split (0..), key and class index, int64 (N,)."""
+
+    split: ShardSplit
+    keys: pa.StringArray
+    classes: Tensor
+
+
+def val_images(shards: ShardSet) -> ValImages:
+    """List the validation images of shards; raises ValueError where there are none."""
+    import pyarrow as pa
+    import torch
+
+    from ..shards.manifest import read_row_groups
+
+    split = shards.split("val")
+    first = int(split.manifest_rows.min())
+    rows = range(first, first + len(split))
+    stored = pa.concat_tables(read_row_groups(shards.manifest_path, ["key", "class_index"], rows=rows))
+    classes = torch.from_numpy(stored["class_index"].to_numpy().astype("int64"))
+    return ValImages(split, stored["key"].combine_chunks(), classes)
 
 
 class Work:
@@ -40,6 +81,35 @@ class Work:
     def amp(self, ranks: Ranks) -> str:
         """Return the precision in which the network computes: that of its training on a GPU, the whole elsewhere."""
         return self.opened.run.settings.amp if self.opened.run and ranks.device.type == "cuda" else "off"
+
+
+def ask_network(
+    work: Work, shards: ShardSet, images: ValImages, outputs: Tensor, ranks: Ranks, label: str
+) -> Predictions:
+    """Have a network answer every validation image; every rank has to call it.
+
+    outputs: for each class of the shards the network's output, int64 (C,).
+    label:   of the line of progress.
+    """
+    from .. import training
+    from ..datapipe.rows import create_row_loader
+
+    network = training.PixelModel(work.opened, outputs).to(ranks.device)
+    loader = create_row_loader(shards, images.split, **work.loader_settings(shards, ranks))
+    try:
+        with ProgressLine(label) as progress:
+            return training.collect(
+                network,
+                loader,
+                images.classes,
+                shards.tree,
+                by_sigmoid=training.answers_by_sigmoid(work.opened),
+                amp=work.amp(ranks),
+                ranks=ranks,
+                on_batch=counted(progress, len(images.split), ranks),
+            )
+    finally:
+        loader.close()
 
 
 def counted(progress: ProgressLine, num_images: int, ranks: Ranks) -> Callable[[int], None]:

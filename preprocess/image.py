@@ -69,9 +69,12 @@ class RejectedImageError(Exception):
     """An image that cannot be stored: a reason of few words that can be counted, and the detail."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class StoredImage(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections import defaultdict
@@ -13,6 +14,9 @@ from typing import NamedTuple
 from .archive import is_image, readable, to_bytes
 from .layouts import CLASS_NAME
 
+log = logging.getLogger(__name__)
+
+VAL_SHARE = 0.1  # held back where nothing else is said
 NO_LABEL = "-"  # in a list: an image that shows none of the labels
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -20,19 +24,28 @@ _LONGEST = 64
 
 
 class LabelledImage(NamedTuple):
-    """An image file (an absolute path), its labels in order, and its split: train, val, or None where nobody says."""
+    """A labelled image file.
+
+    path:   absolute.
+    name:   its path below the data, or as a list has it: the same wherever the data lie, and another for each image.
+    labels: in order.
+    split:  train, val, or None where nobody says.
+    """
 
     path: Path
+    name: str
     labels: tuple[str, ...]
     split: str | None = None
 
 
-def read_labelled(data: Path, val_data: Path | None = None, val_share: float = 0.0) -> list[LabelledImage]:
+def read_labelled(data: Path, val_data: Path | None = None, val_share: float | None = None) -> list[LabelledImage]:
     """List the images of class folders or of a list (see `read_class_folders`, `read_label_list`), each with a split.
 
     val_data:  the same for validation; without, and where folders make no split, `hold_back` takes `val_share`.
+    val_share: None: a tenth, where it is wanted.
 
-    Raises ValueError where both give a split, and for a class of one label without an image to train on.
+    Raises ValueError where two of these give a split, for a class of one label without an image to train on, where the
+    images to train on differ in no label, and where those for validation have none.
     """
     read = read_class_folders if data.is_dir() else read_label_list
     images = read(data)
@@ -41,11 +54,17 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float = 0
         if given:
             raise ValueError(f"{data}: has a folder for validation, and {val_data} was given too; leave one out")
         read = read_class_folders if val_data.is_dir() else read_label_list
-        images = [image._replace(split="train") for image in images] + [
-            image._replace(split="val") for image in read(val_data)
+        parts = {"train": images, "val": read(val_data)}
+        images = [
+            image._replace(name=f"{split}/{image.name}", split=split) for split, part in parts.items() for image in part
         ]
     elif not given:
-        images = hold_back(images, val_share)
+        images = hold_back(images, VAL_SHARE if val_share is None else val_share)
+    if val_share is not None and (val_data or given):
+        raise ValueError(
+            f"{val_data or data}: holds the images for validation, and a share of {val_share} to hold back was given "
+            "too; leave it out"
+        )
     trained = {image.labels for image in images if image.split == "train"}
     only_val = {image.labels for image in images} - trained
     if only_val and not has_several_labels(images):
@@ -53,6 +72,19 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float = 0
         raise ValueError(
             f"{val_data or data}: {len(only_val)} classes have images for validation and none to train on, such as "
             f"{label!r}; wanted the same classes in both"
+        )
+    if len(trained) == 1:
+        (labels,) = trained
+        have = f"have the same labels, {','.join(labels)}" if labels else "have no label"
+        raise ValueError(
+            f"{data}: all images to train on {have}, so there is nothing to learn; wanted two classes or more, or a "
+            f"list with some images that have a label and some that lack it (`{NO_LABEL}`: none)"
+        )
+    for_val = [image.labels for image in images if image.split == "val"]
+    if for_val and not any(for_val):
+        raise ValueError(
+            f"{val_data or data}: none of the {len(for_val):,} images for validation has a label; wanted some that "
+            "have, or --val-share 0 for no validation"
         )
     return images
 
@@ -68,9 +100,9 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
     if train.is_dir() and not any(is_image(entry.name) for entry in train.iterdir()):
         val = next((folder / name for name in VAL_FOLDERS if (folder / name).is_dir()), None)
         splits = {"train": train, "val": val} if val else {None: train}
-        found = [image._replace(split=split) for split, home in splits.items() for image in _in_classes(home)]
+        found = [image._replace(split=split) for split, home in splits.items() for image in _in_classes(home, folder)]
     else:
-        found = list(_in_classes(folder))
+        found = list(_in_classes(folder, folder))
     if not found:
         raise ValueError(
             f"{folder}: holds no class folders with images; wanted {folder}/CLASS/1.jpg, or {folder}/train/CLASS/1.jpg "
@@ -79,11 +111,12 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
     return found
 
 
-def _in_classes(home: Path) -> Iterable[LabelledImage]:
+def _in_classes(home: Path, data: Path) -> Iterable[LabelledImage]:
     for class_folder in sorted(path for path in home.iterdir() if path.is_dir()):
         for place, _, names in sorted(os.walk(class_folder)):
+            below = Path(place).relative_to(data)
             yield from (
-                LabelledImage(Path(place, name), (class_folder.name,))
+                LabelledImage(Path(place, name), str(below / name), (class_folder.name,))
                 for name in sorted(names, key=to_bytes)
                 if is_image(name)
             )
@@ -93,9 +126,16 @@ def read_label_list(file: Path) -> list[LabelledImage]:
     """Read a list of `path label[,label]` lines; paths begin at the list's own folder, and may hold spaces.
 
     A label is any text without spaces and commas; `-` alone stands for none. Blank lines and those that begin with `#`
-    do not count. Raises ValueError naming the line where it is neither, and for a list of nothing.
+    do not count. Where a path is absolute, the images' names are their paths below the folder that all have in common:
+    a list that was written anew for another place then names them alike. A path that is listed again with the same
+    labels counts once, which the log says. Raises ValueError naming the line where it is neither, or lists a path again
+    with other labels; and for a list of nothing.
     """
+    home = file.absolute().parent
     found: list[LabelledImage] = []
+    listed: dict[Path, tuple[int, tuple[str, ...]]] = {}  # at which line, with which labels
+    num_again = 0
+    is_absolute = False
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             words = line.strip().rsplit(maxsplit=1)
@@ -107,17 +147,38 @@ def read_label_list(file: Path) -> list[LabelledImage]:
                     f"{file}, line {number}: {readable(line.strip())[:80]!r}; wanted a path and labels with commas "
                     f"between, such as `street/1.jpg car,person`, or `{NO_LABEL}` for none"
                 )
-            path = Path(os.path.normpath(file.absolute().parent / words[0]))
-            found.append(LabelledImage(path, labels))
+            name = os.path.normpath(words[0])
+            path = Path(os.path.normpath(home / name))
+            first, given = listed.setdefault(path, (number, labels))
+            if given != labels:
+                raise ValueError(
+                    f"{file}, line {number}: {readable(words[0])[:80]!r} is on line {first} too, with other labels; "
+                    "wanted one line with commas between its labels"
+                )
+            if first != number:
+                num_again += 1
+                continue
+            is_absolute |= name.startswith("/")
+            found.append(LabelledImage(path, name, labels))
     if not found:
         raise ValueError(f"{file}: lists nothing; wanted lines of a path and labels, such as `street/1.jpg car,person`")
+    if num_again:
+        log.warning("%s: lists %d images more than once, which count once", file, num_again)
+    if is_absolute:
+        root = common_folder(image.path for image in found)
+        return [image._replace(name=str(image.path.relative_to(root))) for image in found]
     return found
+
+
+def common_folder(paths: Iterable[Path]) -> Path:
+    """Return the innermost folder below which all these files lie."""
+    return Path(os.path.commonpath({path.parent for path in paths}))
 
 
 def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledImage]:
     """Put images without a split into one: of each class (of all, where images have several labels) `share` into val.
 
-    Which ones follows from their paths alone. A class of one label keeps an image at least in each, where it has two.
+    Which ones follows from their names alone. A class of one label keeps an image at least in each, where it has two.
     """
     groups: dict[tuple[str, ...], list[LabelledImage]] = defaultdict(list)
     several = has_several_labels(images)
@@ -125,7 +186,7 @@ def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledIma
         groups[() if several else image.labels].append(image)
     placed: list[LabelledImage] = []
     for group in groups.values():
-        drawn = sorted(group, key=lambda image: hashlib.sha256(to_bytes(str(image.path))).digest())
+        drawn = sorted(group, key=lambda image: hashlib.sha256(to_bytes(image.name)).digest())
         num_val = min(max(round(share * len(drawn)), 1), len(drawn) - 1) if share else 0
         placed += [image._replace(split="val" if n < num_val else "train") for n, image in enumerate(drawn)]
     return placed
@@ -136,10 +197,10 @@ def has_several_labels(images: Iterable[LabelledImage]) -> bool:
     return any(len(image.labels) != 1 for image in images)
 
 
-def class_names(labels: Iterable[str]) -> dict[str, str]:
+def classes_of_labels(labels: Iterable[str]) -> dict[str, str]:
     """Return for each label a name that a class can have, unique; labels that are all numbers keep their order.
 
-    >>> class_names(["hot dog", "cat", "hot/dog"]), class_names(["9", "10"])
+    >>> classes_of_labels(["hot dog", "cat", "hot/dog"]), classes_of_labels(["9", "10"])
     ({'cat': 'cat', 'hot dog': 'hot_dog', 'hot/dog': 'hot_dog-2'}, {'10': '10', '9': '09'})
     """
     ordered = sorted(set(labels))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,10 @@ from ..shards.parallel import OnProgress, ignore_progress
 from .archive import Member, Reject, readable, to_bytes
 from .engines import open_engine
 from .image import ImageSettings
-from .labelled import LabelledImage, class_names
+from .labelled import LabelledImage, classes_of_labels, common_folder
 from .layouts import LooseClass, RawClass
 from .run import prepare
-from .select import SelectSettings
+from .select import NoTrainingImageError, SelectSettings
 from .sources import Seekable
 from .taxonomy import Taxonomy
 from .wordnet import WordNet
@@ -61,7 +60,7 @@ class LabelledSet:
     @property
     def labels(self) -> list[str]:
         """Every label, in the order of their class names."""
-        names = class_names(label for labels in self.sets or () for label in labels)
+        names = classes_of_labels(label for labels in self.sets or () for label in labels)
         return sorted(names, key=names.__getitem__)
 
 
@@ -85,10 +84,10 @@ def open_labelled(path: Path) -> LabelledSet:
 
 def describe_images(images: Sequence[LabelledImage]) -> dict[str, Any]:
     """Return what tells these images from others, wherever they lie: how many, and a digest of names, sizes, labels."""
-    digest, root = hashlib.sha256(), _common_folder(images)
+    digest = hashlib.sha256()
     for image in images:
         size = image.path.stat().st_size if image.path.is_file() else None
-        facts = [str(image.path.relative_to(root)), size, image.labels, image.split]
+        facts = [image.name, size, image.labels, image.split]
         digest.update(to_bytes(json.dumps(facts, ensure_ascii=False)))
     return {"num_images": len(images), "digest": digest.hexdigest()[:16]}
 
@@ -169,16 +168,23 @@ def _prepare(
         raise ValueError(f"{data.name}: holds no image to train on; wanted some beside those for validation")
     source, taxonomy, sets = _as_source(data.name, images, several=data.several)
     with open_engine("local", workers=workers) as run_tasks, watch("store") as on_progress:
-        prepared = prepare(
-            source,
-            work / _PREPARED,
-            select=SelectSettings(rare_threshold=0, val_per_class=0, val_only=data.several),
-            image=data.image,
-            taxonomy=taxonomy,
-            run_tasks=run_tasks,
-            max_reject_rate=max_reject_rate,
-            on_progress=on_progress,
-        )
+        try:
+            prepared = prepare(
+                source,
+                work / _PREPARED,
+                select=SelectSettings(rare_threshold=0, val_per_class=0, val_only=data.several),
+                image=data.image,
+                taxonomy=taxonomy,
+                run_tasks=run_tasks,
+                max_reject_rate=max_reject_rate,
+                on_progress=on_progress,
+            )
+        except NoTrainingImageError as error:  # whose way out names options of another command
+            raise ValueError(
+                f"{data.name}: the class {taxonomy.name(error.wnid)!r} has no image to train on: of its "
+                f"{error.num_raw} {error.num_val} are for validation and {error.num_rejects} were rejected; give it "
+                "others, or leave the class out"
+            ) from error
     return prepared, sets if data.several else None
 
 
@@ -201,53 +207,54 @@ def _as_source(
     if several:
         class_of = {labels: f"set{number:0{len(str(len(sets)))}d}" for number, labels in enumerate(sets)}
     else:
-        class_of = {(label,): found for label, found in class_names(label for (label,) in sets).items()}
-    root = _common_folder(images)
+        class_of = {(label,): found for label, found in classes_of_labels(label for (label,) in sets).items()}
+    root = common_folder(image.path for image in images)
     classes = {wnid: LabelledClass(wnid, root, in_tar=False) for wnid in class_of.values()}
     missing: list[Reject] = []
     for image in images:
-        shown = str(image.path.relative_to(root))
         if not image.path.is_file():
-            missing.append(Reject(None, readable(shown), "missing", "there is no such file"))
+            missing.append(Reject(None, readable(image.name), "missing", "there is no such file"))
         else:
-            classes[class_of[image.labels]].add_labelled(shown, image.path.stat().st_size, image.split)
+            classes[class_of[image.labels]].add_labelled(image)
     nouns = WordNet.packaged()
     strangers = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
     taxonomy = Taxonomy(nouns, dict.fromkeys(strangers), strangers)
     found = [classes[wnid] for wnid in sorted(classes) if len(classes[wnid])]
-    return LabelledSource(name, found, missing), taxonomy, {wnid: labels for labels, wnid in class_of.items()}
-
-
-def _common_folder(images: Iterable[LabelledImage]) -> Path:
-    return Path(os.path.commonpath({image.path.parent for image in images}))
+    labels_of = {wnid: labels for labels, wnid in class_of.items()}
+    num_labels = len({label for labels in sets for label in labels})
+    return LabelledSource(name, found, missing, num_labels), taxonomy, labels_of
 
 
 @dataclass
 class LabelledClass(LooseClass):
-    """A class of image files, each with the split that its list or folder puts it in."""
+    """A class of image files below the holder, each with its name and the split that its list or folder puts it in."""
 
-    _for_val: bytearray = field(default_factory=bytearray, repr=False)  # of each image
+    _names: list[str] = field(default_factory=list[str], repr=False)  # of each image
+    _for_val: bytearray = field(default_factory=bytearray, repr=False)
 
-    def add_labelled(self, path: str, num_bytes: int, split: str | None) -> None:
-        """Take in a file by its path below the holder."""
-        self.add(path, 0, num_bytes)
-        self._for_val.append(split == "val")
+    def add_labelled(self, image: LabelledImage) -> None:
+        """Take in a file."""
+        self.add(str(image.path.relative_to(self.holder)), 0, image.path.stat().st_size)
+        self._names.append(image.name)
+        self._for_val.append(image.split == "val")
 
     def _members(self) -> Iterator[Member]:
-        for path, for_val, num_bytes in zip(self.paths(), self._for_val, self._numbers[1::2], strict=True):
-            yield Member(path, path, 0, num_bytes, "val" if for_val else "train")
+        images = zip(self.paths(), self._names, self._for_val, self._numbers[1::2], strict=True)
+        for path, name, for_val, num_bytes in images:
+            yield Member(name, path, 0, num_bytes, "val" if for_val else "train")
 
 
 class LabelledSource(Seekable):
     """Labelled images as a source that is known before an image is read."""
 
-    def __init__(self, name: str, classes: Sequence[LabelledClass], missing: list[Reject]) -> None:
+    def __init__(self, name: str, classes: Sequence[LabelledClass], missing: list[Reject], num_labels: int) -> None:
         if not classes:
             raise ValueError(f"{name}: none of the images listed is there (the first: {missing[0].name})")
         self.name = name
         self.num_bytes: int | None = sum(each.num_bytes for each in classes)
         self._found: list[RawClass] = list(classes)
         self._missing = missing
+        self._described = f"images: {sum(map(len, classes)):,}, labels: {num_labels:,}"
 
     @property
     def rejects(self) -> list[Reject]:
@@ -261,3 +268,7 @@ class LabelledSource(Seekable):
     def classes(self) -> list[RawClass]:
         """Return every class by name."""
         return self._found
+
+    def describe(self) -> str:
+        """Say how many images there are, and how many labels they have."""
+        return self._described

@@ -168,20 +168,28 @@ class SettingsError(UselessError):
 
 
 class NoTrainingImageError(SettingsError):
-    """A class that would be kept without an image to train on: other settings are wanted."""
+    """A class that would be kept without an image to train on: other settings are wanted.
+
+    num_raw, num_val, num_rejects: its images, those of them for validation, and those that were not stored.
+    """
 
     def __init__(self, wnid: str, num_raw: int, num_val: int, num_rejects: int, select: SelectSettings) -> None:
-        if num_raw > num_val:
+        super().__init__(wnid, num_raw, num_val, num_rejects, select)
+        self.wnid, self.num_raw, self.num_val, self.num_rejects = wnid, num_raw, num_val, num_rejects
+        self._select = select
+
+    def __str__(self) -> str:
+        if self.num_raw > self.num_val:
             way_out = "leave the class out: name the others in --classes, or raise --rare-threshold"
-        elif select.val_list:
+        elif self._select.val_list:
             way_out = "take some off --val-list, or the class off --classes"
-        elif select.classes is not None:
+        elif self._select.classes is not None:
             way_out = "lower --val-per-class, or take the class off --classes"
         else:
             way_out = "lower --val-per-class or raise --rare-threshold"
-        super().__init__(
-            f"{wnid} would have no training image: of its {num_raw} images {num_val} are for validation and "
-            f"{num_rejects} were rejected; {way_out}"
+        return (
+            f"{self.wnid} would have no training image: of its {self.num_raw} images {self.num_val} are for validation "
+            f"and {self.num_rejects} were rejected; {way_out}"
         )
 
 

@@ -225,7 +225,7 @@ class Seekable:
             f"{largest.num_bytes / 1e6:,.0f} MB)"
             if largest
             else "",
-            f"{loose:,} class folders (a worker holds {SLICE_BYTES >> 20} MB of one at most)" if loose else "",
+            f"{loose:,} classes of loose images (a worker holds {SLICE_BYTES >> 20} MB at most)" if loose else "",
         ]
         return " and ".join(part for part in parts if part)
 

@@ -24,8 +24,11 @@ class CycleError(ValueError):
     """Parents that lead back to where they began; `nodes` names them, the first once more as the last."""
 
     def __init__(self, nodes: Sequence[str]) -> None:
-        super().__init__(f"a cycle of parents: {' -> '.join(nodes)}; wanted every walk of parents to end at a top")
+        super().__init__(nodes)
         self.nodes = nodes
+
+    def __str__(self) -> str:
+        return f"a cycle of parents: {' -> '.join(self.nodes)}; wanted every walk of parents to end at a top"
 
 
 class Taxonomy:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shards.files import whole_file
-from .image import ImageSettings, store_image
+from PIL import Image
+
+from ..shards.files import TEMPORARY
+from . import jpeg
+from .image import DECODER_ERRORS, ImageSettings, RejectedImageError, store_image
 from .labelled import LabelledImage
 
 # What the argument that chooses a part may be called, and what each part, the first that the data set knows.
@@ -47,25 +51,41 @@ class TorchvisionSet:
     def save_images(self, folder: Path, settings: ImageSettings) -> list[LabelledImage]:
         """Store the images as JPEG files below a folder; those that are there already are not made again.
 
-        They are stored as `settings` say, and so not changed a second time when they are packed. Raises ValueError for
-        a data set whose targets are no class numbers.
+        They are stored as `settings` say, and so not changed a second time when they are packed. A run that is killed
+        leaves whole files; a power cut may leave broken ones, as nothing waits for the disk. One without its end is
+        made again; what else a decoder finds wrong packing rejects, or names in the manifest, as of any image. Raises
+        ValueError for a data set whose targets are no class numbers, and for an image that cannot be read or stored.
         """
         found: list[LabelledImage] = []
         for split, part in self._parts.items():
             home, labels = folder / split, _labels_of(part)
             home.mkdir(parents=True, exist_ok=True)
             for number in range(len(part)):
-                image, target = part[number]
+                try:
+                    image, target = part[number]
+                except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+                    raise self._broken(number, split, error) from error
                 if not isinstance(target, int):
                     raise ValueError(
                         f"torchvision:{self.name}: its targets are {type(target).__name__}; wanted a data set of one "
                         "class an image (write a list of `path label,label` lines for others)"
                     )
                 path = home / f"{number:08d}.jpg"
-                if not path.exists():
-                    _save(image, path, settings)
-                found.append(LabelledImage(path.absolute(), (labels[target] if labels else str(target),), split))
+                if not _has_its_end(path):
+                    try:
+                        _save(image, path, settings)
+                    except RejectedImageError as error:
+                        raise self._broken(number, split, error) from error
+                label = labels[target] if labels else str(target)
+                found.append(LabelledImage(path.absolute(), f"{split}/{path.name}", (label,), split))
         return found
+
+    def _broken(self, number: int, split: str, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ValueError(
+            f"torchvision:{self.name}: image {number} of {split} cannot be stored ({reason}); mend it, or give a list "
+            "of `path label` lines that leaves it out"
+        )
 
 
 def _open_part(name: str, kind: Any, folder: Path, split: str) -> Any:
@@ -98,5 +118,20 @@ def _labels_of(part: Any) -> Sequence[str] | None:
 def _save(image: Any, path: Path, settings: ImageSettings) -> None:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG", compress_level=1)
-    with whole_file(path) as aside:
+    aside = path.with_name(f"{path.name}{TEMPORARY}")
+    try:
         aside.write_bytes(store_image(buffer.getvalue(), settings).data)
+    except OSError as error:
+        error.filename = error.filename or str(aside)
+        raise
+    aside.replace(path)
+
+
+def _has_its_end(path: Path) -> bool:
+    """Tell whether a JPEG file is there, up to its end mark."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(jpeg.END), os.SEEK_END)
+            return file.read() == jpeg.END
+    except OSError:  # there is none, or it is shorter than the mark
+        return False

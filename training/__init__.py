@@ -6,16 +6,16 @@ It is handed batches, a network and a loss; of our other folders it knows the se
 from .cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
 from .distill import SelfTest, Teacher, load_teacher, self_test
 from .distill_loss import LogitKDLoss, SemanticKDLoss
-from .distributed import Ranks, join_ranks
+from .distributed import Ranks, join_ranks, lone_device
 from .evaluation import (
     FEATURE_KEYS,
     PROBE_LEARNING_RATES,
-    PROBE_SHOTS,
     Classified,
     Classifier,
     Describer,
     FeatureExtractor,
     FeatureFile,
+    LabelDescriber,
     Layer,
     OpenModel,
     PixelModel,
@@ -25,6 +25,7 @@ from .evaluation import (
     SharedClasses,
     Source,
     UnreadableImageError,
+    answers_by_sigmoid,
     collect,
     collect_features,
     default_ks,
@@ -34,6 +35,7 @@ from .evaluation import (
     extract_features,
     finished_features,
     fit_image,
+    gives_several_labels,
     knn,
     lay_out,
     list_layers,
@@ -43,22 +45,30 @@ from .evaluation import (
     measure,
     open_features,
     open_model,
+    own_level_answers,
     path_distance,
     per_class,
-    predict,
     probe,
     read_batches,
     read_image,
     retrieve,
     save_predictions,
     shared_with_imagenet1k,
+    shorten_text,
     write_features,
 )
 from .job import Stopped, seed_everything, train
 from .loop import Loader, Mix
 from .losses import check_loss, create_loss
 from .metrics import SemanticAccuracy, TopAccuracy, commonest
-from .multilabel import MultiLabelLoss, average_precisions, evaluate_labels, multi_hot
+from .multilabel import (
+    MultiLabelLoss,
+    average_precisions,
+    check_num_scores,
+    evaluate_labels,
+    multi_hot,
+    precision_and_recall,
+)
 from .precision import resolve_amp
 from .recipes import describe_recipes, list_recipes, read_recipe, resolve_settings, resolve_with_sources
 from .run_folder import RunFolder, run_config
@@ -70,7 +80,6 @@ from .tracker import NonFiniteLossError, Progress
 __all__ = [
     "FEATURE_KEYS",
     "PROBE_LEARNING_RATES",
-    "PROBE_SHOTS",
     "BinaryCrossEntropyLoss",
     "Classified",
     "Classifier",
@@ -78,6 +87,7 @@ __all__ = [
     "Describer",
     "FeatureExtractor",
     "FeatureFile",
+    "LabelDescriber",
     "Layer",
     "Loader",
     "LogitKDLoss",
@@ -104,8 +114,10 @@ __all__ = [
     "TopAccuracy",
     "TrainSettings",
     "UnreadableImageError",
+    "answers_by_sigmoid",
     "average_precisions",
     "check_loss",
+    "check_num_scores",
     "collect",
     "collect_features",
     "commonest",
@@ -120,6 +132,7 @@ __all__ = [
     "extract_features",
     "finished_features",
     "fit_image",
+    "gives_several_labels",
     "join_ranks",
     "knn",
     "lay_out",
@@ -129,14 +142,16 @@ __all__ = [
     "load_predictions",
     "load_run",
     "load_teacher",
+    "lone_device",
     "measure",
     "multi_hot",
     "open_features",
     "open_model",
     "open_start",
+    "own_level_answers",
     "path_distance",
     "per_class",
-    "predict",
+    "precision_and_recall",
     "probe",
     "read_batches",
     "read_image",
@@ -151,6 +166,7 @@ __all__ = [
     "self_test",
     "setting_meanings",
     "shared_with_imagenet1k",
+    "shorten_text",
     "train",
     "write_features",
 ]

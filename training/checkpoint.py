@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..shards.tree import SemanticTree
 
 FORMAT = "in21k-checkpoint"
 VERSION = 1
+ZIP = b"PK\x03\x04"  # with which what torch writes begins
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
     """Return what a file of ours holds, on the CPU, without unpickling code; raises ValueError where it is none."""
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # of what is no checkpoint torch's readers raise whatever they stumble over
         raise ValueError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from error
     if not isinstance(loaded, dict) or (loaded.get("format"), loaded.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path}: no {FORMAT} of version {VERSION}; wanted a file from a run's checkpoints/")
@@ -51,6 +51,13 @@ def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours; raises ValueError where it is none."""
+    if path.is_file():  # of what anyone may name, an archive of a terabyte too, not all is read to see that it is none
+        with path.open("rb") as file:
+            head = file.read(len(ZIP))
+        if head != ZIP:
+            raise ValueError(
+                f"{path}: not readable as a checkpoint (begins with {head!r}); wanted a file from a run's checkpoints/"
+            )
     return parse_checkpoint(read_checkpoint(path), path)
 
 

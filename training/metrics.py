@@ -68,6 +68,8 @@ class TopAccuracy:
 
     sums: int64 (2 + num_classes,) on the device: top-1 hits, top-5 hits, then the number of samples of each class. Add
     those of other ranks to make it the accuracy of all.
+
+    Ours, since it goes by the five answers, as they are saved: torchmetrics wants the scores of all classes.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..models.export import MEAN_STD
 from ..models.weights import fit_weights
 from ..models.zoo import create_model
-from .checkpoint import FORMAT
+from .checkpoint import load_checkpoint
 from .evaluation.open_model import OpenModel, open_model
 from .evaluation.saved_run import Weights
 from .settings import TrainSettings
@@ -92,10 +90,8 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
 
 def _is_checkpoint(path: Path) -> bool:
     """Tell whether a file is a checkpoint of a run of ours."""
-    if path.suffix == ".safetensors":
-        return False
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
-        return False  # what reads files of weights says what is wrong with it
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        load_checkpoint(path)
+    except ValueError:  # what reads files of weights says what is wrong with it
+        return False
+    return True

@@ -30,11 +30,14 @@ class NonFiniteLossError(ValueError):
     """
 
     def __init__(self, line: Mapping[str, Any], losses: Sequence[float], place: dict[str, int] | None) -> None:
-        super().__init__(
-            f"the loss of step {line['step']} is {sum(losses)}; in a new folder try a lower --set lr "
-            f"(here it was {line['lr']:.3g}), --set clip_grad=1, or --set amp=off"
-        )
+        super().__init__(line, losses, place)
         self.line, self.losses, self.place = dict(line), list(losses), place
+
+    def __str__(self) -> str:
+        return (
+            f"the loss of step {self.line['step']} is {sum(self.losses)}; in a new folder try a lower --set lr "
+            f"(here it was {self.line['lr']:.3g}), --set clip_grad=1, or --set amp=off"
+        )
 
 
 class Progress(Protocol):

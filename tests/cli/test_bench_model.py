@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from .conftest import run, run_json
 
@@ -53,6 +54,11 @@ def test_the_tables_have_a_row_for_each_network_and_precision() -> None:
         (("resnet10t", "--markdown", "--json"), "wanted one of them"),
         (("maxvit_nano_rw_256", "--image-size", 33), "takes no images of 33 x 33"),
         (("resnet10t", "--batch-size", 1), "--batch-size"),
+        (("resnet10t", "--batch-size", 10**11), "is not in the range 2<=x<=65536"),
+        (("resnet10t", "--seconds", "nan"), "--seconds is nan; wanted"),
+        (("resnet10t", "--seconds", "inf"), "--seconds is inf; wanted"),
+        (("resnet10t", "--seconds", "-1"), "'--seconds': -1.0 is not in the range x>=0"),
+        (("resnet10t", "--image-size", 8192, "--batch-size", 4000), "GB are free; lower --batch-size or --image-size"),
         ((), "Missing argument"),
     ],
 )
@@ -61,6 +67,49 @@ def test_what_cannot_be_measured_is_one_line(words: tuple[object, ...], said: st
     assert refused.exit_code == 2
     assert said in refused.stderr
     assert refused.stdout == ""
+
+
+def test_a_run_has_the_classes_that_it_has(trained: Path) -> None:
+    refused = run("bench-model", trained, "--num-classes", 7, *SHORT)
+    assert refused.exit_code == 2
+    assert "leave --num-classes out" in refused.stderr
+
+
+def test_what_the_memory_does_not_hold_is_named_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("in21k.training.evaluation.feature_file.free_bytes", lambda: 150_000_000)
+    found = run_json("bench-model", "resnet10t", "vit_base_patch16_224", "--image-size", 32, *SHORT)
+    assert [each["name"] for each in found["models"]] == ["resnet10t"]
+    assert (
+        "images of 32 pixels take 1.4 GB of memory or more, and 0.1 GB are free"
+        in found["failed"]["vit_base_patch16_224 float32"]
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_measured() -> None:
+    counters.clear()
+    result = run("bench-model", "resnet10t", "--image-size", 32, *SHORT, "--compile")
+    assert result.exit_code == 0, result.output
+    assert ", compiled, medians of" in result.stdout.splitlines()[-1]
+    assert counters["frames"]["ok"] > 1  # the one that trains, and the one that answers
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_the_largest_batch_is_found_too() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2e9 / total)
+    try:
+        words = ("--image-size", 64, "--device", "cuda", "--rounds", 1, "--seconds", 0, "--batch-size", 4)
+        found = run_json("bench-model", "resnet10t", *words, "--precision", "bf16", "--precision", "fp16")
+        assert found["failed"] == {}
+        assert [each["precision"] for each in found["models"]] == ["bf16", "fp16"]
+        for each in found["models"]:
+            assert 4 <= each["largest_training_batch"] < 65_536
+            assert each["training_images_per_s"]["median"] > 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

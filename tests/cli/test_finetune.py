@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 labels = {"red dog": "red,warm", "green": "green", "blue": "blue,cold"}[name]
                 lines.append(f"{path.relative_to(home)} {labels}")
         (home / f"{split}.txt").write_text("\n".join(lines))
+    (home / "none.txt").write_text("\n".join(f"{line.partition('.png')[0]}.png -" for line in lines))
     return home
 
 
@@ -136,6 +138,18 @@ def test_lists_of_several_labels_measure_the_map(trained: Path, images: Path, tm
     assert again["num_classes"] == 5
 
 
+def test_one_label_that_images_have_or_lack_is_learnt(trained: Path, images: Path, tmp_path: Path) -> None:
+    lines = [f"{images}/{line}" for line in (images / "train.txt").read_text().splitlines()]
+    one = [line if line.endswith("green") else f"{line.partition('.png')[0]}.png -" for line in lines]
+    (tmp_path / "list.txt").write_text("\n".join(one))
+    result = run_json(
+        *("finetune", "--init", trained, "--data", tmp_path / "list.txt", "--loss", "bce", "--val-share", 0.4),
+        *words(tmp_path / "run", max_steps=1),
+    )
+    assert (result["num_labels"], result["num_samples"]) == (1, 10)
+    assert result["map_chance"] <= result["map"] <= 100
+
+
 def test_a_data_set_of_torchvisions(trained: Path, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     result = run_json(
@@ -146,12 +160,24 @@ def test_a_data_set_of_torchvisions(trained: Path, tmp_path: Path) -> None:
 
 
 def test_shards_and_a_file_of_weights(trained: Path, shards: Path, tmp_path: Path) -> None:
-    result = run_json(
-        *("finetune", "--init", trained / "model.safetensors", "--model", "resnet10t", "--data", shards),
-        *words(tmp_path / "run", max_steps=1),
-    )
-    assert result["num_steps"] == 1
+    alone = shutil.copy(trained / "model.safetensors", tmp_path / "weights.safetensors")
+    asked = ("finetune", "--init", alone, "--data", shards, *words(tmp_path / "run", max_steps=1))
+    refused = run(*asked)
+    assert refused.exit_code == 2
+    assert "holds weights alone; say by --model whose they are" in refused.stderr
+    assert run_json(*asked, "--model", "resnet10t")["num_steps"] == 1
     assert not (tmp_path / "run-data").exists()
+
+
+def test_more_scores_than_a_rank_should_hold_are_refused_before_training(
+    trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("in21k.training.multilabel.MAX_SCORES", 5)
+    lists = ("--data", images / "train.txt", "--val-data", images / "val.txt", "--loss", "bce")
+    refused = run("finetune", "--init", trained, *lists, *words(tmp_path / "run"))
+    assert refused.exit_code == 2
+    assert "give a smaller validation list" in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_packing_alone(trained: Path, images: Path, tmp_path: Path) -> None:
@@ -190,8 +216,16 @@ def test_two_ranks_pack_once_and_train_together(trained: Path, images: Path, tmp
         (["--data", "{images}/train.txt", "--val-data", "{images}/val.txt"], "wanted --loss asymmetric or --loss bce"),
         (["--data", "{images}/folders", "--model", "resnet18"], "is a resnet10t, and --model resnet18 was asked for"),
         (["--data", "{images}/folders", "--dry-run"], "--pack-only first"),
-        (["--data", "{images}/folders", "--val-share", "1"], "--val-share is 1.0"),
+        (["--data", "{images}/train.txt", "--val-share", "1"], "--val-share is 1.0; wanted a part of the images"),
+        (["--data", "{images}/train.txt", "--val-share", "nan"], "--val-share is nan; wanted a part of the images"),
+        (["--data", "{images}/train.txt", "--max-reject-rate", "1.5"], "--max-reject-rate is 1.5; wanted a part"),
+        (["--data", "{images}/folders", "--val-share", "0.1"], "a share of 0.1 to hold back was given too"),
+        (["--data", "torchvision:MNIST:{images}", "--val-share", "0.1"], "without --val-data and --val-share"),
         (["--data", "{shards}", "--pack-only"], "are shards, with their own split"),
+        (["--data", "{shards}", "--val-share", "0.1"], "leave out what is about packing: --val-share\n"),
+        (["--data", "{shards}", "--max-reject-rate", "0.01"], "leave out what is about packing: --max-reject-rate\n"),
+        (["--data", "{images}/none.txt", "--loss", "bce"], "all images to train on have no label"),
+        (["--data", "{images}/none.txt", "--loss", "bce", "--dry-run"], "all images to train on have no label"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -201,5 +235,5 @@ def test_a_mistake_is_one_line(
     result = run("finetune", "--init", trained, *asked, *words(tmp_path / "run"))
     assert result.exit_code == 2
     assert message in result.stderr
-    assert not (tmp_path / "run-data").exists()  # before anything is packed
+    assert list(tmp_path.iterdir()) == []  # before anything is packed
     assert len([line for line in result.stderr.splitlines() if line.startswith("in21k: ")]) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from in21k.cli.main import cli
 
@@ -120,3 +121,26 @@ def test_the_work_of_one_process_is_refused_to_several_ranks(
     refused = run(command, "resnet10t", tmp_path)
     assert refused.exit_code == 2
     assert "without torchrun" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 1. TiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ],
+    ids=["numpy", "torch", "gpu"],
+)
+def test_memory_that_lacks_is_one_line_and_other_errors_are_none(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.commands["doctor"], "invoke", fails)
+    refused = run("doctor")
+    assert refused.exit_code == 2
+    assert "memory is lacking" in refused.stderr
+    error.args = ("a bug",)
+    assert (run("doctor").exit_code == 1) is not isinstance(error, MemoryError)

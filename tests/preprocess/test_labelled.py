@@ -14,7 +14,7 @@ from PIL import Image
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.labelled import (
     LabelledImage,
-    class_names,
+    classes_of_labels,
     hold_back,
     read_class_folders,
     read_label_list,
@@ -42,7 +42,7 @@ def save(tmp_path: Path, draw: Callable[..., Image.Image], encode: Callable[...,
 
 
 def found(images: list[LabelledImage], home: Path) -> list[tuple[str, tuple[str, ...], str | None]]:
-    return [(str(path.relative_to(home)), labels, split) for path, labels, split in images]
+    return [(str(image.path.relative_to(home)), image.labels, image.split) for image in images]
 
 
 def data_of(images: list[LabelledImage], *, several: bool = False) -> LabelledData:
@@ -83,9 +83,9 @@ def test_class_folders_with_and_without_splits(tmp_path: Path, save: Save) -> No
 def test_a_list_holds_paths_with_spaces_and_any_number_of_labels(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n# a comment\nmy street/1.jpg person,car,car\n../sea.jpg -\ncat.jpg cat\n")
     assert read_label_list(tmp_path / "list.txt") == [
-        (tmp_path / "my street" / "1.jpg", ("car", "person"), None),
-        (tmp_path.parent / "sea.jpg", (), None),
-        (tmp_path / "cat.jpg", ("cat",), None),
+        (tmp_path / "my street" / "1.jpg", "my street/1.jpg", ("car", "person"), None),
+        (tmp_path.parent / "sea.jpg", "../sea.jpg", (), None),
+        (tmp_path / "cat.jpg", "cat.jpg", ("cat",), None),
     ]
 
 
@@ -100,9 +100,11 @@ def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
 def test_held_back_images_are_a_part_of_each_class_and_do_not_depend_on_the_order(
     sizes: list[int], share: float, several: bool
 ) -> None:
-    images = [LabelledImage(Path(f"/{c}/{n}"), (str(c),)) for c, size in enumerate(sizes) for n in range(size)]
+    images = [
+        LabelledImage(Path(f"/{c}/{n}"), f"{c}/{n}", (str(c),)) for c, size in enumerate(sizes) for n in range(size)
+    ]
     if several:
-        images.append(LabelledImage(Path("/both"), ("0", "1")))
+        images.append(LabelledImage(Path("/both"), "both", ("0", "1")))
     placed = hold_back(images, share)
     assert sorted(image._replace(split=None) for image in placed) == sorted(images)
     assert sorted(placed, key=str) == sorted(hold_back(images[::-1], share), key=str)
@@ -116,17 +118,51 @@ def test_held_back_images_are_a_part_of_each_class_and_do_not_depend_on_the_orde
             assert abs(counts[name] - share * size) <= 1
 
 
+FORMS = ["folders", "list", "absolute list", "two lists apart"]
+
+
+def write_data(home: Path, form: str, save: Save) -> tuple[Path, Path | None]:
+    """Write the same twelve images in one of FORMS, and return data and validation data."""
+    names = [f"{label}/{number}.jpg" for label in ("cat", "dog") for number in range(6)]
+    for seed, name in enumerate(names):
+        save(f"{home}/{name}", seed=seed)
+    if form == "folders":
+        return home, None
+    root = f"{home}/" if form == "absolute list" else ""
+    lines = [f"{root}{name} {name.partition('/')[0]}\n" for name in names]
+    (home / "list.txt").write_text("".join(lines))
+    if form != "two lists apart":
+        return home / "list.txt", None
+    save(f"{home}-val/{home.name}/cat/0.jpg", seed=12)  # how far it lies from the others depends on the place
+    (home.with_name(f"{home.name}-val") / home.name / "val.txt").write_text("cat/0.jpg cat\n")
+    return home / "list.txt", home.with_name(f"{home.name}-val") / home.name / "val.txt"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_that_were_moved_are_the_same_images(
+    tmp_path: Path, form: str, save: Save, files_of: Callable[[Path], dict[str, bytes]]
+) -> None:
+    packed: list[dict[str, bytes]] = []
+    for place in ("here", "some/where/else"):
+        share = None if form == "two lists apart" else 0.34
+        data = data_of(read_labelled(*write_data(tmp_path / place, form, save), val_share=share))
+        shards = pack_labelled(data, tmp_path / f"{place}-out").shards
+        assert str(tmp_path) not in str(shape(shards))
+        packed.append(files_of(shards.path.parent))
+    assert packed[0] == packed[1]
+
+
 @given(st.sets(st.text(min_size=1, max_size=80), min_size=1, max_size=8))
 def test_class_names_are_unique_and_such_as_a_class_can_have(labels: set[str]) -> None:
-    names = class_names(labels)
+    names = classes_of_labels(labels)
     assert set(names) == labels
     assert len(set(names.values())) == len(labels)
     assert all(CLASS_NAME.fullmatch(name) for name in names.values())
 
 
 def test_numbers_keep_their_order_and_two_that_look_alike_stay_two() -> None:
-    assert class_names(["10", "9", "100"]) == {"9": "009", "10": "010", "100": "100"}
-    assert len(set(class_names(["9", "09", "10"]).values())) == 3
+    assert classes_of_labels(["10", "9", "100"]) == {"9": "009", "10": "010", "100": "100"}
+    assert len(set(classes_of_labels(["9", "09", "10"]).values())) == 3
 
 
 def test_folders_become_shards_with_their_own_split_under_equal_names(tmp_path: Path, save: Save) -> None:
@@ -156,8 +192,9 @@ def test_label_sets_are_classes_and_a_table_says_which_labels_are_in_each(tmp_pa
     assert packed.sets is not None
     by_name = {name: packed.sets[index] for name, index in _classes_of_images(packed.shards).items()}
     assert by_name == {
-        **{"0.jpg": ["car", "person"], "1.jpg": ["person"], "2.jpg": ["car", "person"], "3.jpg": []},
-        **{"4.jpg": ["sea"], "5.jpg": ["person"]},  # a set may be in the validation list alone
+        **{"train/0.jpg": ["car", "person"], "train/1.jpg": ["person"]},
+        **{"train/2.jpg": ["car", "person"], "train/3.jpg": []},
+        **{"val/4.jpg": ["sea"], "val/5.jpg": ["person"]},  # a set may be in the validation list alone
     }
     assert packed.shards.num_samples == {"train": 4, "val": 2}
     assert open_labelled(tmp_path / "out").sets == packed.sets
@@ -170,7 +207,7 @@ def _classes_of_images(shards: ShardSet) -> dict[str, int]:
 
 def test_the_same_images_again_are_kept_and_others_refused_unless_asked_for(tmp_path: Path, save: Save) -> None:
     for number in range(4):
-        save(f"mine/cat/{number}.jpg", seed=number)
+        save(f"mine/{'cat' if number % 2 else 'owl'}/{number}.jpg", seed=number)
     images = read_labelled(tmp_path / "mine", val_share=0.25)
     out = tmp_path / "out"
     pack_labelled(data_of(images), out)
@@ -184,7 +221,7 @@ def test_the_same_images_again_are_kept_and_others_refused_unless_asked_for(tmp_
     assert not others.is_packed(out)
     with pytest.raises(ValueError, match="source num_images 4 -> 5"):
         pack_labelled(others, out)
-    assert pack_labelled(others, out, overwrite=True).shards.tree.wnids == ("cat", "dog")
+    assert pack_labelled(others, out, overwrite=True).shards.tree.wnids == ("cat", "dog", "owl")
 
 
 def test_a_run_that_died_on_the_way_goes_on(
@@ -206,25 +243,91 @@ def test_a_run_that_died_on_the_way_goes_on(
 
 
 def test_missing_files_count_as_rejects(tmp_path: Path, save: Save) -> None:
-    save("here.jpg")
-    (tmp_path / "list.txt").write_text("here.jpg cat\ngone.jpg cat\n")
-    data = data_of(read_labelled(tmp_path / "list.txt"))
-    with pytest.raises(ValueError, match="1 of 2 members were rejected"):
+    here = save("here.jpg"), save("there.jpg", seed=1)
+    (tmp_path / "list.txt").write_text("here.jpg cat\nthere.jpg dog\ngone.jpg cat\n")
+    data = data_of(read_labelled(tmp_path / "list.txt", val_share=0))
+    with pytest.raises(ValueError, match="1 of 3 members were rejected"):
         pack_labelled(data, tmp_path / "out")
-    assert pack_labelled(data, tmp_path / "out", max_reject_rate=0.5).shards.num_samples == {"train": 1}
-    (tmp_path / "here.jpg").unlink()
-    with pytest.raises(ValueError, match=r"none of the images listed is there \(the first: (here|gone)\.jpg\)"):
+    assert pack_labelled(data, tmp_path / "out", max_reject_rate=0.5).shards.num_samples == {"train": 2}
+    for each in here:
+        each.unlink()
+    with pytest.raises(ValueError, match=r"none of the images listed is there \(the first: (here|there|gone)\.jpg\)"):
         pack_labelled(data_of(read_labelled(tmp_path / "list.txt")), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_splits_that_do_not_fit_are_refused(tmp_path: Path, save: Save) -> None:
-    for name in ("a/train/cat/1.jpg", "a/val/cat/1.jpg", "b/cat/1.jpg", "c/dog/1.jpg"):
+    for name in ("a/train/cat/1.jpg", "a/val/cat/1.jpg", "b/cat/1.jpg", "b/owl/1.jpg", "c/dog/1.jpg"):
         save(name)
     with pytest.raises(ValueError, match="has a folder for validation, and"):
         read_labelled(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="none to train on, such as 'dog'"):
         read_labelled(tmp_path / "b", tmp_path / "c")
+    for data, val_data in (("a", None), ("b", "b")):
+        with pytest.raises(ValueError, match=r"a share of 0\.5 to hold back was given too; leave it out"):
+            read_labelled(tmp_path / data, val_data and tmp_path / val_data, val_share=0.5)
     images = [image._replace(split="val") for image in read_labelled(tmp_path / "b")]
     with pytest.raises(ValueError, match="holds no image to train on"):
         pack_labelled(data_of(images), tmp_path / "out")
+
+
+def test_a_path_that_is_listed_again_counts_once_and_not_with_other_labels(
+    tmp_path: Path, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(("cat.jpg", "dog.jpg", "owl.jpg")):
+        save(name, seed=number)
+    again = "cat.jpg cat\n" * 4 + "dog.jpg dog\n./dog.jpg dog\n" + f"{tmp_path}/owl.jpg owl\nowl.jpg owl\n"
+    (tmp_path / "list.txt").write_text(again)
+    images = read_labelled(tmp_path / "list.txt", val_share=0.5)
+    assert [(image.name, image.split) for image in images] == [(f"{n}.jpg", "train") for n in ("cat", "dog", "owl")]
+    assert "lists 5 images more than once" in caplog.text
+    assert pack_labelled(data_of(images), tmp_path / "out", workers=2).shards.num_samples == {"train": 3}
+    (tmp_path / "other.txt").write_text("cat.jpg cat\ndog.jpg dog\nnone/../cat.jpg dog\n")
+    with pytest.raises(ValueError, match=r"line 3: 'none/\.\./cat\.jpg' is on line 1 too, with other labels"):
+        read_labelled(tmp_path / "other.txt")
+
+
+def test_a_class_whose_images_to_train_on_are_all_rejected_is_named(tmp_path: Path, save: Save) -> None:
+    for number, name in enumerate(["train/owl/1.jpg", "train/hot dog/1.jpg", "val/owl/1.jpg", "val/hot dog/1.jpg"]):
+        save(f"mine/{name}", seed=number)
+    (tmp_path / "mine" / "train" / "hot dog" / "1.jpg").write_bytes(b"no image")
+    data = data_of(read_labelled(tmp_path / "mine"))
+    with pytest.raises(ValueError, match="class 'hot dog' has no image to train on: of its 2 1 are for") as found:
+        pack_labelled(data, tmp_path / "out", max_reject_rate=0.5, workers=2)
+    assert "--" not in str(found.value)  # no option of another command
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("{} -", "all images to train on have no label, so there is nothing to learn"),
+        ("{} cat", "have the same labels, cat, so there is nothing to learn"),
+        ("{} cat,owl", "have the same labels, cat,owl, so"),
+    ],
+)
+def test_images_that_differ_in_no_label_are_refused(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(lines.format(f"{number}.jpg") for number in range(4)))
+    with pytest.raises(ValueError, match=message):
+        read_labelled(tmp_path / "list.txt", val_share=0.25)
+
+
+def test_validation_without_a_label_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("0.jpg cat\n1.jpg -\n")
+    (tmp_path / "val.txt").write_text("2.jpg -\n3.jpg -\n")
+    with pytest.raises(ValueError, match="none of the 2 images for validation has a label"):
+        read_labelled(tmp_path / "list.txt", tmp_path / "val.txt")
+
+
+def test_one_label_that_images_have_or_lack_is_enough(
+    tmp_path: Path, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        save(f"{number}.jpg", seed=number)
+    (tmp_path / "list.txt").write_text("0.jpg cat\n1.jpg -\n2.jpg cat\n3.jpg -\n")
+    with caplog.at_level("INFO"):
+        packed = pack_labelled(
+            data_of(read_labelled(tmp_path / "list.txt", val_share=0), several=True), tmp_path / "out"
+        )
+    assert packed.labels == ["cat"]
+    assert "images: 4, labels: 1" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,59 @@ def test_parts_by_split_of_which_test_stands_for_val(
         *[("apple_pie", "val"), ("hot_dog", "val")],
     ]
     assert decode(images[0].path.read_bytes()).size == (16, 16)
+
+
+def test_a_killed_run_leaves_whole_files_and_what_a_power_cut_broke_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_of: Callable[[Path], dict[str, bytes]]
+) -> None:
+    write_mnist(tmp_path)
+    known, out = TorchvisionSet("MNIST", tmp_path), tmp_path / "images"
+    whole = files_of(known.save_images(tmp_path / "whole", ImageSettings(size=32))[0].path.parents[1])
+    write, waits = Path.write_bytes, list[int]()
+
+    def dying(self: Path, data: bytes) -> int:
+        if len(files_of(out)) == 7:
+            write(self, data[:100])
+            raise KeyboardInterrupt
+        return write(self, data)
+
+    monkeypatch.setattr(os, "fsync", waits.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", dying)
+        with pytest.raises(KeyboardInterrupt):
+            known.save_images(out, ImageSettings(size=32))
+    left = {name: data for name, data in files_of(out).items() if name.endswith(".jpg")}
+    assert len(left) == 7  # the eighth does not have its name
+    assert left.items() <= whole.items()
+    cut, empty, *_ = sorted(out.rglob("*.jpg"))
+    write(cut, cut.read_bytes()[:-2])
+    write(empty, b"")
+    known.save_images(out, ImageSettings(size=32))
+    assert files_of(out) == whole
+    assert waits == []  # nothing waits for the disk
+
+
+def test_an_image_that_cannot_be_read_or_stored_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[..., Image.Image]
+) -> None:
+    def save(path: Path, seed: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(width=48 + 8 * seed, seed=seed).save(path)
+
+    write_food101(tmp_path, save)
+    known = TorchvisionSet("Food101", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("in21k.preprocess.image.MAX_PIXELS", 50 * 40)
+        with pytest.raises(ValueError, match=r"image 0 of val cannot be stored \(too large"):
+            known.save_images(tmp_path / "images", ImageSettings(size=16))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ValueError, match=r"image 0 of train .*exceeds limit") as bomb:
+            known.save_images(tmp_path / "other", ImageSettings(size=16))
+    (tmp_path / "food-101" / "images" / "apple_pie" / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="image 1 of train cannot be stored") as broken:
+        known.save_images(tmp_path / "images", ImageSettings(size=16))
+    assert "\n" not in str(bomb.value) + str(broken.value)
 
 
 @pytest.mark.parametrize(
