@@ -77,7 +77,7 @@ def test_what_to_do_with_a_files_head_must_make_sense(tmp_path: Path) -> None:
         create_model("resnet10t", head="slice", wnids=["n1"])
     with pytest.raises(ValueError, match="head is 'cut'; wanted one of drop, slice, keep"):
         create_model("resnet10t", checkpoint=weights, head="cut")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="wnids go together"):
+    with pytest.raises(ValueError, match="goes by the network's wnids"):
         create_model("resnet10t", checkpoint=weights, head="slice")
 
 
