@@ -201,6 +201,12 @@ def test_what_finetune_packed_is_taken_as_its_shards_are(trained: Path, tmp_path
     assert result["num_rows"] == 6
     said = run("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data" / "shards", *words)
     assert "finished already" in said.stdout
+    key = pq.read_table(tmp_path / "a.keys.parquet")["key"][0].as_py()
+    (found,) = run_json("retrieve", tmp_path / "a.npy", key, "--data", tmp_path / "run-data", "--count", 2)
+    assert {each["name"] for each in found["nearest"]} <= {"cat", "dog"}
+    run_json("features", trained, tmp_path / "b.npy", "--data", tmp_path / "run-data", *words[2:], "--split", "val")
+    judged = run_json("knn", tmp_path / "a.npy", tmp_path / "b.npy", "--tree", tmp_path / "run-data", "--k", 1)
+    assert "semantic_top1" in judged["results"][0]
 
 
 def test_label_sets_are_no_classes_unless_their_shards_are_named(labels_run: Path, tmp_path: Path) -> None:
