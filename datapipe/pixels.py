@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 # (mean, standard deviation) per RGB channel of pixels in 0..1
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -47,17 +46,6 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
                 return np.array(opened.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"does not decode ({error})") from error
-
-
-def decode_squished(jpeg: bytes, image_size: int) -> Tensor:
-    """Decode a JPEG and stretch it to 3 x image_size x image_size, uint8 RGB (bilinear, antialiased).
-
-    Raises ValueError where it does not decode.
-    """
-    pixels = torch.from_numpy(decode(jpeg)).permute(2, 0, 1)
-    if pixels.shape[1:] == (image_size, image_size):
-        return pixels
-    return functional.resize(pixels, [image_size, image_size], antialias=True)
 
 
 def normalize_pixels(images: Tensor, normalize: str | None, dtype: torch.dtype) -> Tensor:

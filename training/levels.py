@@ -67,10 +67,6 @@ class Levels(nn.Module):
         """
         return self.ancestors.index_select(0, labels)
 
-    def classes_of(self, hierarchy: int) -> Tensor:
-        """Return int64 (N_k,): the class indices of the hierarchy of that number (0..K-1)."""
-        return self.classes[hierarchy]
-
     @property
     def classes(self) -> tuple[Tensor, ...]:
         """Per hierarchy its class indices, int64 (N_k,)."""

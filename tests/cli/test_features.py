@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
-from in21k.datapipe.pixels import decode_squished
+from in21k.datapipe.pixels import decode
 from in21k.shards import open_dataset
 from in21k.shards.dataset import read_manifest
 from in21k.training import FeatureExtractor, load_run, open_features
@@ -62,7 +63,8 @@ def test_rows_are_those_of_the_manifest_with_what_the_network_makes_of_each(
     table = pq.read_table(path.with_suffix(".keys.parquet") if split == "val" else path)
     for column in ("key", "wnid", "class_index"):
         assert table[column].to_pylist() == [row[column] for row in rows]
-    images = torch.stack([decode_squished(stored_jpeg(shards, row), 32) for row in rows]).float() / 255
+    pixels = [torch.from_numpy(decode(stored_jpeg(shards, row))) for row in rows]
+    images = torch.stack([resize(each.permute(2, 0, 1), [32, 32], antialias=True) for each in pixels]).float() / 255
     with torch.inference_mode():
         wanted = FeatureExtractor(load_run(trained).model)(images).numpy()
     assert np.allclose(numbers_of(path), wanted, atol=2e-3, rtol=2e-3)

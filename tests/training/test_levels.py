@@ -49,7 +49,7 @@ def test_ancestors_are_what_the_exported_dictionary_says(
     class_tree_list = miil(tree, tmp_path_factory.getbasetemp())["class_tree_list"]
     hierarchies, levels = slow_hierarchies(class_tree_list), Levels(tree)
     assert levels.numbers == tuple(hierarchies)
-    assert [levels.classes_of(k).tolist() for k in range(len(hierarchies))] == list(hierarchies.values())
+    assert [classes.tolist() for classes in levels.classes] == list(hierarchies.values())
     assert levels.ancestors_of(torch.arange(len(tree))).T.tolist() == [
         [slow_label(class_tree_list, classes, label) for label in range(len(tree))] for classes in hierarchies.values()
     ]
