@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from in21k.training import load_run
+from in21k.training import load_run, read_recipe
 
 from .conftest import run, run_json
 
@@ -178,6 +178,29 @@ def test_more_scores_than_a_rank_should_hold_are_refused_before_training(
     assert refused.exit_code == 2
     assert "give a smaller validation list" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "measured"),
+    [
+        ("finetune-imagenet1k", ("folders",), "top1"),
+        ("finetune-cifar100", ("folders",), "top1"),
+        ("finetune-multilabel", ("train.txt", "--val-data", "{images}/val.txt"), "map"),
+    ],
+)
+def test_the_recipes_train(
+    recipe: str, data: tuple[str, ...], measured: str, trained: Path, images: Path, tmp_path: Path
+) -> None:
+    given, *also = data
+    result = run_json(
+        *("finetune", "--init", trained, "--data", images / given, *(each.format(images=images) for each in also)),
+        *("--recipe", recipe, *words(tmp_path / "run", epochs=1)),
+    )
+    assert 0 <= result[measured] <= 100
+    config, asked = config_of(tmp_path / "run"), read_recipe(recipe)
+    own = {"model", "normalize", "image_size", "batch_size", "epochs"}  # of --init, or small here
+    assert {name: config[name] for name in asked.keys() - own} == {name: asked[name] for name in asked.keys() - own}
+    assert (config["model"], config["normalize"]) == ("resnet10t", "unit")
 
 
 def test_packing_alone(trained: Path, images: Path, tmp_path: Path) -> None:
