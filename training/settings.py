@@ -294,7 +294,8 @@ def _check_optimizer(name: str) -> None:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return the end of a message: the known names that are like a wrong one, or all where none is."""
-    return f"; known: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known)}"
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}"
 
 
 def _bad(name: str, value: object, wanted: str) -> str:

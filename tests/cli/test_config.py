@@ -63,7 +63,7 @@ def test_what_show_prints_is_what_set_takes() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("tinny",), "known: tiny"),
+        (("tinny",), "nearest: tiny"),
         (("miil", "--set", "learning_rate=1"), "unknown setting 'learning_rate'"),
         (("miil", "--set", "lr=0"), "lr is 0.0; wanted more than 0"),
     ],

@@ -134,9 +134,17 @@ def test_an_export_holds_what_it_says_and_no_optimizer(trained: Path, exported: 
     assert load_run(exported).tree == load_run(trained).tree
 
 
-def test_in21k_validates_and_predicts_with_an_export(trained: Path, exported: Path, shards: Path) -> None:
+def test_in21k_validates_and_predicts_with_an_export(
+    trained: Path, exported: Path, shards: Path, tmp_path: Path
+) -> None:
     found = run_json("validate", exported, "--data", shards, "--backend", "torch")
     assert found["semantic_top1"] == json.loads((trained / "metrics.json").read_text())["semantic_top1"]
+    Image.effect_noise((50, 40), 80).save(tmp_path / "photo.png")
+    of_run, of_export = (
+        run_json("predict", each, tmp_path / "photo.png", "--device", "cpu") for each in (trained, exported)
+    )
+    assert of_export == of_run
+    assert len(of_run[0]["top5"]) == 5
 
 
 def test_the_card_tells_of_this_network_and_its_code_runs(

@@ -66,8 +66,8 @@ def test_a_file_extends_a_recipe_that_ships_by_name(write: Write) -> None:
         ("extends: miil-kd\n", "extends miil-kd, which extends miil; a recipe may extend one that extends none"),
         ("extends: mill\n", "unknown recipe"),
         ("extends: [miil, tiny]\n", "wanted the name of one recipe"),
-        ("extend: miil\n", "unknown setting 'extend'; known: extends"),
-        ("optimiser: adam\n", "unknown setting 'optimiser'; known: optimizer"),
+        ("extend: miil\n", "unknown setting 'extend'; nearest: extends"),
+        ("optimiser: adam\n", "unknown setting 'optimiser'; nearest: optimizer"),
         ("- 1\n", "holds no settings"),
         ("lr: fast\n", "lr is 'fast'; wanted a number"),
         ("{\n", "not readable as YAML"),
@@ -122,7 +122,7 @@ def test_a_recipe_that_extends_itself_ends(write: Write) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="unknown recipe 'tinny'; known: tiny"):
+    with pytest.raises(ValueError, match="unknown recipe 'tinny'; nearest: tiny"):
         resolve_settings("tinny")
 
 

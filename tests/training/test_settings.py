@@ -74,7 +74,7 @@ def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object
         (["lr=fast"], "lr is 'fast'; wanted a number"),
         (["channels_last=2"], "wanted true or false"),
         (["loss=semantics"], "loss is 'semantics'; wanted one of semantic, cross-entropy, bce"),
-        (["learning_rate=1"], "unknown setting 'learning_rate'; known:"),
+        (["learning_rate=1"], "unknown setting 'learning_rate'; nearest:"),
         (["epoch=1"], "epochs"),
         (["model_args=[1"], "not readable as YAML"),
         (["model_args=3"], "model_args is 3; wanted {name: value}"),
@@ -83,7 +83,7 @@ def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object
         (["milestones=0.5"], "milestones is 0.5; wanted a list"),
         (["milestones=[soon]"], "milestones is 'soon'; wanted a number"),
         (["lr=0.1", "lr=0.2"], "lr is asked for twice, as 0.1 and as 0.2"),
-        (["optimizer=adamm"], "optimizer is 'adamm'; wanted adam, adamw, sgd, or another of timm's; known: adam"),
+        (["optimizer=adamm"], "optimizer is 'adamm'; wanted adam, adamw, sgd, or another of timm's; nearest: adam"),
         (["optimizer=adahessian"], "optimizer is 'adahessian'"),
     ],
 )
