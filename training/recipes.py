@@ -124,7 +124,8 @@ def _read(recipe: str) -> _Recipe:
     path = RECIPES / f"{recipe}.yaml" if recipe in list_recipes() else Path(recipe)
     if not path.is_file():
         raise ValueError(
-            f"unknown recipe {recipe!r}{nearest(recipe, list_recipes())}; wanted one of `in21k config list`, or a YAML file"
+            f"unknown recipe {recipe!r}{nearest(recipe, list_recipes())}; wanted one of `in21k config list`, or a YAML "
+            "file"
         )
     try:
         content = _yaml(path.read_text(encoding="utf-8"), str(path))
