@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from .hollow import hollow
 from .zoo import create_model
-
-
-class _LeaveUnfilled(TorchFunctionMode):
-    """Skips what fills tensors in place: on the meta device they hold nothing, and pretending takes half the time."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        name: str = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def count_parameters(name: str, num_classes: int | None = None, **model_args: Any) -> int:
@@ -41,7 +24,7 @@ def count_parameters(name: str, num_classes: int | None = None, **model_args: An
     >>> count_parameters("resnet18", num_classes=10)
     11181642
     """
-    with torch.device("meta"), _LeaveUnfilled():
+    with hollow():
         model = create_model(name, num_classes, **model_args)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from . import ofa as ofa  # registers `ofa_flops_595m_s`
+from .hollow import hollow
 from .label_space import known_label_spaces
 from .weights import Head, load_weights
 
@@ -25,6 +29,7 @@ _TAKEN = {
     "num_classes": "the data set gives the number of classes",
     "pretrained": "give the weights as `checkpoint`",
 }
+_OF_DATA = ("num_classes", "in_chans")
 
 
 def list_models(pattern: str = "") -> list[str]:
@@ -117,11 +122,29 @@ def create_model(
         model = timm.create_model(name, **model_args)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
-        raise ValueError(f"model {name}: cannot be built with {given or 'no arguments'} ({error})") from error
+        raise ValueError(
+            f"model {name}: cannot be built with {given or 'no arguments'} ({error}){_nearest_arguments(name, error)}"
+        ) from error
     if checkpoint is not None:
         report = load_weights(model, checkpoint, head=head, wnids=wnids)
         log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return model
+
+
+def _nearest_arguments(name: str, error: Exception) -> str:
+    """Return the end of a message: the arguments of an architecture that are like the one that it does not know."""
+    unknown = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
+    if unknown is None:
+        return ""
+    with hollow():
+        classes: list[Any] = type(timm.create_model(name)).mro()
+    # Some networks are put together from a description, whose class the error names.
+    described = re.match(r"(\w+)\.__init__\(\)", str(error))
+    if described:
+        classes.append(getattr(sys.modules[timm.models.model_entrypoint(name).__module__], described[1], None))
+    known = {each for kind in classes if kind for each in inspect.signature(kind.__init__).parameters}
+    nearest = difflib.get_close_matches(unknown[1], sorted(known - {"self", "args", "kwargs", *_OF_DATA}), cutoff=0.4)
+    return f"; nearest: {', '.join(nearest)}" if nearest else ""
 
 
 def create_model_for(name: str, image_size: int | None, num_classes: int | None = None) -> tuple[nn.Module, int]:

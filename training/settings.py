@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import keyword
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -190,6 +191,8 @@ class TrainSettings:
             for name in names:
                 if given[name] is not None and not holds(given[name]):
                     raise ValueError(_bad(name, given[name], words))
+        for name in ("model_args", "optimizer_args"):
+            _check_arguments(name, given[name])
         _check_optimizer(self.optimizer)
         self._check_pairs()
 
@@ -268,8 +271,6 @@ def _convert(name: str, value: object, hint: Any) -> Any:
         pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(_bad(name, value, _WORDS[kind]))
-    if isinstance(value, dict) and not all(isinstance(key, str) for key in cast(dict[object, object], value)):
-        raise ValueError(_bad(name, cast(object, value), f"{_WORDS[dict]} with names of text"))
     if isinstance(value, list):
         (item_kind,) = get_args(kinds[0])
         return [_convert(name, item, item_kind) for item in value]
@@ -280,6 +281,31 @@ _WORDS = {
     **{int: "a whole number", float: "a number", bool: "true or false", str: "text"},
     **{dict: "{name: value}", list: "a list, [one, another]"},
 }
+
+
+def _check_arguments(setting: str, arguments: Mapping[object, object]) -> None:
+    """Raise ValueError for what cannot be an argument's name, and for one without a value, as YAML reads {name:0.1}."""
+    _check_values(setting, arguments)
+    for name in arguments:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise ValueError(
+                f"{setting} holds {name!r}, which no argument can be called; wanted {_WORDS[dict]} with names of "
+                f"arguments (--set {setting}=...)"
+            )
+
+
+def _check_values(setting: str, value: object) -> None:
+    if isinstance(value, Mapping):
+        for name, below in cast(Mapping[object, object], value).items():
+            if below is None:
+                raise ValueError(
+                    f"{setting} holds {name!r} without a value; wanted {_WORDS[dict]}, with a space after the colon "
+                    f"(--set {setting}=...)"
+                )
+            _check_values(setting, below)
+    elif isinstance(value, list):
+        for below in cast(list[object], value):
+            _check_values(setting, below)
 
 
 def _check_optimizer(name: str) -> None:

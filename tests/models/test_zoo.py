@@ -68,6 +68,22 @@ def test_arguments_that_the_architecture_does_not_take_are_refused() -> None:
         create_model("resnet10t", pretrained=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "nearest"),
+    [
+        ("resnet10t", "drop_path_rat", "drop_path_rate"),
+        ("vit_tiny_patch16_224", "image_size", "img_size"),
+        ("tresnet_m", "drop_rates", "drop_rate"),
+        ("hrnet_w18_small", "drop_rat", "drop_rate"),
+        ("regnetx_002", "group_sizes", "group_size"),
+        ("ofa_flops_595m_s", "drop_path", "drop_path_rate"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_nearest(name: str, argument: str, nearest: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=rf"{argument}=0\.1 .*; nearest: .*\b{nearest}\b"):
+        create_model(name, **{argument: 0.1})
+
+
 def test_what_to_do_with_a_files_head_must_make_sense(tmp_path: Path) -> None:
     weights = tmp_path / "w.pt"
     torch.save(create_model("resnet10t", num_classes=3).state_dict(), weights)
