@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import timm
-from timm.models import model_entrypoint
 from torch import Tensor, nn
 
+from .fit import architecture_of, convert, head_prefixes, measure_fit, model_that_fits
 from .label_space import LabelSpace, label_space_of
 from .weights_file import check_finite, read_part
 
@@ -67,6 +65,7 @@ def load_weights(
     wnids: Sequence[str] | None = None,
     file_wnids: Sequence[str] | None = None,
     average: bool = True,
+    partial: bool = False,
 ) -> WeightsReport:
     """Copy the tensors of a file into `model` where name and shape agree, and say what did not.
 
@@ -78,13 +77,18 @@ def load_weights(
     file_wnids: the classes of the file's head. None: for `slice`, the known label space of that many classes; for
                 `drop`, a head of as many classes is taken for one of the same.
     average:    of a checkpoint that holds averaged weights too, take those.
+    partial:    take weights that hardly fit, too.
+
+    Weights hardly fit (see `Fit`) where they fill under 90 % of the network, where it takes under 90 % of them, both in
+    elements and without the heads, or where one of both alone has a bias of queries, keys and values.
 
     Raises ValueError where the file is missing, holds no weights, none that fits, some that are not finite, or no head
-    to keep or to slice.
+    to keep or to slice; and, unless `partial`, where its weights hardly fit: the message names the model that they
+    would fit.
     """
     path = Path(path)
     part, tensors = read_part(path, average=average)
-    return fit_weights(model, tensors, path, part=part, head=head, wnids=wnids, file_wnids=file_wnids)
+    return fit_weights(model, tensors, path, part=part, head=head, wnids=wnids, file_wnids=file_wnids, partial=partial)
 
 
 def fit_weights(
@@ -96,14 +100,21 @@ def fit_weights(
     head: Head = "drop",
     wnids: Sequence[str] | None = None,
     file_wnids: Sequence[str] | None = None,
+    partial: bool = False,
+    architecture: str | None = None,
 ) -> WeightsReport:
-    """Do as `load_weights` with tensors by name, which are the `part` of `path`, as messages and the report say."""
+    """Do as `load_weights` with tensors by name, which are the `part` of `path`, as messages and the report say.
+
+    architecture: whose weights they are; None: nobody knows.
+    """
     if head not in get_args(Head):
         raise ValueError(f"head is {head!r}; wanted one of {', '.join(get_args(Head))}")
     if head == "slice" and wnids is None:
         raise ValueError("head='slice' goes by the network's wnids; give them")
     check_finite(path, raw)
-    given = _convert(model, raw, path)
+    given = convert(model, raw, path)
+    if not partial:
+        _check_fit(model, raw, given, path, architecture)
     converted = {name for name, tensor in given.items() if name not in raw or raw[name].shape != tensor.shape}
     said, lacking = "", ()
     if head == "keep":
@@ -111,7 +122,7 @@ def fit_weights(
     elif head == "slice" and wnids is not None:
         given, said, lacking = _slice_head(model, given, wnids, file_wnids, path)
     elif wnids is not None and file_wnids is not None and tuple(wnids) != tuple(file_wnids):
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(_head_prefixes(model))}
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(head_prefixes(model))}
         said = "its head left out, which is of other classes"
     own = model.state_dict()
     known = own.keys() & given.keys()
@@ -140,26 +151,21 @@ def fit_weights(
     )
 
 
-def _convert(model: nn.Module, given: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return tensors as timm's architecture names and shapes them; those that already fit, but for the head, as is."""
-    own, heads = model.state_dict(), _head_prefixes(model)
-    if all(name in own and (own[name].shape == given[name].shape or name.startswith(heads)) for name in given):
-        return given
-    architecture: str | None = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if architecture is None or not timm.is_model(architecture):
-        return given
-    # By timm's convention the module of an architecture holds the converter of its original weights under this name.
-    module = sys.modules[model_entrypoint(architecture).__module__]
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is None:
-        return given
-    try:
-        return convert(dict(given), model)
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+def _check_fit(
+    model: nn.Module, raw: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path, architecture: str | None
+) -> None:
+    """Raise ValueError where weights hardly fit a network."""
+    fit = measure_fit(model, given)
+    if fit.problem:
+        other = architecture or model_that_fits(model, raw, path)
+        way_out = (
+            f"these are weights of {other} (--set model={other})" if other else "give weights of this architecture"
+        )
+        network = architecture_of(model) or type(model).__name__
         raise ValueError(
-            f"{path}: timm cannot make weights of {architecture} of it ({type(error).__name__}: {error}); "
-            "give weights of this architecture"
-        ) from error
+            f"{path}: hardly fits {network}: {fit.problem} ({fit.counts}); {way_out}, or take what fits "
+            "(--set init_partial=true)"
+        )
 
 
 def _keep_head(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> str:
@@ -198,18 +204,12 @@ def _slice_head(
 
 def _head_rows(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
     """Return the names of the tensors that have a row for each class, and how many the file's have."""
-    names = [name for name in model.state_dict() if name in given and name.startswith(_head_prefixes(model))]
+    names = [name for name in model.state_dict() if name in given and name.startswith(head_prefixes(model))]
     sizes = {given[name].shape[0] for name in names if given[name].ndim > 1}
     if len(sizes) != 1:
-        raise ValueError(f"{path}: holds no head of this network; wanted {_few(_head_prefixes(model)) or 'one'}")
+        raise ValueError(f"{path}: holds no head of this network; wanted {_few(head_prefixes(model)) or 'one'}")
     (num_classes,) = sizes
     return [name for name in names if given[name].shape[:1] == (num_classes,)], num_classes
-
-
-def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Return what the names of the last layer's tensors begin with; a distilled network has two last layers."""
-    named: str | Sequence[str] = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

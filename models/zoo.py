@@ -92,6 +92,7 @@ def create_model(
     *,
     head: Head = "drop",
     wnids: Sequence[str] | None = None,
+    partial: bool = False,
     **model_args: Any,
 ) -> nn.Module:
     """Build a network with random weights, or with those of a file.
@@ -101,10 +102,11 @@ def create_model(
     checkpoint:  a file for `load_weights`; the log says what of it fitted.
     head, wnids: what becomes of the file's head where it has another number of classes; see `load_weights`. With `keep`
                  the file gives the number of classes.
+    partial:     take weights that hardly fit, too; see `load_weights`.
     model_args:  what else the architecture takes (`drop_path_rate=0.1`, `img_size=64`, ...).
 
-    Raises ValueError for a name that timm does not know, an argument that the architecture does not take, or weights of
-    which nothing fits.
+    Raises ValueError for a name that timm does not know, an argument that the architecture does not take, or weights
+    that hardly fit.
 
     >>> create_model("resnet18", num_classes=10).get_classifier()
     Linear(in_features=512, out_features=10, bias=True)
@@ -126,7 +128,7 @@ def create_model(
             f"model {name}: cannot be built with {given or 'no arguments'} ({error}){_nearest_arguments(name, error)}"
         ) from error
     if checkpoint is not None:
-        report = load_weights(model, checkpoint, head=head, wnids=wnids)
+        report = load_weights(model, checkpoint, head=head, wnids=wnids, partial=partial)
         log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return model
 

@@ -13,7 +13,7 @@ from .settings import TrainSettings, known_settings, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 # Settings that shape nothing without another one: of the teacher, and of the weights to begin with.
-LEANING = {"teacher": ("kd_weight", "kd_reduction", "kd_temperature"), "init": ("init_head",)}
+LEANING = {"teacher": ("kd_weight", "kd_reduction", "kd_temperature"), "init": ("init_head", "init_partial")}
 
 
 class Resolved(NamedTuple):

@@ -73,6 +73,9 @@ class TrainSettings:
     loss: Literal["semantic", "cross-entropy", "bce", "asymmetric"] = "semantic"
     """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class; images of
     several labels take `bce` or `asymmetric`."""
+    init_partial: bool = False
+    """Take weights of `init` that hardly fit, too: that fill under 90 % of the network, or of which it takes under
+    90 %, heads aside."""
     asl_gamma_positive: float = 0.0
     """Of `asymmetric`: the power that makes present labels count little where they are right already, 0 or more."""
     asl_gamma_negative: float = 4.0

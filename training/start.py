@@ -66,13 +66,22 @@ def open_start(name: str) -> Start:
 def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start | None = None) -> nn.Module:
     """Build the network that the settings name for classes, on the CPU, with the weights of `start`, or random ones.
 
-    start: of settings.init; the log says what of it fitted. Raises ValueError where nothing does.
+    start: of settings.init; the log says what of it fitted.
+
+    Raises ValueError where its weights hardly fit (see `load_weights`), unless settings.init_partial.
     """
     if start is None or start.opened is None:
         head = settings.init_head if start else "drop"
         sliced = wnids if head == "slice" else None
-        checkpoint = start and start.name
-        return create_model(settings.model, len(wnids), checkpoint, head=head, wnids=sliced, **settings.model_args)
+        return create_model(
+            settings.model,
+            len(wnids),
+            start and start.name,
+            head=head,
+            wnids=sliced,
+            partial=settings.init_partial,
+            **settings.model_args,
+        )
     network = create_model(settings.model, len(wnids), **settings.model_args)
     opened, slices = start.opened, settings.init_head == "slice"
     report = fit_weights(
@@ -83,6 +92,8 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
         wnids=wnids,
         # What nobody knows is not these classes, but may have as many as a known label space, to be sliced.
         file_wnids=opened.classes.wnids if opened.classes else None if slices else (),
+        partial=settings.init_partial,
+        architecture=opened.name.partition(".")[0],
     )
     log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return network

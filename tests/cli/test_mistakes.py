@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from in21k.datapipe import backends
+from in21k.models import create_model, save_weights
 
 from .conftest import run
 
@@ -124,6 +125,8 @@ def test_what_is_not_there_or_not_that_is_named(
         (("--recipe", "tinny"), "unknown recipe 'tinny'"),
         (("--loss", "semantics"), "semantic"),
         (("--model", "resnet50", "--set", "model=resnet18"), "twice"),
+        (("--set", "model_args={drop_path_rate:0.1}"), "a space after the colon"),
+        (("--model", "resnet10t", "--set", "model_args={drop_path_rat: 0.1}"), "nearest: drop_path_rate"),
         (("--set", "init=nowhere.pth"), "nowhere.pth: does not exist"),
     ],
 )
@@ -133,6 +136,15 @@ def test_training_names_what_it_does_not_know(
     monkeypatch.chdir(tmp_path)
     assert_refused(run("train", "--data", shards, "--out", "run", "--device", "cpu", *words), said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_hardly_fit_begin_no_training(shards: Path, tmp_path: Path) -> None:
+    save_weights(create_model("resnet14t", num_classes=3), tmp_path / "weights.safetensors")
+    words = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t", "--device", "cpu")
+    begin = f"init={tmp_path / 'weights.safetensors'}"
+    assert_refused(run(*words, "--set", begin), "hardly fits resnet10t", "--set model=resnet14t", "init_partial=true")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert run(*words, "--set", begin, "--set", "init_partial=true", "--dry-run").exit_code == 0
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest(train_words: Words, tmp_path: Path) -> None:

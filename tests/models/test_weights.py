@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_left_out_and_named(small: nn.Module, tmp_path: Pat
     del weights["0.bias"]
     torch.save(weights, tmp_path / "w.pt")
     head = small[2].weight.clone()  # type: ignore[operator]
-    report = load_weights(small, tmp_path / "w.pt")
+    report = load_weights(small, tmp_path / "w.pt", partial=True)
     assert report.fitted == ("0.weight", "2.bias")
     assert report.missing == ("0.bias",)
     assert report.dropped == ("2.weight: (9, 3) for (4, 3)",)
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_left_out_and_named(small: nn.Module, tmp_path: Pat
 def test_weights_of_which_nothing_fits_are_refused(small: nn.Module, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"none of its 1 tensors fits the model \(a against 0.weight"):
-        load_weights(small, tmp_path / "w.pt")
+        load_weights(small, tmp_path / "w.pt", partial=True)
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "torn.pt", "torn.safetensors", "empty.pt", "number.pt", "folder.pt"])
@@ -317,9 +317,3 @@ def test_position_embeddings_of_another_image_size_are_resized_and_said(tmp_path
     report = load_weights(create_model("vit_tiny_patch16_224", img_size=96, **args), tmp_path / "w.safetensors")
     assert report.complete
     assert report.converted == ("pos_embed",)
-
-
-def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    save_weights(create_model("resnet10t", num_classes=3), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"w\.safetensors: none of its \d+ tensors fits"):
-        create_model("vit_tiny_patch16_224", num_classes=5, checkpoint=tmp_path / "w.safetensors", depth=1)

@@ -162,5 +162,15 @@ def test_what_cannot_be_had_is_one_line(name: str, message: str) -> None:
 
 def test_weights_of_another_architecture_are_refused(finished: Path) -> None:
     start: Any = open_start(str(finished))
-    with pytest.raises(ValueError, match="none of its"):
+    with pytest.raises(ValueError, match=r"hardly fits vit_tiny_patch16_224: .*; these are weights of resnet10t"):
         create_network(TrainSettings(model="vit_tiny_patch16_224"), OTHERS, start)
+
+
+def test_weights_that_hardly_fit_begin_a_run_only_where_asked(tmp_path: Path) -> None:
+    deeper = create_model("resnet14t", num_classes=3)
+    save_weights(deeper, tmp_path / "weights.safetensors")
+    start = open_start(str(tmp_path / "weights.safetensors"))
+    with pytest.raises(ValueError, match=r"these are weights of resnet14t \(--set model=resnet14t\)"):
+        create_network(TrainSettings(model="resnet10t"), OTHERS, start)
+    network = create_network(TrainSettings(model="resnet10t", init_partial=True), OTHERS, start)
+    assert torch.equal(network.get_parameter("conv1.0.weight"), deeper.get_parameter("conv1.0.weight"))
