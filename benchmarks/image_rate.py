@@ -21,8 +21,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from in21k.preprocess.image import ImageSettings, store_image
-from in21k.preprocess.resize import RESIZERS, PillowResizer, reduction
+from in21k.preprocess.image import ImageSettings, open_image, store_image
+from in21k.preprocess.resize import RESIZERS, PillowResizer, Target, reduction
 
 ARCHIVE = Path(__file__).parents[1] / ".." / "shared" / "data" / "fall11-mini.tar"
 SIZE = 224
@@ -82,12 +82,16 @@ def psnr(one: Image.Image, two: Image.Image) -> float:
 
 def qualities(data: bytes) -> tuple[int, float, float]:
     """Return by how much a JPEG's decoding reduces it, the PSNR of its stored pixels, and that of coding them."""
-    image, target = Image.open(io.BytesIO(data)), (SIZE, SIZE)
+    opened, target = open_image(data), Target(SIZE, SIZE)
     resizer = PillowResizer()
-    plain = Image.open(io.BytesIO(data)).convert("L" if image.mode == "L" else "RGB")
-    plain = plain.resize(target, Image.Resampling.BILINEAR)
+    plain = Image.open(io.BytesIO(data)).convert("L" if opened.image.mode == "L" else "RGB")
+    plain = plain.resize(target.size, Image.Resampling.BILINEAR)
     coded = Image.open(io.BytesIO(resizer.encode(plain, ImageSettings().quality)))
-    return reduction(image.size, target), psnr(resizer.resized(data, image, 1, target), plain), psnr(coded, plain)
+    return (
+        reduction(opened.image.size, target.size),
+        psnr(resizer.resized(opened, 1, target), plain),
+        psnr(coded, plain),
+    )
 
 
 def print_psnr(images: list[bytes]) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from . import jpeg
+from .jpeg import Opened
 from .resize import RESIZERS, Resizer, fit, get_resizer, stored_mode
 
 del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it knows by itself
@@ -21,6 +22,8 @@ del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow opens MPO, several JPEGs in one file, as a kind of JPEG
 MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded; the largest images of ImageNet have a quarter of that
 MAX_SIDE = 65_500  # libjpeg's
+MAX_RATIO = 1_000  # of the sides, guessed: resizing 30,000,000 x 1 pixels takes gigabytes
+MAX_SCAN_MEGAPIXELS = 2_000  # guessed: a progressive JPEG has some ten scans, and each goes over all pixels
 ORIENTATION = 0x0112
 # What decoders were seen to raise, and their kin; not MemoryError, which is no fault of the image.
 DECODER_ERRORS = (
@@ -106,20 +109,17 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
 
 def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImage:
     with _rejecting():
-        image = _open(data)
-        image_format = str(image.format)
-        cut = jpeg.is_jpeg(image) and not jpeg.ends_well(data)
+        opened = open_image(data)
+        cut = opened.is_jpeg and not jpeg.ends_well(data)
         if cut:
-            data = jpeg.mended(data, progressive="progressive" in image.info)
-            image = _open(data)
+            opened = open_image(jpeg.mended(data, progressive="progressive" in opened.image.info))
+        data, image = opened.data, opened.image
+        image_format = str(image.format)
         # Reading the EXIF of other formats may decode them, and a second try then passes over what was wrong.
-        orientation = _orientation(image if jpeg.is_jpeg(image) else _open(data))
+        orientation = _orientation(image if opened.is_jpeg else open_image(data).image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         target = fit(width, height, settings.resize, settings.size)
-        if max(target) > MAX_SIDE:
-            raise RejectedImageError(
-                "too large", f"{target[0]}x{target[1]} as stored; a JPEG has sides to {MAX_SIDE:,}"
-            )
+        _check_sides(*target.size, "as stored")
         changes = [
             what
             for what, applies in (
@@ -127,20 +127,20 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
                 (f"{image.mode} to {stored_mode(image)}", image.mode != stored_mode(image)),
                 ("end mended", cut),
                 ("rotated", orientation != 1),
-                ("resized", target != (width, height)),
+                ("resized", target.size != (width, height)),
             )
             if applies
         ]
-        if not changes and not jpeg.is_common(data):
+        if not changes and not opened.is_common:
             changes = ["recoded"]
-        if jpeg.is_jpeg(image) and not (changes and jpeg.is_plain(image)):
-            jpeg.check(data, image)  # plain ones are checked as the resizer decodes them
+        if opened.is_jpeg and not (changes and opened.is_plain):
+            jpeg.check(opened)  # plain ones are checked as the resizer decodes them
         if changes:
-            stored = resizer.encode(resizer.resized(data, image, orientation, target), settings.quality)
+            stored = resizer.encode(resizer.resized(opened, orientation, target), settings.quality)
         else:
-            stored = jpeg.without_exif(data)
-            changes = ["EXIF removed"] if len(stored) != len(data) else []
-    return StoredImage(stored, *target, image_format, width, height, changes)
+            stored, removed = jpeg.without_metadata(data)
+            changes = [f"{kind} removed" for kind in removed]
+    return StoredImage(stored, *target.size, image_format, width, height, changes)
 
 
 @contextmanager
@@ -158,18 +158,36 @@ def _rejecting() -> Generator[None]:
         raise RejectedImageError("undecodable", str(error) or type(error).__name__) from error
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Opened:
+    """Open an image and check what its header tells, before anything of it is decoded.
+
+    Raises RejectedImageError, and what decoders raise.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"begins with {data[:8]!r}") from None
+    _check_sides(*image.size)
     if image.width * image.height > MAX_PIXELS:
         raise RejectedImageError("too large", f"{image.width}x{image.height} pixels, over {MAX_PIXELS:,}")
-    return image
+    header = jpeg.read_header(data) if jpeg.is_jpeg(image) else None
+    if header and header.num_scans * image.width * image.height > MAX_SCAN_MEGAPIXELS * 1e6:
+        scans = f"{header.num_scans:,} scans of {image.width}x{image.height} pixels"
+        raise RejectedImageError("too many scans", f"{scans}, over {MAX_SCAN_MEGAPIXELS:,} megapixels together")
+    return Opened(data, image, header)
+
+
+def _check_sides(width: int, height: int, which: str = "as it is") -> None:
+    short, long = sorted((width, height))
+    if long > MAX_SIDE or long > MAX_RATIO * short:
+        raise RejectedImageError(
+            "too wide",
+            f"{width}x{height} pixels {which}, over {MAX_SIDE:,}, or one side over {MAX_RATIO:,} times the other",
+        )
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) where there is none or it makes no sense."""
+    """Return the orientation, 1 to 8, by EXIF, else by XMP; 1 (upright) where there is none or it makes no sense."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except DECODER_ERRORS as error:

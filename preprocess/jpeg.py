@@ -1,11 +1,13 @@
-"""JPEG files: decoded with what libjpeg warns of, their end mended, their EXIF cut out."""
+"""JPEG files: their header read, decoded with what libjpeg warns of, their end mended, their metadata cut out."""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -14,9 +16,18 @@ from PIL import Image
 
 END = b"\xff\xd9"
 SCAN = 0xDA
-APP1 = 0xE1
+APP1, APP13 = 0xE1, 0xED
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-COMMON_FRAMES = (0xC0, 0xC1, 0xC2)  # sequential and progressive Huffman: what every decoder reads
+SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+COMMON_FRAMES = (*SEQUENTIAL_FRAMES, 0xC2)  # sequential and progressive Huffman: what every decoder reads
+WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # markers that stand alone
+_MARKER = re.compile(rb"\xff+[^\x00\xff]")  # with its fill bytes
+# What may hold an orientation, by marker and first bytes; cut out of what is stored.
+METADATA = (
+    (APP1, b"Exif\0\0", "EXIF"),
+    (APP1, b"", "XMP"),
+    (APP13, b"", "Photoshop data"),
+)
 # What libjpeg's warnings begin with (its jerror.h). TurboJPEG reports errors the same way, and "not strict" hides both.
 WARNINGS = (
     "Corrupt JPEG data",
@@ -32,30 +43,62 @@ class TruncatedJpegError(ValueError):
     """A JPEG that lacks pixels."""
 
 
+class Header(NamedTuple):
+    """What the segments before the first scan of a JPEG tell.
+
+    is_common: every decoder reads it: 8 bits a sample, sequential or progressive Huffman coding, the usual chroma
+               sampling, and nothing between the segments.
+    num_scans: of the whole file; what only looks like a scan, behind the end of the image, counts too.
+    """
+
+    is_common: bool
+    num_scans: int
+
+
+class Opened(NamedTuple):
+    """An image as it was opened: its bytes, Pillow's view of them, and its header where it is a JPEG."""
+
+    data: bytes
+    image: Image.Image
+    header: Header | None
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it is a JPEG, also as the first of several in one file (MPO)."""
+        return self.header is not None
+
+    @property
+    def is_common(self) -> bool:
+        """Whether it is a JPEG that every decoder reads: no other coding may be decoded by TurboJPEG.
+
+        Of a lossless JPEG it writes all pixels where room for the reduced ones is.
+        """
+        return self.header is not None and self.header.is_common
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a common JPEG of RGB or greyscale."""
+        return self.is_common and self.image.mode in ("RGB", "L")
+
+
 def is_jpeg(image: Image.Image) -> bool:
     """Tell whether an opened image is a JPEG, also as the first of several in one file (MPO)."""
     return image.format in ("JPEG", "MPO")
 
 
-def is_plain(image: Image.Image) -> bool:
-    """Tell whether an opened image is a JPEG of RGB or greyscale."""
-    return is_jpeg(image) and image.mode in ("RGB", "L")
+def decode(opened: Opened, colorspace: str, reduction: int = 1) -> NDArray[np.uint8]:
+    """Return a common JPEG's pixels, height x width x channels, at 1/1, 1/2, 1/4 or 1/8 of its size, rounded up.
 
-
-def decode(data: bytes, image: Image.Image, colorspace: str, reduction: int = 1) -> NDArray[np.uint8] | None:
-    """Return the pixels, height x width x channels, at 1/1, 1/2, 1/4 or 1/8 of the opened image's size, rounded up.
-
-    They are Pillow's, but what libjpeg warns of first becomes a warning. None where TurboJPEG does not know the chroma
-    sampling, so that only Pillow can decode it. Raises OSError or ValueError.
+    They are Pillow's, but what libjpeg warns of first becomes a warning. Raises OSError or ValueError.
     """
+    assert opened.is_common
+    data, image = opened.data, opened.image
     width, height = (-(-side // reduction) for side in image.size)
     scaled = partial(simplejpeg.decode_jpeg, data, colorspace, min_width=width, min_height=height, min_factor=reduction)
     try:
         return scaled()
     except ValueError as error:
         message = str(error)
-    if "subsampling" in message:
-        return None
     if not message.startswith(WARNINGS):
         raise ValueError(message)
     _load(image)  # libjpeg tells its first warning only, Pillow whether pixels are missing
@@ -63,10 +106,12 @@ def decode(data: bytes, image: Image.Image, colorspace: str, reduction: int = 1)
     return scaled(strict=False)
 
 
-def check(data: bytes, image: Image.Image) -> None:
+def check(opened: Opened) -> None:
     """Read all of a JPEG's scan data: raises and warns as `decode` does, and takes less time."""
-    if decode(data, image, "CMYK" if image.mode == "CMYK" else "GRAY", reduction=8) is None:
-        _load(image)
+    if opened.is_common:
+        decode(opened, "CMYK" if opened.image.mode == "CMYK" else "GRAY", reduction=8)
+    else:
+        _load(opened.image)
 
 
 def _load(image: Image.Image) -> None:
@@ -79,32 +124,54 @@ def _load(image: Image.Image) -> None:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of a JPEG's segments up to its first scan, whose end is that of the data."""
+    """Yield (marker, start, end) of a JPEG's segments up to its first scan, whose end is that of the data.
+
+    They are found as libjpeg finds them, which skips what lies between.
+    """
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        start = position
-        while position + 4 <= len(data) and data[position + 1] == 0xFF:  # fill bytes
-            position += 1
-        marker = data[position + 1]
+    while match := _MARKER.search(data, position):
+        marker = data[match.end() - 1]
         if marker == SCAN:
-            yield marker, start, len(data)
+            yield marker, match.start(), len(data)
             return
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        yield marker, start, end
+        length = 0 if marker in WITHOUT_LENGTH else int.from_bytes(data[match.end() : match.end() + 2])
+        position = match.end() + length
+        yield marker, match.start(), position
+
+
+def content(data: bytes, start: int, end: int) -> bytes:
+    """Return what a segment holds, without its marker and its length."""
+    return data[start:end].lstrip(b"\xff")[3:]
+
+
+def read_header(data: bytes) -> Header:
+    """Read a JPEG up to its first scan; what libjpeg warns of there becomes a warning."""
+    frames: list[tuple[int, bytes]] = []
+    is_common, num_scans, position = _has_common_sampling(data), 0, 2
+    for marker, start, end in segments(data):
+        is_common = is_common and start == position and marker not in WITHOUT_LENGTH
         position = end
+        if marker in FRAMES:
+            frames.append((marker, content(data, start, end)))
+        if marker == SCAN:
+            num_scans = 1 if _holds_all(frames, content(data, start, start + 8)) else data.count(b"\xff\xda", start)
+    is_common = is_common and [marker in COMMON_FRAMES and frame[:1] == b"\x08" for marker, frame in frames] == [True]
+    return Header(is_common, num_scans)
 
 
-def is_common(data: bytes) -> bool:
-    """Tell whether every decoder reads it: not arithmetic, not lossless, 8 bits a sample, the usual chroma sampling."""
+def _holds_all(frames: list[tuple[int, bytes]], scan: bytes) -> bool:
+    """Tell whether a first scan is the only one: it holds every component of a sequential frame."""
+    return any(marker in SEQUENTIAL_FRAMES and frame[5:6] == scan[:1] for marker, frame in frames)
+
+
+def _has_common_sampling(data: bytes) -> bool:
     try:
         simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # it has no name for 4:4:1
+    except (ValueError, KeyError) as error:  # it has no name for 4:4:1
+        if str(error).startswith(WARNINGS):
+            warnings.warn(str(error), stacklevel=2)
         return False
-    return any(
-        marker in COMMON_FRAMES and data[start:end].lstrip(b"\xff")[3:4] == b"\x08"
-        for marker, start, end in segments(data)
-        if marker in FRAMES
-    )
+    return True
 
 
 def ends_well(data: bytes) -> bool:
@@ -137,11 +204,16 @@ def _pixels(data: bytes) -> bytes:
     return Image.open(io.BytesIO(data), formats=("JPEG",)).tobytes()
 
 
-def without_exif(data: bytes) -> bytes:
-    """Return the JPEG without its EXIF segments: the pixels stay as they are."""
-    kept = [data[:2]]
+def without_metadata(data: bytes) -> tuple[bytes, list[str]]:
+    """Return a JPEG without the segments of `METADATA`, and which those were: the pixels stay as they are."""
+    kept: list[bytes] = []
+    removed: set[str] = set()
+    position = 0
     for marker, start, end in segments(data):
-        segment = data[start:end].lstrip(b"\xff")  # the marker, its length, its content
-        if not (marker == APP1 and segment[3:9] == b"Exif\0\0"):
-            kept.append(data[start:end])
-    return b"".join(kept)
+        first = content(data, start, end)
+        kind = next((kind for of, begin, kind in METADATA if of == marker and first.startswith(begin)), None)
+        if kind:
+            kept.append(data[position:start])
+            removed.add(kind)
+            position = end
+    return b"".join([*kept, data[position:]]), sorted(removed)

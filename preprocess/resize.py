@@ -6,13 +6,14 @@ import io
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
 from PIL import Image, features
 
 from . import jpeg
+from .jpeg import Opened
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled DCT) where that leaves this part of the target, or
 # more, in both directions. Measured over 234 real images at 224, speed as the part of decoding alone that storing
@@ -29,20 +30,34 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # cv2's codes, after a transpose from 5 on: 1 swaps left and right
 
 
-def fit(width: int, height: int, resize: str, size: int) -> tuple[int, int]:
-    """Return the (width, height) an image is resized to.
+class Target(NamedTuple):
+    """The size of a stored image, in pixels, and by what both sides are scaled (None: each by its own ratio)."""
 
-    >>> fit(500, 375, "squish", 224), fit(500, 375, "short-edge", 224), fit(100, 75, "squish", 224)
-    ((224, 224), (299, 224), (100, 75))
+    width: int
+    height: int
+    scale: float | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.width, self.height
+
+
+def fit(width: int, height: int, resize: str, size: int) -> Target:
+    """Return what an image is resized to.
+
+    >>> fit(500, 375, "squish", 224), fit(500, 400, "short-edge", 100).size, fit(100, 75, "squish", 224).size
+    (Target(width=224, height=224, scale=None), (125, 100), (100, 75))
     """
     if resize == "none" or max(width, height) < size:
-        return width, height
+        return Target(width, height)
     if resize == "squish":
-        return size, size
+        return Target(size, size)
     scale = size / min(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return Target(max(1, round(width * scale)), max(1, round(height * scale)), scale)  # as cv2 rounds
 
 
 def reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
@@ -62,8 +77,8 @@ class Resizer(Protocol):
         """Return name and version of what decides the pixels."""
         ...
 
-    def resized(self, data: bytes, image: Image.Image, orientation: int, target: tuple[int, int]) -> Any:
-        """Return the pixels of `data`, opened as `image`, upright and of the target (width, height), for `encode`."""
+    def resized(self, opened: Opened, orientation: int, target: Target) -> Any:
+        """Return the pixels of an image upright and of the target's size, for `encode`."""
         ...
 
     def encode(self, pixels: Any, quality: int) -> bytes:
@@ -83,15 +98,14 @@ class PillowResizer:
         codecs = f"libjpeg-turbo {features.version('libjpeg_turbo')}, simplejpeg {metadata.version('simplejpeg')}"
         return f"pillow {PIL.__version__}{vector} ({codecs})"
 
-    def resized(self, data: bytes, image: Image.Image, orientation: int, target: tuple[int, int]) -> Image.Image:
-        """Return the image upright, as RGB or L, at the target size."""
-        across = orientation >= 5
-        picture = _jpeg_picture(data, image, reduction(image.size, (target[1], target[0]) if across else target))
-        picture = picture or to_stored_mode(image)
+    def resized(self, opened: Opened, orientation: int, target: Target) -> Image.Image:
+        """Return the image upright, as RGB or L, at the target's size."""
+        size = target.size if orientation < 5 else target.size[::-1]
+        picture = _jpeg_picture(opened, size) if opened.is_plain else to_stored_mode(opened.image)
         if orientation in _TRANSPOSE:
             picture = picture.transpose(_TRANSPOSE[orientation])
-        if picture.size != target:
-            picture = (_vector_resize() or _pillow_resize)(picture, target)
+        if picture.size != target.size:
+            picture = (_vector_resize() or _pillow_resize)(picture, target.size)
         return picture.convert("RGB") if picture.mode == "RGBA" else picture
 
     def encode(self, pixels: Image.Image, quality: int) -> bytes:
@@ -102,14 +116,12 @@ class PillowResizer:
         return out.getvalue()
 
 
-def _jpeg_picture(data: bytes, image: Image.Image, by: int) -> Image.Image | None:
-    """Return a JPEG's pixels as L or RGBA (opaque), or None where Pillow has to decode it."""
-    if not jpeg.is_plain(image):
-        return None
-    mode, colorspace = ("L", "GRAY") if image.mode == "L" else ("RGBA", "RGBA")
-    pixels = jpeg.decode(data, image, colorspace, by)
+def _jpeg_picture(opened: Opened, target: tuple[int, int]) -> Image.Image:
+    """Return a plain JPEG's pixels, reduced for the target, as L or RGBA (opaque)."""
+    mode, colorspace = ("L", "GRAY") if opened.image.mode == "L" else ("RGBA", "RGBA")
+    pixels = jpeg.decode(opened, colorspace, reduction(opened.image.size, target))
     # Four bytes a pixel are what Pillow keeps for RGB too: the pixels become an image without being copied.
-    return None if pixels is None else Image.frombuffer(mode, pixels.shape[1::-1], pixels, "raw", mode, 0, 1)
+    return Image.frombuffer(mode, pixels.shape[1::-1], pixels, "raw", mode, 0, 1)
 
 
 def _pillow_resize(picture: Image.Image, target: tuple[int, int]) -> Image.Image:
@@ -152,29 +164,39 @@ class OpenCVResizer:
         """Return OpenCV's version."""
         return f"opencv {self._cv2.__version__} (simplejpeg {metadata.version('simplejpeg')})"
 
-    def resized(self, data: bytes, image: Image.Image, orientation: int, target: tuple[int, int]) -> Any:
-        """Return BGR pixels, uint8, height x width x 3."""
-        pixels = self._decoded(data, image, orientation)
-        if pixels.shape[1::-1] == target:
-            return pixels
-        return self._cv2.resize(pixels, target, interpolation=self._cv2.INTER_LINEAR)
+    def resized(self, opened: Opened, orientation: int, target: Target) -> Any:
+        """Return BGR pixels, uint8, height x width x 3.
 
-    def _decoded(self, data: bytes, image: Image.Image, orientation: int) -> Any:
+        With a scale cv2 samples by it, and not by the ratio of the rounded sizes.
+        """
+        pixels = self._upright(self._decoded(opened), orientation)
+        if pixels.shape[1::-1] == target.size:
+            return pixels
+        by_scale = {"dsize": None, "fx": target.scale, "fy": target.scale}
+        how = by_scale if target.scale else {"dsize": target.size}
+        return self._cv2.resize(pixels, **how, interpolation=self._cv2.INTER_LINEAR)
+
+    def _decoded(self, opened: Opened) -> Any:
         cv2 = self._cv2
-        if jpeg.is_plain(image):
+        if opened.is_plain:
             # These are cv2's own pixels, as a test holds; and unlike cv2 it tells what libjpeg warns of.
-            if orientation == 1 and (pixels := jpeg.decode(data, image, "BGR")) is not None:
-                return pixels
-            jpeg.check(data, image)
-        if image.format == "GIF":  # not every build of cv2 knows it
-            return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+            return jpeg.decode(opened, "BGR")
+        if opened.image.format == "GIF":  # not every build of cv2 knows it
+            return cv2.cvtColor(np.asarray(opened.image.convert("RGB")), cv2.COLOR_RGB2BGR)
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # which formats it turns depends on its version
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # upright by its EXIF
+            pixels = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
         except cv2.error as error:
             raise ValueError(f"cv2 does not decode it: {error}") from error
         if pixels is None:
             raise ValueError("cv2 does not decode it")
         return pixels
+
+    def _upright(self, pixels: Any, orientation: int) -> Any:
+        if orientation >= 5:
+            pixels = self._cv2.transpose(pixels)
+        flip = _FLIP.get(orientation)
+        return pixels if flip is None else self._cv2.flip(pixels, flip)
 
     def encode(self, pixels: Any, quality: int) -> bytes:
         """Return the pixels as a JPEG."""

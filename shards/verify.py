@@ -297,7 +297,7 @@ def _check_image(row: dict[str, Any], data: bytes) -> Iterator[str]:
             if image.size != (row["width"], row["height"]) or image.mode not in ("RGB", "L"):
                 yield f"{row['key']}: is {image.size} {image.mode}; the manifest says {row['width']}x{row['height']}"
             if 0x0112 in image.getexif():
-                yield f"{row['key']}: holds an EXIF orientation"
+                yield f"{row['key']}: holds an orientation, in EXIF or XMP"
     except (OSError, SyntaxError, ValueError) as error:
         yield f"{row['key']}: does not decode ({error})"
 

@@ -7,9 +7,12 @@ import io
 import re
 import subprocess
 import sys
+import tarfile
 import warnings
 import zlib
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from in21k.preprocess import image as image_module
+from in21k.preprocess import jpeg
 from in21k.preprocess.image import ImageSettings, RejectedImageError, StoredImage, store_image
 from in21k.preprocess.resize import PillowResizer, fit, get_resizer
 
@@ -58,7 +63,7 @@ def check_stored(stored: StoredImage) -> Image.Image:
     picture.load()
     assert (picture.format, picture.size) == ("JPEG", (stored.width, stored.height))
     assert picture.mode in ("RGB", "L")
-    assert "exif" not in picture.info
+    assert not {"exif", "xmp", "photoshop"} & picture.info.keys()
     assert len(picture.getexif()) == 0
     return picture
 
@@ -67,16 +72,26 @@ def check_stored(stored: StoredImage) -> Image.Image:
     st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(["squish", "short-edge", "none"]), st.integers(1, 512)
 )
 def test_images_fit_the_size_and_smaller_ones_stay(width: int, height: int, resize: str, size: int) -> None:
-    fitted = fit(width, height, resize, size)
+    target = fit(width, height, resize, size)
     if resize == "none" or max(width, height) < size:
-        assert fitted == (width, height)
+        assert target == (width, height, None)
     elif resize == "squish":
-        assert fitted == (size, size)
+        assert target == (size, size, None)
     else:
-        assert min(fitted) == size
-        short, long = sorted((width, height))
-        assert abs(max(fitted) - long * size / short) <= 0.5
-        assert fitted == fit(height, width, resize, size)[::-1]
+        assert min(target.size) == size
+        assert target.scale == size / min(width, height)
+        assert abs(max(target.size) - max(width, height) * target.scale) <= 0.5
+        assert target.size == fit(height, width, resize, size).size[::-1]
+
+
+@settings(max_examples=400)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 300))
+def test_sizes_of_the_short_edge_are_those_that_cv2_rounds_to(width: int, height: int, size: int) -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    target = fit(width, height, "short-edge", size)
+    if target.scale and max(target.size) < 20_000:
+        pixels = cv2.resize(np.zeros((height, width), np.uint8), None, None, fx=target.scale, fy=target.scale)
+        assert target.size == pixels.shape[::-1]
 
 
 @pytest.mark.parametrize(
@@ -114,23 +129,48 @@ def test_a_resized_image_looks_like_the_original(draw: Draw, encode: Encode, dec
     assert difference(check_stored(stored), wanted) < 4
 
 
-def test_opencv_gives_the_bytes_of_the_references_scripts(draw: Draw, encode: Encode) -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+def by_the_references_scripts(data: bytes, resize: str, size: int) -> bytes:
+    """Store an image of sides of at least the size as the reference's scripts do, with cv2's own calls."""
+    cv2 = importlib.import_module("cv2")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    scale = size / min(pixels.shape[:2])
+    how = {"dsize": (size, size)} if resize == "squish" else {"dsize": None, "fx": scale, "fy": scale}
+    return cv2.imencode(".jpg", cv2.resize(pixels, **how))[1].tobytes()
+
+
+@pytest.mark.parametrize("resize", ["squish", "short-edge"])
+def test_opencv_gives_the_bytes_of_the_references_scripts(draw: Draw, encode: Encode, resize: str) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
     ways: list[dict[str, Any]] = [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 40}]
-    for image in (draw(90, 70), draw(301, 33), draw(33, 61), draw(60, 90).convert("L")):
+    ways += [{"exif": exif_of(orientation)} for orientation in range(2, 9)]
+    for image in (draw(90, 70), draw(301, 33), draw(33, 61), draw(64, 65), draw(60, 90).convert("L")):
         for way in ways:
             data = encode(image, **way)
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            short = min(image.size)
-            for resize, target in (
-                ("squish", (32, 32)),
-                ("short-edge", (round(image.width * 32 / short), round(image.height * 32 / short))),
-            ):
-                resized = cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR)
-                wanted = cv2.imencode(".jpg", resized)[1].tobytes()
-                assert store_image(data, ImageSettings(resize=resize, size=32, resizer="opencv")).data == wanted
-            small = store_image(data, ImageSettings(size=400, resizer="opencv"))
-            assert (small.data, small.changes) == (data, [])
+            stored = store_image(data, ImageSettings(resize=resize, size=32, resizer="opencv"))
+            assert stored.data == by_the_references_scripts(data, resize, 32)
+            assert check_stored(stored)
+    small = store_image(encode(draw()), ImageSettings(resize=resize, size=400, resizer="opencv"))
+    assert (small.data, small.changes) == (encode(draw()), [])
+
+
+@pytest.mark.parametrize("resize", ["squish", "short-edge"])
+def test_opencv_gives_the_references_bytes_of_real_images(data_folder: Path, resize: str) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    num_images = 0
+    with tarfile.open(data_folder / "fall11-mini.tar") as archive:
+        for member in islice(archive, 0, None, 4):
+            with tarfile.open(fileobj=archive.extractfile(member)) as images:
+                image = images.next()
+                data = images.extractfile(image).read() if image else b""
+            with Image.open(io.BytesIO(data)) as opened:
+                is_plain = opened.format == "JPEG" and opened.mode in ("RGB", "L")
+                sizes = [size for size in (224, 256, 87) if max(opened.size) >= size]
+            for size in sizes if is_plain else ():
+                stored = store_image(data, ImageSettings(resize=resize, size=size, resizer="opencv"))
+                if "resized" in stored.changes:  # one that has the size already keeps its bytes
+                    assert stored.data == by_the_references_scripts(data, resize, size)
+                    num_images += 1
+    assert num_images > 100
 
 
 def rgba(draw: Draw) -> Image.Image:
@@ -203,6 +243,76 @@ def test_images_are_stored_upright(
 def test_an_orientation_that_makes_no_sense_is_upright(draw: Draw, encode: Encode, orientation: int) -> None:
     stored = store_image(encode(draw(60, 40), exif=exif_of(orientation)), KEEP)
     assert (check_stored(stored).size, stored.changes) == ((60, 40), ["EXIF removed"])
+
+
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def xmp_of(orientation: int | str, element: bool = False) -> bytes:
+    if element:
+        return f"<rdf:Description><tiff:Orientation>{orientation}</tiff:Orientation></rdf:Description>".encode()
+    return f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+
+
+def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
+    """Put a segment before all others of a JPEG."""
+    return data[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content + data[2:]
+
+
+@pytest.mark.parametrize("size", [224, 32], ids=["same size", "resized"])
+@pytest.mark.parametrize("element", [False, True], ids=["attribute", "element"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_by_their_xmp_too(
+    draw: Draw, encode: Encode, decode: Decode, resizer: str, orientation: int, element: bool, size: int
+) -> None:
+    plain = encode(draw(60, 40))
+    upright = ImageOps.exif_transpose(decode(encode(draw(60, 40), exif=exif_of(orientation))))
+    data = with_segment(plain, 0xE1, XMP + xmp_of(orientation, element))
+    stored = store_image(data, ImageSettings(size=size, resizer=resizer))
+    picture = check_stored(stored)
+    assert ("rotated" in stored.changes) == (orientation != 1)
+    assert (stored.source_width, stored.source_height) == upright.size
+    assert difference(picture, upright if size == 224 else upright.resize((32, 32), Image.Resampling.BILINEAR)) < 5
+    if orientation == 1 and size == 224:
+        assert (stored.data, stored.changes) == (plain, ["XMP removed"])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("by_exif", "by_xmp"), [(1, 6), (6, 1), (3, 8), (9, 6)])
+def test_exif_goes_before_xmp(
+    draw: Draw, encode: Encode, decode: Decode, resizer: str, by_exif: int, by_xmp: int, image_format: str
+) -> None:
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp_of(by_xmp).decode())
+    options = {"PNG": {"pnginfo": info}, "WEBP": {"xmp": xmp_of(by_xmp), "lossless": True}}.get(image_format, {})
+    data = encode(draw(60, 40), image_format, exif=exif_of(by_exif), **options)
+    if image_format == "JPEG":
+        data = with_segment(data, 0xE1, XMP + xmp_of(by_xmp))
+    upright = ImageOps.exif_transpose(decode(data))
+    assert (upright.size == (60, 40)) == (by_exif != 6)
+    assert difference(check_stored(store_image(data, ImageSettings(resizer=resizer))), upright) < 5
+
+
+def test_no_orientation_of_any_kind_is_left(draw: Draw, encode: Encode, resizer: str) -> None:
+    """Also in Photoshop's data, where ImageMagick looks, and in segments that only their marker tells."""
+    plain = encode(draw(60, 40), comment=b"drawn", icc_profile=b"a profile")
+    tiff = exif_of(6).tobytes().removeprefix(b"Exif\0\0")
+    photoshop = b"Photoshop 3.0\0" + b"8BIM\x04\x22\0\0" + len(tiff).to_bytes(4) + tiff
+    data = with_segment(plain, 0xED, photoshop)
+    data = with_segment(data, 0xE1, b"exif!\0" + tiff)
+    data = with_segment(data, 0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40) + xmp_of(6))
+    stored = store_image(data, ImageSettings(resizer=resizer))
+    assert (stored.data, stored.changes) == (plain, ["Photoshop data removed", "XMP removed"])
+
+
+@pytest.mark.parametrize("name", ["xmp6.jpg", "xmp6-exif1.jpg", "xmp-not-utf8.jpg"])
+@pytest.mark.parametrize("resize", ["none", "squish"])
+def test_real_files_with_xmp_are_stored_upright(data_folder: Path, resizer: str, name: str, resize: str) -> None:
+    data = (data_folder / "faults" / name).read_bytes()
+    stored = store_image(data, ImageSettings(resize=resize, resizer=resizer))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert (stored.source_width, stored.source_height) == upright.size
+    assert difference(check_stored(stored), upright.resize((stored.width, stored.height))) < 6
 
 
 def test_exif_is_cut_out_without_touching_anything_else(draw: Draw, encode: Encode, resizer: str) -> None:
@@ -370,6 +480,47 @@ def test_jpegs_of_rare_codings_are_recoded_or_rejected(
     assert stored.changes[0] in ("recoded", "resized")
 
 
+def stored_elsewhere(data: bytes, resizer: str, size: int) -> bytes:
+    """Store an image in a process of its own, which a decoder may end."""
+    program = (
+        "import sys; from in21k.preprocess.image import ImageSettings, store_image;"
+        f"settings = ImageSettings(resizer={resizer!r}, size={size});"
+        "sys.stdout.buffer.write(store_image(sys.stdin.buffer.read(), settings).data)"
+    )
+    return subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("size", [512, 224, 40], ids=["same size", "half size", "eighth of the size"])
+def test_a_lossless_jpeg_is_stored(
+    draw: Draw, encode_lossless: Encode, decode: Decode, resizer: str, size: int
+) -> None:
+    """TurboJPEG does not reduce it, and writes all pixels into the room for the reduced ones."""
+    picture = draw(500, 375)
+    data = encode_lossless(picture)
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(picture))
+    stored = decode(stored_elsewhere(data, resizer, size))
+    assert difference(stored, picture.resize(stored.size, Image.Resampling.BILINEAR)) < 6
+
+
+@pytest.mark.parametrize("size", [512, 224, 40])
+def test_a_real_lossless_jpeg_is_stored(data_folder: Path, decode: Decode, resizer: str, size: int) -> None:
+    stored = stored_elsewhere((data_folder / "faults" / "lossless-sof3.jpg").read_bytes(), resizer, size)
+    assert decode(stored).size == ((500, 375) if size == 512 else (size, size))
+
+
+@pytest.mark.parametrize("between", [b"abc", b"\x00", b"\xff\x00", b"\xff\xd0"])
+def test_what_lies_between_segments_is_left_out(
+    draw: Draw, encode: Encode, decode: Decode, resizer: str, between: bytes
+) -> None:
+    plain = encode(draw())
+    table = plain.index(b"\xff\xdb")
+    data = with_segment(plain[:table] + between + plain[table:], 0xE1, exif_of(1).tobytes())
+    stored = store_image(data, ImageSettings(resizer=resizer))
+    assert stored.changes[0] == "recoded"
+    assert all(change.startswith("warning: Corrupt JPEG data: ") for change in stored.changes[1:])
+    assert difference(check_stored(stored), decode(plain)) < 4
+
+
 def test_a_chroma_sampling_that_few_know_is_recoded(draw: Draw, encode: Encode, decode: Decode, resizer: str) -> None:
     data = encode(draw(), subsampling=0)
     sampling = data.index(b"\xff\xc0") + 11
@@ -415,10 +566,64 @@ def test_text_that_unpacks_to_very_much_is_rejected(resizer: str) -> None:
     assert reject_reason(png(8, 8, text, rows), ImageSettings(resizer=resizer)) == "undecodable"
 
 
-@pytest.mark.parametrize("resize", ["none", "short-edge"])
-def test_sides_that_no_jpeg_has_are_too_large(encode: Encode, resize: str) -> None:
-    data = encode(Image.new("L", (66_000 if resize == "none" else 9_000, 2)), "PNG")
-    assert reject_reason(data, ImageSettings(resize=resize, size=20)) == "too large"
+def test_a_small_file_of_very_long_sides_is_too_wide(resizer: str) -> None:
+    """Before it is decoded: its resizer would take gigabytes."""
+    for width, height in ((30_000_000, 1), (1, 30_000_000), (1_001, 1), (65_501, 400)):
+        data = png(width, height, chunk(b"IDAT", zlib.compress(bytes(100))))
+        for resize in ("squish", "short-edge", "none"):
+            assert reject_reason(data, ImageSettings(resize=resize, resizer=resizer)) == "too wide"
+
+
+def test_the_widest_images_are_stored(encode: Encode, resizer: str) -> None:
+    for size in ((1_000, 1), (1, 1_000), (65_500, 66)):
+        data = encode(Image.new("L", size), "PNG")
+        for resize in ("squish", "none"):
+            check_stored(store_image(data, ImageSettings(resize=resize, resizer=resizer)))
+
+
+def test_images_that_would_be_wider_than_any_jpeg_are_too_wide(encode: Encode, resizer: str) -> None:
+    data = encode(Image.new("L", (900, 1)), "PNG")
+    assert reject_reason(data, ImageSettings(resize="short-edge", size=224, resizer=resizer)) == "too wide"
+
+
+def of_scans(data: bytes, num_scans: int, width: int, height: int) -> bytes:
+    """Give a progressive JPEG other sides and so many empty scans in place of its own."""
+    frame = data.index(b"\xff\xc2") + 5
+    data = data[:frame] + height.to_bytes(2) + width.to_bytes(2) + data[frame + 4 :]
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" + b"\x00" * 4
+    return data[: data.index(b"\xff\xda")] + scan * num_scans + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("num_scans", "width", "height", "is_rejected"),
+    [(25, 9_000, 9_000, True), (2_001, 1_000, 1_000, True), (2_000, 1_000, 1_000, False), (300, 40, 30, False)],
+)
+def test_a_jpeg_of_hundreds_of_scans_over_many_pixels_is_rejected_before_it_is_decoded(
+    draw: Draw,
+    encode: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+    num_scans: int,
+    width: int,
+    height: int,
+    is_rejected: bool,
+) -> None:
+    def decoded(*_: object, **__: object) -> None:
+        raise RejectedImageError("decoded", "it got so far")
+
+    monkeypatch.setattr(jpeg, "decode", decoded)
+    data = of_scans(encode(draw(), progressive=True), num_scans, width, height)
+    assert reject_reason(data, ImageSettings()) == ("too many scans" if is_rejected else "decoded")
+
+
+def test_scans_are_counted_in_every_coding_that_may_have_several(draw: Draw, encode: Encode) -> None:
+    colours = encode(draw(60, 40))
+    assert jpeg.read_header(colours).num_scans == 1
+    assert jpeg.read_header(colours + b"\xff\xda" * 9).num_scans == 1
+    assert jpeg.read_header(encode(draw(60, 40), progressive=True)).num_scans == 10
+    scan = colours.index(b"\xff\xda")
+    one_of_three = colours[: scan + 2] + b"\x00\x08\x01\x01\x00\x00\x3f\x00"
+    assert jpeg.read_header(one_of_three * 3).num_scans == 3
+    assert jpeg.read_header(b"\xff\xd8\xff\xd9") == (False, 0)
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP"])

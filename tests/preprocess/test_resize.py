@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from in21k.preprocess import resize as resize_module
-from in21k.preprocess.resize import REDUCED_MARGIN, PillowResizer, reduction
+from in21k.preprocess.image import open_image
+from in21k.preprocess.resize import REDUCED_MARGIN, PillowResizer, Target, reduction
 
 BILINEAR = Image.Resampling.BILINEAR
 vector = pytest.mark.skipif(not importlib.util.find_spec("cykooz_resizer"), reason="cykooz-resizer is not installed")
 
 
 def resized(data: bytes, target: tuple[int, int]) -> Image.Image:
-    return PillowResizer().resized(data, Image.open(io.BytesIO(data)), 1, target)
+    return PillowResizer().resized(open_image(data), 1, Target(*target))
 
 
 def worst(one: Image.Image, two: Image.Image) -> int:
@@ -87,7 +87,7 @@ def test_a_picture_that_is_turned_is_reduced_by_the_sides_it_then_has(
     data, turn = encode(draw(400, 200), quality=95), {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}
     upright = decode(data).transpose(turn[orientation])
     target = (upright.width // 4, upright.height // 4)
-    found = PillowResizer().resized(data, Image.open(io.BytesIO(data)), orientation, target)
+    found = PillowResizer().resized(open_image(data), orientation, Target(*target))
     assert np.abs(np.asarray(found, float) - np.asarray(upright.resize(target, BILINEAR), float)).mean() < 3
 
 

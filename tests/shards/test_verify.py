@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from in21k.preprocess import jpeg
+from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.run import prepare
+from in21k.preprocess.select import SelectSettings
+from in21k.preprocess.sources import open_raw_tar
 from in21k.shards import PreparedSet, SemanticTree, ShardSet
 from in21k.shards.class_table import read_class_table, write_class_table
 from in21k.shards.dataset import read_manifest
@@ -283,6 +289,39 @@ def test_damage_to_a_prepared_set_is_found(prepared_copy: Path) -> None:
     assert "val/n01503061.tar: n01503061_0: not there" in problems
     assert "train/n01858441.tar: missing; 11 samples lie in it" in problems
     assert "rejects.parquet: 0 rows; dataset.json says 1" in problems
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_an_orientation_in_a_stored_image_is_found_and_preprocessing_leaves_none(
+    tmp_path: Path,
+    draw: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+    write_archive: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    is_cut: bool,
+) -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="%d"/>'
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    images = {"in_exif.jpg": encode(draw(), exif=exif)}
+    for orientation in (1, 6):
+        segment = xmp % orientation
+        start = b"\xff\xd8\xff\xe1" + (len(segment) + 2).to_bytes(2) + segment
+        images[f"xmp_{orientation}.jpg"] = start + encode(draw())[2:]
+        images[f"xmp_{orientation}_exif_1.jpg"] = start + encode(draw(), exif=exif)[2:]
+    if not is_cut:
+        monkeypatch.setattr(jpeg, "without_metadata", lambda data: (data, []))
+    prepared = prepare(
+        open_raw_tar(write_archive(tmp_path / "raw.tar", {"n01503061": images})),
+        tmp_path / "out",
+        select=SelectSettings(rare_threshold=0, val_per_class=0),
+        image=ImageSettings(resize="none"),
+    )
+    problems = verify(prepared, deep=True).problems
+    wanted = [] if is_cut else ["in_exif", "xmp_1", "xmp_1_exif_1", "xmp_6_exif_1"]  # xmp_6 alone is turned
+    assert problems == [
+        f"train/n01503061.tar: n01503061_{name}: holds an orientation, in EXIF or XMP" for name in wanted
+    ]
 
 
 def test_a_folder_is_opened_as_what_it_is(prepared: PreparedSet, shard_set: ShardSet, tmp_path: Path) -> None:
