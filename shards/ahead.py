@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .background import Background
-from .cache import FileLock
 from .dataset import ShardSplit
+from .lock import FileLock
 from .remote import Fetcher
 from .store import task_group
 

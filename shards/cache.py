@@ -11,7 +11,6 @@ beginning, so that others see the room it takes; one whose writer was killed has
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,41 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import TEMPORARY
+from .lock import FileLock
 
 FOLDER, BYTES = "IN21K_CACHE", "IN21K_CACHE_BYTES"
 DEFAULT_BYTES = 64_000_000_000  # guessed: two windows of shards of 21K-P take 7.7 GB, the whole of it 290 GB
 LOCK = ".lock"
-
-
-class FileLock:
-    """A lock on a file of no content, between processes and between several of its kind in one.
-
-    A process forked meanwhile has it as long as this one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._owner = os.getpid()
-        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-
-    def take(self, *, shared: bool, wait: bool = False) -> bool:
-        """Take it, in place of what was held of it; return whether that went. What was held is gone in any case."""
-        try:
-            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
-
-    def drop(self) -> None:
-        """Let go of it."""
-        if self._owner == os.getpid():
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # for forked processes too: closing would leave it to them
-
-    def release(self) -> None:
-        """Let go of it, for good."""
-        if self._descriptor >= 0:
-            self.drop()
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def lock_path(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .lock import FileLock, lock_output
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,8 @@ def whole_folder(path: Path) -> Generator[Path]:
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     path = path.absolute()
     aside, older = (path.with_name(f".{path.name}.in21k-{what}") for what in ("new", "old"))
-    aside.mkdir(exist_ok=True)
-    lock = os.open(aside, os.O_RDONLY)
+    lock = lock_output(aside, path, "writing there", lambda: aside.mkdir(exist_ok=True))
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path}: another in21k is writing there; wait or give another folder") from None
         for leftover in aside.iterdir():  # of a command that was killed
             leftover.unlink()
         shutil.rmtree(older, ignore_errors=True)
@@ -81,7 +77,7 @@ def whole_folder(path: Path) -> Generator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             shutil.rmtree(older, ignore_errors=True)
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,7 +134,7 @@ class OutputFolder:
         self.work = path / WORK
         self._made_from: dict[str, Any] = json.loads(json.dumps(made_from))
         self._contents = contents
-        self._lock = -1
+        self._lock: FileLock | None = None
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file; wanted a folder to write to")
         self._clearing = self.work / "clearing"  # there while an older output is being removed: nothing of it counts
@@ -163,13 +159,9 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         """Take the folder for writing; raises ValueError when another process has it."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.work / "lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ValueError(f"{self.path}: another in21k is writing there; wait or give another folder") from None
+        self._lock = lock_output(
+            self.work / "lock", self.path, "writing there", lambda: self.work.mkdir(parents=True, exist_ok=True)
+        )
         if self._start_anew:
             self._clearing.touch()
             self._clear()
@@ -179,7 +171,8 @@ class OutputFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        assert self._lock
+        self._lock.release()
 
     def _sweep(self) -> None:
         """Remove the temporary files of writers that were killed."""

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .background import run
-from .cache import BYTES, FOLDER, Cache, FileLock, aside_path, lock_path
+from .cache import BYTES, FOLDER, Cache, aside_path, lock_path
+from .lock import FileLock
 from .sample import checksum
 from .store import Connection, RemoteError, Store, write_at
 

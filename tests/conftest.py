@@ -40,6 +40,11 @@ RARE_THRESHOLD, VAL_PER_CLASS, SIZE = 6, 3, 32
 SHARD_SAMPLES = 9
 
 
+@pytest.fixture(autouse=True)
+def _no_patience_with_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("in21k.shards.lock.PATIENCE_S", 0.0)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real archives beside the repository; its tests skip where there is none."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from torch import nn
 
 from ..models.export import timm_config
 from ..shards.files import TEMPORARY, differing, read_json, write_text
+from ..shards.lock import FileLock, lock_output
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
 from .settings import BINARY_LOSSES, TrainSettings
@@ -82,7 +81,7 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.pt"
         self.best = self.path / "checkpoints" / "best.pt"
         self.nonfinite = self.path / "nonfinite.json"
-        self._lock = -1
+        self._lock: FileLock | None = None
 
     @property
     def finished(self) -> bool:
@@ -116,15 +115,9 @@ class RunFolder:
         self.check(config, overwrite=overwrite)
         if self.finished and not overwrite:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise ValueError(
-                f"{self.path}: another in21k is training there; wait for it or give another folder"
-            ) from None
+        self._lock = lock_output(
+            self.path, self.path, "training there", lambda: self.path.mkdir(parents=True, exist_ok=True)
+        )
         if overwrite:
             self._clear()
         for leftover in self.path.rglob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
@@ -134,9 +127,9 @@ class RunFolder:
 
     def release(self) -> None:
         """Let others write to the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
     def _clear(self) -> None:
         for name in CONTENTS:

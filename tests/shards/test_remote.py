@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 
 from in21k.shards import ShardSet, open_dataset, remote, store
 from in21k.shards.ahead import Ahead, uses
-from in21k.shards.cache import Cache, FileLock, lock_path
+from in21k.shards.cache import Cache, lock_path
 from in21k.shards.dataset import PreparedSet, ShardSplit
+from in21k.shards.lock import FileLock
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.reader import CorruptSampleError, SampleReader
 from in21k.shards.store import RemoteError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...shards.files import differing, read_json, write_json
+from ...shards.lock import lock_output
 
 SAVE_EVERY_S = 30.0
 STAT_BLOCK = 512  # bytes of a block as stat counts them
@@ -60,23 +60,18 @@ class RowStore(AbstractContextManager["RowStore"]):
         """
         if not self._out.parent.is_dir():
             raise ValueError(f"{self._out}: there is no folder {self._out.parent}; make it first")
-        self._lock = os.open(self._path, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ValueError(f"{self._out}: another in21k is making it; wait, or give another name") from None
+        self._lock = lock_output(self._path, self._out, "making it")
         num_bytes = self._shape[0] * (self._shape[1] * self._dtype.itemsize + 1)
         try:
             self.place = self._place_reached(num_bytes)
             if self.place is None:
                 self._state.unlink(missing_ok=True)
-                os.ftruncate(self._lock, 0)  # what an earlier one left must not look filled
+                os.ftruncate(self._lock.descriptor, 0)  # what an earlier one left must not look filled
             self._reserve(num_bytes)
         except (OSError, ValueError):
             if not self._state.exists():
                 self._path.unlink()
-            os.close(self._lock)
+            self._lock.release()
             raise
         self._rows = np.memmap(self._path, self._dtype, "r+", 0, self._shape)
         self._filled = np.memmap(self._path, np.uint8, "r+", self._rows.nbytes, self._shape[0])
@@ -84,7 +79,7 @@ class RowStore(AbstractContextManager["RowStore"]):
 
     def _place_reached(self, num_bytes: int) -> dict[str, int] | None:
         """Return the place of the rows that are there already; None where there are none, or none to be kept."""
-        found = os.fstat(self._lock).st_size
+        found = os.fstat(self._lock.descriptor).st_size
         if not found or not self._state.is_file():
             return None
         state = read_json(self._state)
@@ -100,7 +95,7 @@ class RowStore(AbstractContextManager["RowStore"]):
 
     def _reserve(self, num_bytes: int) -> None:
         """Have the disk keep room for every row: a mapped file that finds none later ends the process by a signal."""
-        lacking = num_bytes - os.fstat(self._lock).st_blocks * STAT_BLOCK
+        lacking = num_bytes - os.fstat(self._lock.descriptor).st_blocks * STAT_BLOCK
         free = shutil.disk_usage(self._out.parent).free
         if lacking > free:
             raise ValueError(
@@ -108,12 +103,12 @@ class RowStore(AbstractContextManager["RowStore"]):
                 "room and start the same command again, or write to another disk"
             )
         try:
-            os.posix_fallocate(self._lock, 0, num_bytes)
+            os.posix_fallocate(self._lock.descriptor, 0, num_bytes)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
             # A file system that keeps no room: that there is enough of it now has to do.
-            os.ftruncate(self._lock, num_bytes)
+            os.ftruncate(self._lock.descriptor, num_bytes)
 
     def put(self, numbers: NDArray[np.int64], rows: NDArray[Any]) -> None:
         """Fill some rows."""
@@ -145,4 +140,4 @@ class RowStore(AbstractContextManager["RowStore"]):
 
     def __exit__(self, *_: object) -> None:
         del self._rows, self._filled
-        os.close(self._lock)
+        self._lock.release()
