@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 
 from ..shards.files import whole_file
 from ..shards.tree import SemanticTree
+
+log = logging.getLogger(__name__)
 
 FORMAT = "in21k-checkpoint"
 VERSION = 1
@@ -39,11 +43,17 @@ def read_checkpoint(path: Path) -> bytes:
 
 
 def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
-    """Return what a file of ours holds, on the CPU, without unpickling code; raises ValueError where it is none."""
+    """Return what a file of ours holds, on the CPU, without unpickling code.
+
+    Raises ValueError where it is none, and where it is damaged: torch itself checks no checksum.
+    """
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
     except Exception as error:  # of what is no checkpoint torch's readers raise whatever they stumble over
         raise ValueError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path}: damaged as a checkpoint (the checksum of its {damaged} is wrong)")
     if not isinstance(loaded, dict) or (loaded.get("format"), loaded.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path}: no {FORMAT} of version {VERSION}; wanted a file from a run's checkpoints/")
     return loaded
@@ -77,13 +87,64 @@ def tree_from(content: Mapping[str, list[Any]]) -> SemanticTree:
 
 
 def keep_checkpoints(last: Path, step: int, count: int) -> None:
-    """Keep the last `count` checkpoints beside `last`, which counts, as step-00001234.pt; older ones go.
+    """Keep the last `count` checkpoints beside `last`, which counts, as step-00001234.pt; delete the others.
 
-    step: after which `last` was written.
+    They are copies, not links: damage to one leaves the other whole.
+
+    step: after which `last` was written; checkpoints of later steps are those of a course that damage ended.
     """
     if count > 1:
-        name = last.with_name(f"step-{step:08d}.pt")
-        name.unlink(missing_ok=True)
-        name.hardlink_to(last)
-    for old in sorted(last.parent.glob("step-*.pt"))[: -count if count > 1 else None]:
-        old.unlink()
+        with whole_file(_step_path(last, step)) as aside:
+            aside.write_bytes(last.read_bytes())
+    earlier = [path for path in _step_paths(last) if path <= _step_path(last, step)]
+    kept = earlier[-count:] if count > 1 else []
+    for path in _step_paths(last):
+        if path not in kept:
+            path.unlink()
+
+
+def newest_checkpoint(last: Path) -> tuple[Path, bytes, dict[str, Any]] | None:
+    """Return the checkpoint from which a run resumes: its path, its bytes and what they hold; None for a new run.
+
+    That is `last`. Where it is damaged or missing, the newest whole step-*.pt beside it takes its place, with a
+    warning. Raises ValueError where there are checkpoints and none of these is whole.
+    """
+    steps = _step_paths(last)
+    if not last.exists() and not steps:
+        return None
+    problems: list[str] = []
+    for path in [last, *reversed(steps)]:
+        try:
+            content = read_checkpoint(path)
+            state = parse_checkpoint(content, path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            log.warning("%s; resuming from %s", problems[0], path)
+        return path, content, state
+    best = last.with_name("best.pt")
+    way_out = (
+        f"begin another run from the best one, with --set init={best} (finetune: --init {best}) and another --out, or "
+        if _is_whole(best)
+        else ""
+    )
+    raise ValueError(
+        f"{problems[0]}, and no other checkpoint to resume from is whole; {way_out}--overwrite to train anew"
+    )
+
+
+def _step_path(last: Path, step: int) -> Path:
+    return last.with_name(f"step-{step:08d}.pt")
+
+
+def _step_paths(last: Path) -> list[Path]:
+    return sorted(last.parent.glob("step-*.pt"))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except ValueError:
+        return False
+    return True

@@ -19,7 +19,14 @@ from ..models.export import save_weights
 from ..models.zoo import check_image_size
 from ..shards.files import whole_file, write_json
 from ..shards.tree import SemanticTree
-from .checkpoint import keep_checkpoints, parse_checkpoint, read_checkpoint, save_checkpoint, tree_content, tree_digest
+from .checkpoint import (
+    keep_checkpoints,
+    newest_checkpoint,
+    parse_checkpoint,
+    save_checkpoint,
+    tree_content,
+    tree_digest,
+)
 from .distill import Teacher, self_test
 from .distributed import Ranks
 from .logs import check_trackers, open_logs
@@ -213,12 +220,19 @@ def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: Train
 
 
 def _go_on(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
-    """Take up the last checkpoint of rank 0's folder, where it has one."""
-    ranks = trainer.ranks
-    content = ranks.share_bytes(read_checkpoint(run.last) if ranks.is_first and run.last.exists() else b"")
+    """Resume from the newest whole checkpoint of rank 0's folder, where it has one; all ranks raise its ValueError."""
+    ranks, newest, problem = trainer.ranks, None, ""
+    if ranks.is_first:
+        try:
+            newest = newest_checkpoint(run.last)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    if problem := ranks.gather_json(problem)[0]:
+        raise ValueError(problem)
+    content = ranks.share_bytes(newest[1] if newest else b"")
     if not content:
         return
-    state = parse_checkpoint(content, run.last)
+    state = newest[2] if newest else parse_checkpoint(content, run.last)
     trainer.load_state_dict(state)
     if state["loader"]:
         loader.load_state_dict(state["loader"])

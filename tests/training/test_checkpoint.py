@@ -23,6 +23,7 @@ from in21k.training.checkpoint import (
     VERSION,
     keep_checkpoints,
     load_checkpoint,
+    newest_checkpoint,
     parse_checkpoint,
     save_checkpoint,
     tree_content,
@@ -124,11 +125,29 @@ def test_a_checkpoint_cut_anywhere_is_one_line() -> None:
 
 
 @given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
-def test_a_checkpoint_with_another_byte_is_one_line_or_loads(place: int, byte: int) -> None:
-    damaged = bytearray(whole_checkpoint())
+def test_a_checkpoint_with_another_byte_is_one_line_or_holds_the_same(place: int, byte: int) -> None:
+    whole = whole_checkpoint()
+    damaged = bytearray(whole)
     damaged[place % len(damaged)] = byte
     with contextlib.suppress(ValueError):
-        assert parse_checkpoint(bytes(damaged), Path("file"))["format"] == FORMAT
+        content, wanted = (parse_checkpoint(bytes(each), Path("file")) for each in (damaged, whole))
+        assert str(content) == str(wanted)
+
+
+def test_a_flipped_bit_of_a_weight_is_damage(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"model": torch.ones(1000)})
+    damage(tmp_path / "last.pt")
+    loaded = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    assert not torch.equal(loaded, torch.ones(1000))  # torch itself does not see it
+    with pytest.raises(ValueError, match=r"last\.pt: damaged as a checkpoint \(the checksum of its"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def damage(path: Path) -> None:
+    """Flip a bit in the middle of a file, where its largest tensor lies."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
@@ -149,3 +168,55 @@ def test_as_many_of_the_last_as_asked_are_kept(tmp_path: Path) -> None:
     assert kept == {"last": 4, "step-00000002": 2, "step-00000003": 3, "step-00000004": 4}
     keep_checkpoints(last, 4, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def some_checkpoints(last: Path, steps: int, count: int) -> None:
+    for step in range(1, steps + 1):
+        save_checkpoint(last, {"step": step, "model": torch.full((1000,), step)})
+        keep_checkpoints(last, step, count)
+
+
+def test_damage_to_one_checkpoint_leaves_the_others_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    last = tmp_path / "last.pt"
+    some_checkpoints(last, 3, 3)
+    with last.open("r+b") as file:
+        file.truncate(100)
+    newest = newest_checkpoint(last)
+    assert newest is not None
+    assert (newest[0].name, newest[2]["step"]) == ("step-00000003.pt", 3)
+    damage(tmp_path / "step-00000003.pt")
+    caplog.clear()
+    newest = newest_checkpoint(last)
+    assert newest is not None
+    assert (newest[0].name, newest[2]["step"]) == ("step-00000002.pt", 2)
+    (warning,) = caplog.messages
+    assert "last.pt: not readable as a checkpoint" in warning
+    assert "resuming from" in warning
+    last.unlink()
+    newest = newest_checkpoint(last)
+    assert newest is not None
+    assert newest[2]["step"] == 2
+
+
+def test_a_run_without_checkpoints_is_new(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "last.pt") is None
+
+
+def test_where_no_checkpoint_is_whole_the_best_one_is_named(tmp_path: Path) -> None:
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    some_checkpoints(last, 2, 2)
+    for path in tmp_path.iterdir():
+        damage(path)
+    with pytest.raises(ValueError, match=r"last\.pt: damaged .*is whole; --overwrite to train anew"):
+        newest_checkpoint(last)
+    save_checkpoint(best, {"step": 1})
+    with pytest.raises(ValueError, match=r"is whole; begin another run .*--set init=\S+/best\.pt"):
+        newest_checkpoint(last)
+
+
+def test_checkpoints_of_a_course_that_damage_ended_go_with_the_next_one(tmp_path: Path) -> None:
+    last = tmp_path / "last.pt"
+    some_checkpoints(last, 5, 2)
+    save_checkpoint(last, {"step": 4})
+    keep_checkpoints(last, 4, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "step-00000004.pt"}

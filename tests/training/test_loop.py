@@ -274,6 +274,38 @@ def test_the_last_checkpoints_are_kept(run_training: Train, run_path: Path, sett
     assert found == ["best.pt", "last.pt", "step-00000012.pt", "step-00000015.pt", "step-00000018.pt"]
 
 
+def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_newest_whole_one_bit_equal(
+    run_training: Train, run_path: Path, tmp_path: Path, settings: TrainSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(settings, keep_last=3, save_every_steps=4)
+    run_training(settings=settings, folder=tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run_training(settings=settings, progress=kill_at(14))
+    checkpoints = run_path / "checkpoints"
+    for name in ("last.pt", "step-00000012.pt"):
+        (checkpoints / name).write_bytes((checkpoints / name).read_bytes()[:-100])
+    run_training(settings=settings)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert f"resuming from {checkpoints / 'step-00000008.pt'}" in caplog.text
+    assert weights_of(run_path).keys() == weights_of(tmp_path / "whole").keys()
+    for name in ("model.safetensors", "metrics.json"):
+        assert (run_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [line["step"] for line in lines_of(run_path) if "loss" in line] == list(range(1, 19))
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_stops_and_keeps_them(
+    run_training: Train, run_path: Path, settings: TrainSettings
+) -> None:
+    with pytest.raises(KilledError):
+        run_training(settings=settings, progress=kill_at(14))
+    last = run_path / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    damaged = last.read_bytes()
+    with pytest.raises(ValueError, match=r"--set init=.*best\.pt .*--overwrite to train anew"):
+        run_training(settings=settings)
+    assert last.read_bytes() == damaged
+
+
 class Colours(nn.Module):
     """A teacher that tells the class of an image by its mean colour."""
 
