@@ -46,6 +46,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
     Raises ValueError for none of these, and for a loss that does not go with it.
     """
     from .. import training
+    from ..preprocess.archive import from_os
     from ..preprocess.labelled import has_several_labels, read_labelled
     from ..preprocess.pack_labelled import LabelledData, describe_images
     from ..preprocess.torchvision_set import TorchvisionSet
@@ -77,7 +78,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
     several = several or has_several_labels(images)
     training.check_loss(settings, multi_label=several)
     return LabelledData(
-        name=path.resolve().name,
+        name=from_os(path.resolve().name),
         made_from=describe_images(images),
         list_images=lambda _: images,
         image=image,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..preprocess.archive import is_image, named_errors, open_tar, problem_of, readable, walk
+from ..preprocess.archive import from_os, is_image, named_errors, open_tar, problem_of, readable, walk
 from ..training import Source, UnreadableImageError
 from .options import in_one_line
 
@@ -153,4 +153,4 @@ def _members(file: Any, name: str, others: OtherFiles) -> Iterator[Source]:
 
 def _text(path: Path) -> str:
     """Return a path as text that can be written."""
-    return readable(str(path))
+    return readable(from_os(str(path)))

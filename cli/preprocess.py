@@ -112,8 +112,10 @@ def raw_tar(source: Path, out: Path, **options: Any) -> None:
 def folder(source: Path, out: Path, **options: Any) -> None:
     """Prepare SOURCE, a folder of class folders and class tars, or a list of `path label` lines, into the folder OUT.
 
-    A class is called by its folder, its tar or its label: a wnid, or a name of your own, which --parents places in
-    the tree. The paths of a list begin at the list's own folder.
+    A class is called by its folder, its tar or its label: a wnid, or a name of your own in any script, which --parents
+    places in the tree. Class indices follow the classes' identifiers (names with `_` for other characters than A-Z,
+    a-z, 0-9, `_` and `-`, and a digest), not the names as ImageFolder has them. A list may also be JSON lines with
+    `path` and `label`, or CSV with those columns; its paths begin at its own folder.
     """
     from ..preprocess.sources import open_folder
 
@@ -179,6 +181,7 @@ def _settings(
     resize: str | None,
     **image: Any,
 ) -> tuple[SelectSettings, ImageSettings]:
+    from ..preprocess.class_names import class_id
     from ..preprocess.image import ImageSettings
     from ..preprocess.label_spaces import read_classes
     from ..preprocess.select import SelectSettings
@@ -186,7 +189,7 @@ def _settings(
     select = SelectSettings(
         rare_threshold=rare_threshold,
         classes=frozenset(read_classes(classes)) if classes else None,
-        drop_subtree=drop_subtree,
+        drop_subtree=tuple(map(class_id, drop_subtree)),
         exclude=exclude,
         val_per_class=val_per_class,
         val_list=val_list,

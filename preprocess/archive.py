@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -264,6 +265,16 @@ def to_bytes(name: str) -> bytes:
 def to_text(name: bytes) -> str:
     """Return the name of some bytes, so that `to_bytes` gives them back."""
     return name.decode("utf-8", "surrogateescape")
+
+
+def from_os(name: str) -> str:
+    """Return the name of a file as a tar would hold it: UTF-8, whatever the locale makes of its bytes."""
+    return to_text(os.fsencode(name))
+
+
+def to_os(name: str) -> str:
+    """Return the name under which the operating system has a file: the opposite of `from_os`."""
+    return os.fsdecode(to_bytes(name))
 
 
 def readable(name: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from .layouts import CLASS_NAME
+from .class_names import class_id
 
 # Name -> timm's list of the synsets, which travels with timm as package data.
 LABEL_SPACES = {
@@ -13,14 +14,16 @@ LABEL_SPACES = {
     "winter21p": "imagenet21k_miil_w21_synsets.txt",  # 10,450: ImageNet-21K-P of the winter 2021 release
     "in12k": "imagenet12k_synsets.txt",  # 11,821: timm's ImageNet-12K
 }
+# A class and what may follow it: a wnid and a remark, or a name up to a tab or a comment.
+_LINE = re.compile(r"(?!#)(?:(?P<wnid>n\d{8})(?=[\s#]|$)|(?P<name>[^\t]+?)(?=\t|\s+#|$))")
 
 
 def read_classes(name_or_file: str) -> list[str]:
     """Return the classes of a label space by its name (`LABEL_SPACES`), else those that a file lists, in its order.
 
-    A file has one class a line, the line's first word; blank lines and what follows a `#` do not count. Raises
-    ValueError for what is neither name nor file, a file without classes, a name that no class can have, and a class
-    that stands twice.
+    A file has one class a line, by name or identifier; the identifiers are returned. What follows a wnid or a tab is a
+    remark, and so is what follows a `#` at the beginning of the line or after a blank. Raises ValueError for what is
+    neither name nor file, a file without classes, and a class that stands twice.
     """
     if name_or_file in LABEL_SPACES:
         return _read_list(timm_list(LABEL_SPACES[name_or_file]))
@@ -44,12 +47,6 @@ def timm_list(name: str) -> Path:
     raise ValueError(f"the installed timm lacks its list {name}; install timm 1.0.15 or later")
 
 
-def check_class_name(name: str, where: str) -> None:
-    """Raise ValueError, beginning with `where`, for a name that no class can have."""
-    if not CLASS_NAME.fullmatch(name):
-        raise ValueError(f"{where}: {name!r} is no class name; wanted letters, digits, '_' and '-' alone")
-
-
 def _read_list(path: Path) -> list[str]:
     line_of: dict[str, int] = {}
     try:
@@ -57,13 +54,13 @@ def _read_list(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no UTF-8 text ({error.reason}); wanted one class a line") from error
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
-        if not words:
+        match = _LINE.match(line.strip())
+        if not match:
             continue
-        check_class_name(words[0], f"{path}, line {number}")
-        if words[0] in line_of:
-            raise ValueError(f"{path}, line {number}: {words[0]} stands on line {line_of[words[0]]} already")
-        line_of[words[0]] = number
+        wnid = class_id(match["wnid"] or match["name"])
+        if wnid in line_of:
+            raise ValueError(f"{path}, line {number}: {match[0]} stands on line {line_of[wnid]} already")
+        line_of[wnid] = number
     if not line_of:
         raise ValueError(f"{path}: names no class; wanted one class a line")
     return list(line_of)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .archive import is_image, readable, to_bytes
-from .layouts import CLASS_NAME
+from .archive import from_os, is_image, readable, to_bytes, to_os
+from .class_names import class_id, class_labels, class_name
+from .label_list import NO_LABEL, read_list
 
 log = logging.getLogger(__name__)
 
 VAL_SHARE = 0.1  # held back where nothing else is said
-NO_LABEL = "-"  # in a list: an image that shows none of the labels
 VAL_FOLDERS = ("val", "valid", "validation", "test")
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST = 64
 
 
 class LabelledImage(NamedTuple):
@@ -112,61 +109,58 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
 
 
 def _in_classes(home: Path, data: Path) -> Iterable[LabelledImage]:
-    for class_folder in sorted(path for path in home.iterdir() if path.is_dir()):
-        for place, _, names in sorted(os.walk(class_folder)):
+    for class_folder in sorted((path for path in home.iterdir() if path.is_dir()), key=os.fsencode):
+        label = _label_of(class_folder)
+        for place, _, names in sorted(os.walk(class_folder), key=lambda walked: os.fsencode(walked[0])):
             below = Path(place).relative_to(data)
             yield from (
-                LabelledImage(Path(place, name), str(below / name), (class_folder.name,))
-                for name in sorted(names, key=to_bytes)
+                LabelledImage(Path(place, name), from_os(str(below / name)), (label,))
+                for name in sorted(names, key=os.fsencode)
                 if is_image(name)
             )
 
 
-def read_label_list(file: Path) -> list[LabelledImage]:
-    """Read a list of `path label[,label]` lines; paths begin at the list's own folder, and may hold spaces.
+def _label_of(folder: Path) -> str:
+    try:
+        return class_name(from_os(folder.name))
+    except ValueError as error:
+        raise ValueError(f"{readable(from_os(str(folder)))}: {error}") from error
 
-    A label is any text without spaces and commas; `-` alone stands for none. Blank lines and those that begin with `#`
-    do not count. Where a path is absolute, the images' names are their paths below the folder that all have in common:
-    a list that was written anew for another place then names them alike. A path that is listed again with the same
-    labels counts once, which the log says. Raises ValueError naming the line where it is neither, or lists a path again
-    with other labels; and for a list of nothing.
+
+def read_label_list(file: Path) -> list[LabelledImage]:
+    """Read a list of images and their labels (see `read_list`).
+
+    Where a path is absolute, the images' names are their paths below the folder that all have in common: a list that
+    was written anew for another place then names them alike. A path that is listed again with the same labels counts
+    once, which the log says. Raises ValueError naming the line that is none, or that lists a path again with other
+    labels; and for a list of nothing.
     """
     home = file.absolute().parent
     found: list[LabelledImage] = []
     listed: dict[Path, tuple[int, tuple[str, ...]]] = {}  # at which line, with which labels
     num_again = 0
     is_absolute = False
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.strip().rsplit(maxsplit=1)
-            if not words or line.startswith("#"):
-                continue
-            labels = () if words[-1] == NO_LABEL else tuple(sorted(set(words[-1].split(","))))
-            if len(words) != 2 or "" in labels or "\0" in line:
-                raise ValueError(
-                    f"{file}, line {number}: {readable(line.strip())[:80]!r}; wanted a path and labels with commas "
-                    f"between, such as `street/1.jpg car,person`, or `{NO_LABEL}` for none"
-                )
-            name = os.path.normpath(words[0])
-            path = Path(os.path.normpath(home / name))
-            first, given = listed.setdefault(path, (number, labels))
-            if given != labels:
-                raise ValueError(
-                    f"{file}, line {number}: {readable(words[0])[:80]!r} is on line {first} too, with other labels; "
-                    "wanted one line with commas between its labels"
-                )
-            if first != number:
-                num_again += 1
-                continue
-            is_absolute |= name.startswith("/")
-            found.append(LabelledImage(path, name, labels))
+    for number, given_path, labels in read_list(file):
+        name = os.path.normpath(given_path)
+        path = Path(os.path.normpath(home / to_os(name)))
+        first, given = listed.setdefault(path, (number, labels))
+        if given != labels:
+            raise ValueError(
+                f"{file}, line {number}: {readable(given_path)[:80]!r} is on line {first} too, with other labels; "
+                "wanted one line with all of its labels"
+            )
+        if first != number:
+            num_again += 1
+            continue
+        is_absolute |= name.startswith("/")
+        found.append(LabelledImage(path, name, labels))
     if not found:
         raise ValueError(f"{file}: lists nothing; wanted lines of a path and labels, such as `street/1.jpg car,person`")
     if num_again:
         log.warning("%s: lists %d images more than once, which count once", file, num_again)
     if is_absolute:
         root = common_folder(image.path for image in found)
-        return [image._replace(name=str(image.path.relative_to(root))) for image in found]
+        return [image._replace(name=from_os(str(image.path.relative_to(root)))) for image in found]
     return found
 
 
@@ -198,26 +192,16 @@ def has_several_labels(images: Iterable[LabelledImage]) -> bool:
 
 
 def classes_of_labels(labels: Iterable[str]) -> dict[str, str]:
-    """Return for each label a name that a class can have, unique; labels that are all numbers keep their order.
+    """Return the identifier of each label's class; labels that are all numbers keep their order.
 
-    >>> classes_of_labels(["hot dog", "cat", "hot/dog"]), classes_of_labels(["9", "10"])
-    ({'cat': 'cat', 'hot dog': 'hot_dog', 'hot/dog': 'hot_dog-2'}, {'10': '10', '9': '09'})
+    Raises ValueError where two labels have one identifier.
+
+    >>> classes_of_labels(["hot dog", "cat"]), classes_of_labels(["9", "10"])
+    ({'cat': 'cat', 'hot dog': 'hot_dog-836cef5d'}, {'10': '10', '9': '09'})
     """
-    ordered = sorted(set(labels))
-    found = {label: label for label in ordered if CLASS_NAME.fullmatch(label)}
-    if len(found) == len(ordered) and all(label.isdigit() for label in ordered):
-        width = max(map(len, ordered), default=0)
-        numbered = {label: label.zfill(width) for label in ordered}
-        found = numbered if len(set(numbered.values())) == len(ordered) else found
-    taken = set(found.values())
-    for label in ordered:
-        if label not in found:
-            plain = _UNSAFE.sub("_", label).strip("_")[:_LONGEST] or "class"
-            name, number = plain, 1
-            while name in taken:
-                number += 1
-                suffix = f"-{number}"
-                name = plain[: _LONGEST - len(suffix)] + suffix
-            found[label] = name
-            taken.add(name)
-    return {label: found[label] for label in ordered}
+    ids = {label: class_id(name) for label, name in class_labels(sorted(set(labels))).items()}
+    label_of: dict[str, str] = {}
+    for label, wnid in ids.items():
+        if (other := label_of.setdefault(wnid, label)) != label:
+            raise ValueError(f"the labels {other!r} and {label!r} are one class, {wnid}; wanted one of the two")
+    return ids

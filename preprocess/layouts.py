@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,26 +22,34 @@ from .archive import (
     Reject,
     UselessError,
     class_tar_of,
+    from_os,
     is_image,
     not_an_image,
     one_of_each,
     readable,
     to_bytes,
+    to_os,
     to_text,
 )
+from .class_names import class_id, class_labels, class_name
+from .label_list import read_list
 
 log = logging.getLogger(__name__)
 
 WNID = re.compile(r"n\d{8}")
-CLASS_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # in keys of 96 bytes enough is left to tell images by
 # The folders of the official processed archive, and what each holds of the split that it makes.
 GIVEN_SPLITS = {"imagenet21k_train": "train", "imagenet21k_val": "val", "imagenet21k_small_classes": "small"}
 
 
 class Place(NamedTuple):
-    """What a folder says of the images in it: their class (None: none), the folder of the class, the given split."""
+    """What a folder says of the images in it.
 
-    wnid: str | None
+    name:  of their class, as the folder has it; None: none.
+    home:  the folder of the class.
+    split: that the source puts them in.
+    """
+
+    name: str | None
     home: str
     split: str | None
 
@@ -53,14 +61,48 @@ def place_of(folder: str) -> Place:
     The class is the nearest folder that is called like a wnid, else the innermost one.
 
     >>> place_of("imagenet21k_val/n01440764")
-    Place(wnid='n01440764', home='imagenet21k_val/n01440764', split='val')
+    Place(name='n01440764', home='imagenet21k_val/n01440764', split='val')
     """
+    if not folder:
+        return Place(None, "", None)
     parts = folder.split("/")
     at = next((i for i in reversed(range(len(parts))) if WNID.fullmatch(parts[i])), len(parts) - 1)
-    if not CLASS_NAME.fullmatch(parts[at]):
-        return Place(None, "", None)
     split = next((GIVEN_SPLITS[part] for part in parts[:at] if part in GIVEN_SPLITS), None)
     return Place(parts[at], "/".join(parts[: at + 1]), split)
+
+
+class Found(NamedTuple):
+    """The class that a member belongs to, None where it is of none, and whether the member is its class tar."""
+
+    wnid: str | None
+    is_tar: bool
+
+
+class ClassNames:
+    """Finds the class of each member of a source, and keeps the names of those that are not called by their identifier.
+
+    source: named in the error.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self.names: dict[str, str] = {}  # by identifier
+
+    def find(self, path: str) -> Found:
+        """Return the class of a member; raises UselessError where its name is not UTF-8."""
+        tar_of = class_tar_of(path)
+        name = place_of(path.rpartition("/")[0]).name if tar_of is None else tar_of
+        try:
+            return Found(None if name is None else self.identify(name), tar_of is not None)
+        except ValueError as error:
+            raise UselessError(f"{self._source}: {readable(path)}: {error}") from error
+
+    def identify(self, name: str) -> str:
+        """Return the identifier of a class of that name; raises ValueError as `class_id`."""
+        wnid = class_id(name)
+        if name != wnid and wnid not in self.names:
+            self.names[wnid] = class_name(name)
+        return wnid
 
 
 def is_processed(name: str) -> bool:
@@ -149,7 +191,7 @@ class LooseClass:
         return (data.pop(member.offset) for member in wanted)
 
     def _read_files(self, wanted: Sequence[Member]) -> Iterator[bytes]:
-        return ((self.holder / member.path).read_bytes() for member in wanted)
+        return ((self.holder / to_os(member.path)).read_bytes() for member in wanted)
 
 
 RawClass: TypeAlias = ClassTar | LooseClass
@@ -165,25 +207,38 @@ class Gathering:
     def __init__(self, source: Path, holder: Path, *, in_tar: bool) -> None:
         self.rejects: list[Reject] = []
         self._source, self._holder, self._in_tar = source, holder, in_tar
+        self._named = ClassNames(source)
         self._tars: dict[str, ClassTar] = {}
         self._loose: dict[str, LooseClass] = {}
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the classes that are not called by their identifier, by that."""
+        return self._named.names
+
     def add(self, path: str, offset: int, num_bytes: int, problem: tuple[str, str] | None = None) -> None:
-        """Take in a member that is no folder; `problem` is reason and detail where it must not be read."""
+        """Take in a member that is no folder; `problem` is reason and detail where it must not be read.
+
+        Raises UselessError for a class whose name is not UTF-8.
+        """
         if problem:
             self.rejects.append(Reject(None, readable(path), *problem))
-        elif (tar_of := class_tar_of(path)) is not None:
-            self._add_tar(path, tar_of, offset, num_bytes)
+            return
+        wnid, is_tar = self._named.find(path)
+        if is_tar and wnid is not None:
+            self._add_tar(path, wnid, offset, num_bytes)
         else:
-            self.add_loose(place_of(path.rpartition("/")[0]).wnid, path, offset, num_bytes)
+            self.add_loose(wnid, path, offset, num_bytes)
+
+    def identify(self, name: str) -> str:
+        """Return the identifier of a class of that name, and keep the name; raises ValueError as `class_id`."""
+        return self._named.identify(name)
 
     def _add_tar(self, path: str, wnid: str, offset: int, num_bytes: int) -> None:
-        if not CLASS_NAME.fullmatch(wnid):
-            self.rejects.append(no_class(path))
-        elif wnid in self._tars:
+        if wnid in self._tars:
             self.rejects.append(Reject(None, readable(path), "duplicate", f"{self._tars[wnid].name} came first"))
         else:
-            source = self._holder if self._in_tar else self._holder / path
+            source = self._holder if self._in_tar else self._holder / to_os(path)
             self._tars[wnid] = ClassTar(source, wnid, readable(path), offset, num_bytes)
 
     def add_loose(self, wnid: str | None, path: str, offset: int, num_bytes: int) -> None:
@@ -202,8 +257,17 @@ class Gathering:
         loose = self._loose.setdefault(wnid, LooseClass(wnid, self._holder, self._in_tar))
         loose.rejects.append(Reject(wnid, readable(path), reason, detail))
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a class has an image that lies by itself."""
+        return any(map(len, self._loose.values()))
+
+    def first_problem(self) -> Reject:
+        """Return why the first member that lies by itself is no image."""
+        return next(iter(self._loose.values())).all_rejects()[0]
+
     def classes(self) -> list[RawClass]:
-        """Return the classes found, by name; folders without an image are none, and a class tar goes before a folder.
+        """Return the classes found, by identifier; a class tar goes before a folder; folders without images are none.
 
         Raises ValueError where there is none.
         """
@@ -234,11 +298,7 @@ def beside(path: str, wnid: str) -> Reject:
 
 def no_class(path: str) -> Reject:
     """Return the reject of a member that belongs to no class."""
-    detail = (
-        "neither a class tar (<class>.tar) nor in the folder of a class, whose name has up to 64 letters A-Z and a-z, "
-        "digits, '_' and '-'"
-    )
-    return Reject(None, readable(path), "no class", detail)
+    return Reject(None, readable(path), "no class", "neither a class tar (<class>.tar) nor in the folder of a class")
 
 
 def no_classes(source: Path | str, rejects: Sequence[Reject]) -> UselessError:
@@ -259,15 +319,16 @@ def gather_folder(folder: Path) -> Gathering:
     links: list[str] = []
 
     def enter(path: str) -> None:
-        entered = Path(folder, path).stat()
+        own = folder / to_os(path)
+        entered = own.stat()
         if (entered.st_dev, entered.st_ino) in seen:
             found.add(path, 0, 0, ("duplicate", "leads to a folder that came already"))
             return
         seen.add((entered.st_dev, entered.st_ino))
-        with os.scandir(folder / path) as entries:
-            ordered = sorted(entries, key=lambda entry: to_bytes(entry.name))
+        with os.scandir(own) as entries:
+            ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in ordered:
-            name = f"{path}/{entry.name}" if path else entry.name
+            name = f"{path}/{from_os(entry.name)}" if path else from_os(entry.name)
             if _leads_nowhere(entry):
                 found.add(name, 0, 0, ("not a regular file", "a link that leads back to itself"))
             elif entry.is_dir() and entry.is_symlink():
@@ -296,18 +357,27 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def gather_list(file: Path) -> Gathering:
-    """Read an annotation list: `path label` a line, paths from the list's folder on; a label is a class.
+    """Read an annotation list of one label an image (see `read_list`); a label is a class.
 
     Where every label is a number they are filled up with zeros, so that the order of classes is that of numbers.
-    Raises ValueError for a line that is none.
+    Raises ValueError for a line that is none, and where none of the files listed is an image that exists.
     """
     found = Gathering(file, file.parent, in_tar=False)
-    lines = list(_list_lines(file))
-    width = max((len(label) for _, label in lines), default=0) if all(label.isdigit() for _, label in lines) else 0
-    for path, label in lines:
-        wnid = label.zfill(width)
+    listed = list(read_list(file))
+    for number, path, labels in listed:
+        if len(labels) != 1:
+            have = ",".join(labels) or "no label"
+            raise ValueError(
+                f"{file}, line {number}: {readable(path)[:80]!r} has {have}; wanted one label an image (`in21k "
+                "finetune` takes several; a label that holds a comma needs JSON lines)"
+            )
+    if not listed:
+        raise UselessError(f"{file}: lists nothing; wanted lines of a path and a label, such as `cats/1.jpg cat`")
+    class_of = class_labels(label for _, _, (label,) in listed)
+    for _, path, (label,) in listed:
+        wnid = found.identify(class_of[label])
         try:
-            status = (file.parent / path).stat()
+            status = (file.parent / to_os(path)).stat()
         except (FileNotFoundError, NotADirectoryError):
             found.reject(wnid, path, "missing", "there is no such file")
             continue
@@ -315,18 +385,10 @@ def gather_list(file: Path) -> Gathering:
             found.add_loose(wnid, path, 0, status.st_size)
         else:
             found.reject(wnid, path, "not a regular file", "a folder, a pipe, a socket or a device")
+    if not found.has_images:
+        problem = found.first_problem()
+        raise UselessError(
+            f"{file}: none of the {len(listed):,} files listed is an image that exists (the first: {problem.name}, "
+            f"{problem.reason}); paths begin at the list's own folder"
+        )
     return found
-
-
-def _list_lines(file: Path) -> Iterable[tuple[str, str]]:
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.strip().rsplit(maxsplit=1)
-            if not words or line.startswith("#"):
-                continue
-            if len(words) != 2 or not CLASS_NAME.fullmatch(words[1]) or "\0" in line:
-                raise ValueError(
-                    f"{file}, line {number}: {readable(line.strip())[:80]!r}; wanted a path and a label (letters, "
-                    "digits, '_' and '-'), such as `cats/1.jpg cat`"
-                )
-            yield words[0], words[1]

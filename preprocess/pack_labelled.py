@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..shards.files import OutputFolder, differing, read_json
 from ..shards.manifest import TableWriter, read_table
 from ..shards.pack import ShardSettings, pack
 from ..shards.parallel import OnProgress, ignore_progress
-from .archive import Member, Reject, readable, to_bytes
+from .archive import Member, Reject, from_os, readable, to_bytes
 from .engines import open_engine
 from .image import ImageSettings
 from .labelled import LabelledImage, classes_of_labels, common_folder
@@ -234,7 +234,7 @@ class LabelledClass(LooseClass):
 
     def add_labelled(self, image: LabelledImage) -> None:
         """Take in a file."""
-        self.add(str(image.path.relative_to(self.holder)), 0, image.path.stat().st_size)
+        self.add(from_os(str(image.path.relative_to(self.holder))), 0, image.path.stat().st_size)
         self._names.append(image.name)
         self._for_val.append(image.split == "val")
 
@@ -260,6 +260,11 @@ class LabelledSource(Seekable):
     def rejects(self) -> list[Reject]:
         """Files that are listed and are not there."""
         return self._missing
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Return none: the taxonomy has them."""
+        return {}
 
     def is_processed(self) -> bool:
         """Tell that its images do not have their size yet."""

@@ -75,7 +75,8 @@ def prepare(
     with folder:
         job = Job(out.resolve(), folder.work.resolve(), select.carried(folder.work), image, resizer_version)
         try:
-            parts, strays = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress).parts()
+            run = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress)
+            parts, strays = run.parts()
             if not parts:  # which of a stream is known at its end alone
                 raise no_classes(source.name, strays)
             check_parts(parts, strays, job, source, select, taxonomy, max_reject_rate)
@@ -84,7 +85,7 @@ def prepare(
             if isinstance(error, UselessError) or not any(folder.work.glob("*/*.json")):
                 folder.discard()
             raise
-        write_tables(job, parts, strays, taxonomy)
+        write_tables(job, parts, strays, taxonomy.with_names(run.class_names))
         folder.finish(describe(parts, strays))
     say_what_was_listed(select, parts, strays)
     return PreparedSet(out)
@@ -119,21 +120,23 @@ class _Run:
         self._images = self._num_bytes = self._stored_bytes = self._kept_bytes = self._num_rejects = 0
         self._total_bytes = sum(each.num_bytes for each in source.classes() or ())
         self._next_look = ROOM_FRACTION  # the part of the source at which room is looked for again
-        self._is_read = job.work / "read.json"  # a stream's end was reached, whose strays are in it
+        self._is_read = job.work / "read.json"  # a stream's end was reached, whose strays and names are in it
+        self.class_names: Mapping[str, str] = {}  # of those that are not called by their identifier; see `parts`
 
     def parts(self) -> tuple[list[ClassPart], list[Reject]]:
         """Do what is left to do; return what became of each class, by wnid, and the members that belong to none."""
         self._prepare_folders()
         if self._is_read.exists():
-            strays = [Reject(*reject) for reject in read_json(self._is_read)["strays"]]
+            read = read_json(self._is_read)
+            strays, self.class_names = [Reject(*reject) for reject in read["strays"]], read["names"]
         else:
             log.info("%s: %s", self._source.name, self._source.describe())
             self._check_smallest()
             for part in self._run(self._tasks()):
                 self._take(part)
-            strays = list(self._source.rejects)
+            strays, self.class_names = list(self._source.rejects), self._source.names
             if self._source.classes() is None:
-                write_json(self._is_read, {"strays": strays})
+                write_json(self._is_read, {"strays": strays, "names": self.class_names})
         strays += self._merge()
         for split in SPLITS:
             if not any((self._job.out / split).iterdir()):

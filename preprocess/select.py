@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..shards.sample import checksum, make_keys
 from .archive import Member, UselessError, is_image, readable
+from .class_names import class_id
 from .layouts import as_member, place_of
 from .taxonomy import Taxonomy
 
@@ -74,14 +75,11 @@ def _read_names(path: Path, *_version: int) -> NameList:
                 continue
             if _CHECKSUM.fullmatch(line.lower()):
                 checksums.add(line.lower()[:16])
-            elif is_image(line) and (wnid := place_of(folder).wnid):
-                paths[line] = paths[f"{wnid}/{as_member(line, 0, 0).name}"] = line
-            elif is_image(line) and folder:
-                paths[line] = line
+            elif is_image(line) and (of_class := place_of(folder).name):
+                paths[line] = paths[f"{class_id(of_class)}/{as_member(line, 0, 0).name}"] = line
             elif name and (folder or "_" in name):
                 stem = name.rpartition(".")[0] if is_image(name) else name
-                wnid = folder.rpartition("/")[2]
-                keys.update(make_keys(wnid, [f"{stem}.jpg"]) if wnid else [stem])
+                keys.update(make_keys(class_id(folder.rpartition("/")[2]), [f"{stem}.jpg"]) if folder else [stem])
             else:
                 raise ValueError(
                     f"{path}, line {number}: {line[:80]!r}; wanted a key (n01440764_26), a path that ends in "

@@ -7,7 +7,7 @@ import hashlib
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from .archive import (
     Reject,
     check_rest,
     class_tar_of,
+    from_os,
     is_image,
     named_errors,
     not_an_image,
@@ -32,7 +33,7 @@ from .archive import (
     walk,
 )
 from .layouts import (
-    CLASS_NAME,
+    ClassNames,
     Gathering,
     LooseClass,
     RawClass,
@@ -42,7 +43,6 @@ from .layouts import (
     is_processed,
     no_class,
     no_classes,
-    place_of,
 )
 
 STDIN = Path("-")
@@ -115,8 +115,13 @@ class RawSource(Protocol):
         """Tell whether this is the official processed archive, whose images have their size."""
         ...
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of the classes that are not called by their identifier, by that; complete when `units` ended."""
+        ...
+
     def classes(self) -> list[RawClass] | None:
-        """Return every class by name, before an image is read; None for a stream."""
+        """Return every class in the order of identifiers, before an image is read; None for a stream."""
         ...
 
     def units(self) -> Iterator[Unit]:
@@ -172,7 +177,7 @@ class Seekable:
 
     def __init__(self, source: Path, gather: Callable[[Path], Gathering]) -> None:
         self._source, self._gather = source, gather
-        self.name = source.resolve().name
+        self.name = from_os(source.resolve().name)
         is_folder = source.is_dir()
         self.num_bytes: int | None = sum(e.num_bytes for e in self.classes()) if is_folder else source.stat().st_size
 
@@ -180,6 +185,11 @@ class Seekable:
     def rejects(self) -> list[Reject]:
         """Members that can belong to no class."""
         return self._gathering.rejects
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of the classes that are not called by their identifier."""
+        return self._gathering.names
 
     @cached_property
     def _gathering(self) -> Gathering:
@@ -282,9 +292,10 @@ class Stream:
     def __init__(self, source: Path) -> None:
         self._source = source
         self._label = Path("standard input") if source == STDIN else source
-        self.name = source.name if source == STDIN else source.resolve().name
+        self.name = source.name if source == STDIN else from_os(source.resolve().name)
         self.num_bytes: int | None = None if source == STDIN else source.stat().st_size
         self._rejects: list[Reject] = []
+        self._named = ClassNames(self._label)
         self._file: Any = None
         self._stack = ExitStack()
         self._passed: list[tarfile.TarInfo] = []  # what was looked at of standard input, which cannot go back
@@ -294,6 +305,11 @@ class Stream:
     def rejects(self) -> list[Reject]:
         """Members that can belong to no class."""
         return self._rejects
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of the classes that are not called by their identifier."""
+        return self._named.names
 
     def position(self) -> int:
         """Return how many bytes of the file were read."""
@@ -341,15 +357,15 @@ class Stream:
             outer = self._outer
             for member in self._members():
                 name = member.name
-                tar_of = class_tar_of(name)
-                wnid = tar_of if tar_of is not None else place_of(name.rpartition("/")[0]).wnid
                 if problem := problem_of(member):
                     self._rejects.append(Reject(None, readable(name), *problem))
-                elif wnid is None or not CLASS_NAME.fullmatch(wnid):
+                    continue
+                wnid, is_tar = self._named.find(name)
+                if wnid is None:
                     self._rejects.append(no_class(name))
-                elif tar_of is not None and wnid in tars:
+                elif is_tar and wnid in tars:
                     self._rejects.append(Reject(None, readable(name), "duplicate", f"{tars[wnid]} came first"))
-                elif tar_of is not None:
+                elif is_tar:
                     tars[wnid] = readable(name)
                     yield ClassTar(self._label, wnid, tars[wnid], 0, member.size, _content(outer, member))
                 elif is_image(name):

@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
 from ..shards.tree import SemanticTree
-from .label_spaces import check_class_name
+from .class_names import class_id, class_name
 from .wordnet import WordNet, hypernym_choice, parent_of
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Taxonomy:
         self._wordnet = wordnet
         self._own_parents = dict(parents)
         self._own_names = dict(names)
+        self._other_names: dict[str, str] = {}
         self._own = {node for row in self._own_parents.items() for node in row if node is not None}
         self._choice = hypernym_choice()
         self._parents = dict(parents)  # grows by what WordNet was asked for
@@ -89,6 +91,12 @@ class Taxonomy:
             )
         return taxonomy
 
+    def with_names(self, names: Mapping[str, str]) -> Taxonomy:
+        """Return this taxonomy with readable names for what it has no name for; its version stays."""
+        named = copy(self)
+        named._other_names = dict(names)
+        return named
+
     @property
     def version(self) -> dict[str, str | None]:
         """JSON values that tell this taxonomy from others; own parents by their meaning, not by their file's bytes."""
@@ -107,9 +115,9 @@ class Taxonomy:
         return self._parents[wnid]
 
     def name(self, wnid: str) -> str:
-        """Return the user's name for it, else the synset's first lemma, else the wnid itself."""
+        """Return the user's name for it, else the synset's first lemma, else the name given later, else the wnid."""
         own = self._own_names.get(wnid)
-        return own or (self._wordnet.name(wnid) if wnid in self._wordnet else wnid)
+        return own or (self._wordnet.name(wnid) if wnid in self._wordnet else self._other_names.get(wnid, wnid))
 
     def definition(self, wnid: str) -> str:
         """Return the synset's gloss; empty where it is no synset."""
@@ -187,9 +195,13 @@ def _parent_row(path: Path, line: int, cells: list[str]) -> tuple[str, _ParentRo
             "(a name that holds a comma stands in double quotes)"
         )
     child, parent = cells[:2]
-    for cell in (child, parent) if parent else (child,):
-        check_class_name(cell, f"{path}, line {line}")
-    return child, _ParentRow(line, parent or None, cells[2] if len(cells) == 3 else "")
+    if not child:
+        raise ValueError(f"{path}, line {line}: {','.join(cells)!r} names no child; wanted child,parent[,name]")
+    wnid = class_id(child)
+    name = cells[2] if len(cells) == 3 else ""
+    if not name and child != wnid:
+        name = class_name(child)
+    return wnid, _ParentRow(line, class_id(parent) if parent else None, name)
 
 
 def _shown(row: _ParentRow) -> str:

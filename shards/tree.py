@@ -6,6 +6,7 @@ import difflib
 import io
 import json
 import pickle
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ class SemanticTree:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").casefold()
+    return unicodedata.normalize("NFC", name.replace("_", " ").casefold())
 
 
 def _check_counts(wnids: Sequence[str], names: Sequence[str], paths: Sequence[Any]) -> None:

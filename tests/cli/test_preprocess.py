@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from in21k.preprocess.class_names import class_id
 from in21k.preprocess.label_spaces import read_classes
 
 from .conftest import run, run_json
@@ -193,12 +195,39 @@ def test_parents_place_classes_of_ones_own_in_the_tree(tmp_path: Path) -> None:
     assert "made with other settings (parents '" in refused(*words)
 
 
+@pytest.mark.parametrize("form", [str, class_id])
+def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
+    form: Callable[[str], str], tmp_path: Path
+) -> None:
+    retriever, coffee, dog = "golden retriever", "café au lait", "my dogs"
+    source = write_files(tmp_path / "images", photos((retriever, coffee, "toy")))
+    for option, lines in {
+        "--parents": [f"{form(retriever)},{form(dog)}", f"{form(dog)},n02084071", f"{form(coffee)},"],
+        "--classes": [form(retriever), form(coffee)],
+        "--exclude": [f"{form(coffee)}/{coffee}_0.JPEG"],
+        "--val-list": [f"{form(retriever)}/{retriever}_1.JPEG"],
+    }.items():
+        (tmp_path / option).write_text("\n".join(lines))
+    options = ("--parents", "--classes", "--exclude", "--val-list")
+    words = [word for option in options for word in (option, tmp_path / option)]
+    run_json("preprocess", "folder", source, tmp_path / "out", *FEW, "--size", 32, "--max-reject-rate", 1, *words)
+    rows = {row["wnid"]: (row["name"], row["num_train"], row["num_val"]) for row in table(tmp_path / "out", "classes")}
+    assert rows.pop("toy")[1:] == (0, 0)
+    assert rows == {class_id(retriever): (retriever, 2, 1), class_id(coffee): (coffee, 2, 0)}
+    dropped = run_json(
+        *("preprocess", "folder", source, tmp_path / "dropped", *FEW, "--size", 32, "--val-per-class", 0),
+        *("--parents", tmp_path / "--parents", "--drop-subtree", form(dog)),
+    )
+    assert dropped["counts"]["num_classes"] == 2
+    assert "class" in run("tree", "show", tmp_path / "out", retriever).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--classes", "fall12p"), "fall12p: no such file, and no label space of that name"),
         (("--classes", "NOTHING"), "names no class"),
-        (("--classes", "BAD"), "line 1: 'a/b' is no class name"),
+        (("--classes", "TWICE"), "line 2: a/b stands on line 1 already"),
         (("--exclude", "NOWHERE"), "No such file"),
         (("--exclude", "NOTHING"), "lists nothing"),
         (("--val-list", "WORD"), "line 1: 'word'; wanted a key"),
@@ -215,7 +244,12 @@ def test_parents_place_classes_of_ones_own_in_the_tree(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], said: str, tmp_path: Path) -> None:
     source = write_tar(tmp_path / "raw.tar", photos())
-    contents = {"NOTHING": "\n", "BAD": "a/b\n", "WORD": "word\n", "SWANS": "".join(f"{SWAN}_{n}\n" for n in range(3))}
+    contents = {
+        "NOTHING": "\n",
+        "TWICE": "a/b\na/b\n",
+        "WORD": "word\n",
+        "SWANS": "".join(f"{SWAN}_{n}\n" for n in range(3)),
+    }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
     asked = [tmp_path / word if word in (*contents, "NOWHERE") else word for word in words]
@@ -229,9 +263,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], sai
     [
         ("folder", None, "No such file"),
         ("folder", b"\x1f\x8b\x08", "is no text; wanted a folder, or a list"),
-        ("folder", b"images/1.jpg\n", "line 1: 'images/1.jpg'; wanted a path and a label"),
-        ("folder", b"images/1.jpg a/b\n", "line 1: 'images/1.jpg a/b'; wanted a path and a label"),
-        ("folder", b"gone.jpg cat\n", "source: holds no classes (its first member is gone.jpg)"),
+        ("folder", b"images/1.jpg\n", "line 1: 'images/1.jpg'; wanted a path and labels"),
+        (
+            "folder",
+            b"gone.jpg cat\n",
+            "source: none of the 1 files listed is an image that exists (the first: gone.jpg",
+        ),
         ("raw-tar", b"\x1f\x8b\x08\x00", "source: not a tar, or damaged"),
     ],
 )

@@ -61,7 +61,6 @@ def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Pat
                 "README.txt": b"hello",
                 "n1.tar": tar_of({"a.jpg": b"abc"}),
                 "again/n1.tar": tar_of({"b.jpg": b"abc"}),
-                "a b.tar": b"",
                 ".tar": b"",
                 "link.tar": special("link.tar", tarfile.SYMTYPE, "n1.tar"),
                 "hard.tar": special("hard.tar", tarfile.LNKTYPE, "n1.tar"),
@@ -75,7 +74,6 @@ def test_outer_members_that_are_no_class_are_named_with_the_reason(tmp_path: Pat
     assert reasons(rejects) == {
         "README.txt": "no class",
         "again/n1.tar": "duplicate",
-        "a b.tar": "no class",
         ".tar": "no class",
         "link.tar": "not a regular file",
         "hard.tar": "not a regular file",

@@ -80,12 +80,11 @@ def test_a_damaged_class_tar_is_done_again_when_the_archive_was_put_right(
     assert prepare(open_raw_tar(source), tmp_path / "out", select=ALL, image=SMALL).num_samples == {"train": 8}
 
 
-@pytest.mark.parametrize("folder", ["big cat", "Ünï", "x" * 65])
-def test_a_folder_of_images_that_can_be_no_class_fails_the_run(tmp_path: Path, photo: bytes, folder: str) -> None:
-    for name in ("dog", folder):
-        (tmp_path / "raw" / name).mkdir(parents=True)
-        for number in range(4):
-            (tmp_path / "raw" / name / f"{number}.jpg").write_bytes(photo)
+def test_images_beside_the_class_folders_fail_the_run(tmp_path: Path, photo: bytes) -> None:
+    (tmp_path / "raw" / "dog").mkdir(parents=True)
+    for number in range(4):
+        (tmp_path / "raw" / f"{number}.jpg").write_bytes(photo)
+        (tmp_path / "raw" / "dog" / f"{number}.jpg").write_bytes(photo)
     with pytest.raises(ValueError, match=r"4 of 8 members were rejected.*no class, such as"):
         prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL)
     found = prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL, max_reject_rate=0.5)

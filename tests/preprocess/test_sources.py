@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from PIL import Image
 
 from in21k.preprocess import run as run_module
 from in21k.preprocess import sources
+from in21k.preprocess.archive import UselessError
+from in21k.preprocess.class_names import class_id
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
@@ -30,7 +33,7 @@ from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
 from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.verify import verify
 
-from .conftest import Images, class_folders, class_tars, tables_of, write_files, write_tar
+from .conftest import WAYS, Images, class_folders, class_tars, tables_of, write_files, write_tar
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -81,6 +84,7 @@ FOLDERS = [
     *("x/imagenet21k_train/n09450163/", "x/imagenet21k_val/n09450163/", "imagenet21k_small_classes/n02051845/"),
     *("../n01503061/", "/n01503061/", "n01503061/../../", "n01503061//"),
 ]
+MY_CATS = class_id("my cats")
 FILES = ["1.jpg", "2.JPEG", "x_y.png", "x y.png", "\udcff.gif", "notes.txt", ".jpg"]
 MEMBERS = st.builds(
     Odd,
@@ -109,7 +113,7 @@ def class_of(name: str) -> str | None:
     parts = [part for part in name.split("/") if part not in ("", ".")][:-1]
     named = [part for part in parts if re.fullmatch(r"n\d{8}", part)]
     wnid = named[-1] if named else parts[-1] if parts else ""
-    return wnid if re.fullmatch(r"[\w-]+", wnid) else None
+    return class_id(wnid) if wnid else None
 
 
 def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]:
@@ -118,8 +122,8 @@ def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]
     classes: set[str] = set()
     for item in items:
         if isinstance(item, OddTar):
-            wnid = item.name.rpartition("/")[2].removesuffix(".tar")
-            if wnid in classes or " " in wnid:
+            wnid = class_id(item.name.rpartition("/")[2].removesuffix(".tar"))
+            if wnid in classes:
                 found[None] += 1
             else:
                 classes.add(wnid)
@@ -186,7 +190,7 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
         *("dataset.json", "classes.parquet", "tree.json", "manifest.parquet", "rejects.parquet"),
         *(
             f"{wnid}.tar"
-            for wnid in ("n01503061", "n01858441", "n02051845", "n09450163", "cats", "black", "sub", "docs")
+            for wnid in ("n01503061", "n01858441", "n02051845", "n09450163", "cats", "black", MY_CATS, "sub", "docs")
         ),
     }
     plain, stream = outs
@@ -272,19 +276,60 @@ def test_of_two_images_of_one_name_in_different_folders_both_are_stored_whatever
     assert [name for _, name in sources_of(found[0])] == ["1.jpg", "b/n01503061/1.jpg", "c/n01503061/1.jpg"]
 
 
-def test_a_class_name_too_long_for_keys_and_files_is_none(photo: bytes, tmp_path: Path) -> None:
-    (tmp_path / "raw.tar").write_bytes(write_tar([("x" * 65 + "/1.jpg", photo), ("y" * 64 + "/1.jpg", photo)]))
-    prepared = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out")
-    assert sources_of(prepared) == [("y" * 64, "1.jpg")]
-    assert [reason for _, _, reason in rejects_of(prepared)] == ["no class"]
+@pytest.mark.parametrize("way", WAYS)
+def test_a_name_of_any_script_is_a_class_in_every_way(
+    way: str, photo: bytes, hand_over: HandOver, tmp_path: Path
+) -> None:
+    names = ["golden retriever", "café", "金毛犬", "001.Black_footed_Albatross", "x" * 200, "plain-1"]
+    folders = [(f"images/{name}/{number} a.jpg", photo) for name in names for number in range(2)]
+    prepared = prepared_of(
+        open_raw_tar(hand_over(write_tar([*folders, ("Ünal.tar", write_tar(folders))]), way)), tmp_path / "out"
+    )
+    wanted = {class_id(name): name for name in [*names, "Ünal"]}
+    assert prepared.tree.wnids == tuple(sorted(wanted))
+    assert dict(zip(prepared.tree.wnids, prepared.tree.names, strict=True)) == wanted
+    assert {row.wnid: row.name for row in prepared.classes} == wanted
+    assert rejects_of(prepared) == []
+    assert verify(prepared, deep=True).problems == []
+
+
+def test_one_name_in_two_normal_forms_is_one_class(photo: bytes, tmp_path: Path) -> None:
+    files = [(unicodedata.normalize(form, f"café/{form}.jpg"), photo) for form in ("NFC", "NFD")]
+    prepared = prepared_of(open_folder(write_files(tmp_path / "source", files)), tmp_path / "out")
+    assert prepared.tree.names == ("café",)
+    assert len(sources_of(prepared)) == 2
+
+
+def test_a_stream_that_goes_on_when_it_was_read_knows_the_names_still(
+    photo: bytes, hand_over: HandOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write_tar([("my cats/1.jpg", photo), ("my dogs/1.jpg", photo)])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Run, "_merge", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepared_of(open_raw_tar(hand_over(content, "stdin")), tmp_path / "out")
+    prepared = prepared_of(open_raw_tar(hand_over(content, "stdin")), tmp_path / "out")
+    assert prepared.tree.names == ("my cats", "my dogs")
+
+
+@pytest.mark.parametrize("way", ["plain", "gzip", "stdin"])
+@pytest.mark.parametrize("name", ["caf\udce9/1.jpg", "caf\udce9.tar"])
+def test_a_class_whose_name_is_not_utf8_is_refused_by_name(
+    name: str, way: str, photo: bytes, hand_over: HandOver, tmp_path: Path
+) -> None:
+    content = write_tar([("cats/1.jpg", photo), (name, photo)])
+    with pytest.raises(UselessError, match=r": caf\\xe9.*: the class name 'caf\\\\xe9' is not UTF-8; rename it"):
+        prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class TestFolders:
     def test_names_may_hold_spaces_and_any_letters(self, photo: bytes, tmp_path: Path) -> None:
         write_files(tmp_path / "my data", [("cats/ä b .jpg", photo), ("cats/日本.jpeg", photo), ("ä/1.jpg", photo)])
         prepared = prepared_of(open_folder(tmp_path / "my data"), tmp_path / "out")
-        assert sorted(sources_of(prepared)) == [("cats", "ä b .jpg"), ("cats", "日本.jpeg")]
-        assert rejects_of(prepared) == [(None, "ä/1.jpg", "no class")]
+        assert sorted(sources_of(prepared)) == [
+            *((class_id("ä"), "1.jpg"), ("cats", "ä b .jpg"), ("cats", "日本.jpeg"))
+        ]
 
     def test_a_linked_folder_that_came_already_is_a_reject_and_the_real_one_counts(
         self, photo: bytes, tmp_path: Path
@@ -307,10 +352,9 @@ class TestFolders:
         (source / "cats" / "itself.jpg").symlink_to("itself.jpg")
         os.mkfifo(source / "cats" / "pipe.jpg")
         prepared = prepared_of(open_folder(source), tmp_path / "out")
-        assert sources_of(prepared) == [("cats", "1.jpg")]
+        assert sources_of(prepared) == [("cats", "1.jpg"), (class_id("folder.jpg"), "2.jpg")]
         assert rejects_of(prepared) == [
             (None, "cats/broken.jpg", "not a regular file"),
-            (None, "cats/folder.jpg/2.jpg", "no class"),
             (None, "cats/itself.jpg", "not a regular file"),
             (None, "cats/pipe.jpg", "not a regular file"),
         ]
@@ -385,15 +429,44 @@ class TestLists:
             (None, "gone.jpg", "missing"),
         ]
 
-    @pytest.mark.parametrize("line", ["cats/1.jpg", "cats/1.jpg my/cat", "cats/1.jpg chat♥", "1.jpg " + "x" * 65])
-    def test_a_line_without_a_label_is_refused_with_its_number(self, line: str, tmp_path: Path) -> None:
-        (tmp_path / "list.txt").write_text(f"cats/1.jpg cat\n{line}\n")
-        with pytest.raises(ValueError, match=r"list\.txt, line 2: .*wanted a path and a label"):
+    def test_a_label_is_any_text_and_the_name_of_its_class(self, photo: bytes, tmp_path: Path) -> None:
+        write_files(tmp_path, [(f"{number}.jpg", photo) for number in range(3)])
+        (tmp_path / "list.txt").write_text("0.jpg traffic light\n1.jpg\tchat♥\n2.jpg a/b\n")
+        prepared = prepared_of(open_folder(tmp_path / "list.txt"), tmp_path / "out")
+        names = dict(zip(prepared.tree.wnids, prepared.tree.names, strict=True))
+        assert names == {class_id(name): name for name in ("traffic light", "chat♥", "a/b")}
+
+    @pytest.mark.parametrize(
+        ("line", "wanted"),
+        [
+            ("cats/1.jpg", "wanted a path and labels"),
+            ("cats/1.jpg cat,dog", "has cat,dog; wanted one label an image"),
+            ("cats/1.jpg -", "has no label; wanted one label an image"),
+            ("cats/1.jpg caf\udce9", "is not UTF-8"),
+        ],
+    )
+    def test_a_line_of_another_number_of_labels_is_refused_with_its_number(
+        self, line: str, wanted: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "list.txt").write_bytes(f"cats/1.jpg cat\n{line}\n".encode("utf-8", "surrogateescape"))
+        with pytest.raises(ValueError, match=rf"list\.txt, line 2: .*{wanted}"):
             open_folder(tmp_path / "list.txt").classes()
 
-    def test_an_empty_list_is_refused_by_name(self, tmp_path: Path) -> None:
-        (tmp_path / "list.txt").write_text("\n\n")
-        with pytest.raises(ValueError, match=r"list\.txt: holds no classes \(it is empty\)"):
+    @pytest.mark.parametrize(
+        ("content", "wanted"),
+        [
+            ("\n\n", "lists nothing; wanted lines of a path and a label"),
+            (
+                "gone.jpg cat\nlost.jpg dog\n",
+                r"none of the 2 files listed is .*the first: gone\.jpg, missing\); paths begin",
+            ),
+            ("notes.txt cat\n", r"none of the 1 files listed is .*the first: notes\.txt, no image suffix\)"),
+        ],
+    )
+    def test_a_list_of_no_images_is_refused_by_what_it_lists(self, content: str, wanted: str, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text(content)
+        (tmp_path / "notes.txt").write_text("hello")
+        with pytest.raises(ValueError, match=rf"list\.txt: {wanted}"):
             open_folder(tmp_path / "list.txt").classes()
 
 
