@@ -145,6 +145,11 @@ class BadSamples:
         return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
 
 
+def ended_early(backend: str, num_batches: int, promised: int) -> RuntimeError:
+    """Return what is raised where a loader has no more to hand out before the end of the epoch."""
+    return RuntimeError(f"backend {backend} ended after {num_batches:,} of {promised:,} batches of the epoch")
+
+
 class Loader(ABC):
     """Iterates (images B x 3 x H x W, labels int64 (B,)) over one epoch.
 

@@ -1,10 +1,11 @@
-"""What this machine tells of a process: its memory, its processor time, what of a file lies in the page cache."""
+"""What this machine tells: a process's memory and processor time, a file's part in the page cache, shared memory."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 
 from ..shards.dataset import ShardSplit
+from ..shards.parallel import default_workers
 
+BUSY = 0.5  # guessed: with more load than this on each core, threads are kept waiting
 MAX_RESIDENT = 0.1  # guessed: with more of a shard than this still in memory, nobody would call the cache cold
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+SHARED_MEMORY = "/dev/shm"
 
 
 def descendants() -> list[int]:
@@ -57,6 +61,36 @@ def private_bytes(process: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def shared_memory() -> tuple[int, int] | None:
+    """Return the bytes of /dev/shm, in all and free; None where there is none."""
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return None
+    return usage.total, usage.free
+
+
+def describe_shared_memory() -> str:
+    """Return the size of /dev/shm, in words."""
+    sizes = shared_memory()
+    return (
+        f"{SHARED_MEMORY} has {sizes[0] / 1e6:,.0f} MB, {sizes[1] / 1e6:,.0f} free" if sizes else f"no {SHARED_MEMORY}"
+    )
+
+
+def load() -> dict[str, float]:
+    """Return torch's OpenMP threads, the machine's load (of a minute), and the cores that this process may use."""
+    return {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "cores": default_workers()}
+
+
+def describe_load(threads: float, load: float, cores: float) -> str:
+    """Return what `load()` tells, in words, with the way out where other work is on the cores."""
+    told = f"{threads:.0f} OpenMP threads, load {load:.1f} on {cores:.0f} cores"
+    if threads == 1 or load <= BUSY * cores:
+        return told
+    return f"{told}: threads that wait for one another are many times slower than one; try OMP_NUM_THREADS=1"
 
 
 def drop_cache(split: ShardSplit) -> str:

@@ -84,6 +84,10 @@ class EpochPlan:
         left = self.num_samples - start
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
 
+    def has_samples(self, rank: int, start: int) -> bool:
+        """Tell whether a rank's next batch after `start` samples has any: in validation its last may be empty."""
+        return start + rank * self.batch_size < self.num_samples
+
     def order(self, start: int = 0) -> Iterator[NDArray[np.int64]]:
         """Yield the positions in their order from number `start` on, a window of shards at a time."""
         starts = (np.cumsum(self.shard_sizes) - self.shard_sizes).tolist()

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError
 from .feed import Feed
-from .loader import BadSamples, Loaded, Loader, LoaderSettings
+from .loader import BadSamples, Loaded, Loader, LoaderSettings, ended_early
 from .plan import EpochPlan, PlannedBatch
 
 if TYPE_CHECKING:
@@ -97,10 +97,14 @@ class PlannedLoader(Loader):
 
     def _hand_out(self, stream: Generator[Loaded]) -> Iterator[tuple[Tensor, Tensor]]:
         plan, handed = self._plan(), 0
-        for _ in range(plan.num_batches(self._consumed)):
+        promised = plan.num_batches(self._consumed)
+        for number in range(promised):
             if self._active is not stream:
                 return  # a newer iteration goes on from here
-            images, labels, bad = self._next(stream) or self._empty()
+            loaded = self._next(stream)
+            if loaded is None and plan.has_samples(self.settings.rank, self._consumed):
+                raise ended_early(self.backend, number, promised)
+            images, labels, bad = loaded or self._empty()
             handed += self.settings.batch_size
             for each in bad:
                 self._bad.add(each.position, each.reason, handed)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from itertools import chain, islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from .pixels import decode, normalize_pixels
 from .plan import PlannedBatch
 from .planned_loader import PlannedLoader
 from .torch_transforms import transformed
+from .worker_batches import from_workers, in_shared_memory
 
 Made = tuple[Tensor, NDArray[np.int64], list[Bad]]
 
@@ -44,10 +45,11 @@ class _BatchDataset(Dataset[Made | Exception]):
 
         try:
             used, bad = fill(self._feed, self._recipe, batch, self._recipe.numbers(batch), range(len(batch)), paint)
+            kept = used >= 0
+            images = in_shared_memory(images if kept.all() else images[torch.from_numpy(kept)])
         except (CorruptSampleError, OSError) as error:
             return error  # raised by the main process: torch would wrap it in the worker's traceback
-        kept = used >= 0
-        return images if kept.all() else images[torch.from_numpy(kept)], used[kept], bad
+        return images, used[kept], bad
 
 
 def _leave_signals(_worker: int) -> None:
@@ -81,21 +83,9 @@ class TorchLoader(PlannedLoader):
             worker_init_fn=_leave_signals,
         )
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        # Workers are forked: the first batch takes 0.4 s, against 4.6 s from a fork server (0.5 s once it runs) and
-        # 7 s spawned; a script needs no `if __name__ == "__main__"`; and the split's arrays are shared. They must find
-        # no dead object to collect: a DALI pipeline, for one, waits for threads they lack.
-        gc.collect()
-        running: Any = iter(loader)
-        try:
-            for made in running:
-                if isinstance(made, Exception):
-                    raise made
-                images, used, bad = made
+        with closing(from_workers(loader)) as finished:
+            for images, used, bad in finished:
                 images = images.to(settings.device, non_blocking=True)
                 images = normalize_pixels(images, settings.normalize, settings.dtype)
                 images = images.contiguous(memory_format=memory_format)
                 yield Loaded(images, self._labels(np.asarray(used)), bad)
-        finally:
-            shutdown = getattr(running, "_shutdown_workers", None)
-            if shutdown:
-                shutdown()

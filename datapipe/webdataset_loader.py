@@ -11,10 +11,10 @@ Equal runs, of as many ranks and workers, get equal batches.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import count
 from typing import Any
 
@@ -22,10 +22,11 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from .feed import MAX_TRIES
-from .loader import MIN_RATED, BadSamples, Loaded, Loader, LoaderSettings
+from .loader import MIN_RATED, BadSamples, Loaded, Loader, LoaderSettings, ended_early
 from .plan import EpochPlan, PlannedBatch
 from .webdataset_reading import ShardUrls
-from .webdataset_stream import BatchStream, CorruptStreamError, begin_worker, finished
+from .webdataset_stream import BatchStream, CorruptStreamError, Made, begin_worker, finished
+from .worker_batches import from_workers
 
 WITH_INDEX = "take an indexed backend (dali_gpu, dali_cpu, opencv, torch) over the folder that `in21k shard` made"
 
@@ -48,7 +49,7 @@ class WebDatasetLoader(Loader):
 
     def __init__(self, shards: ShardUrls, settings: LoaderSettings, epoch_samples: int | None = None) -> None:
         self._shards = shards
-        self._num_samples = epoch_samples or shards.num_samples
+        self._num_samples = epoch_samples or (None if shards.sizes is None else sum(shards.sizes))
         plan = EpochPlan(  # which checks the numbers
             shard_sizes=np.array([self._num_samples or 0]),
             batch_size=settings.batch_size,
@@ -82,28 +83,30 @@ class WebDatasetLoader(Loader):
             num_workers=self._workers,
             pin_memory=settings.device.type == "cuda",
             worker_init_fn=begin_worker,
-            multiprocessing_context="fork",  # see `TorchLoader`
+            multiprocessing_context="fork",  # see `from_workers`
         )
-        gc.collect()
-        running: Any = iter(loader)
-        handed = 0
-        try:
-            for made in running:
-                if isinstance(made, CorruptStreamError):
-                    name, reason = made.args
-                    raise self._bad.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from made
-                if isinstance(made, Exception):
-                    raise made
+        handed = num_batches = 0
+        with closing(from_workers(loader)) as batches:
+            for made in self._raising(batches):
                 handed += settings.batch_size
                 for name, reason in made.bad:
                     self._bad.add(name, reason, handed)
                 if len(made.labels):
+                    num_batches += 1
                     images = made.images.to(settings.device, non_blocking=True)
                     if settings.device.type == "cuda":
                         images = finished(images, settings)
                     yield Loaded(images, made.labels.to(settings.device, non_blocking=True), [])
-        finally:
-            running._shutdown_workers()
+        if self._num_batches is not None and num_batches < self._num_batches:
+            raise ended_early(self.backend, num_batches, self._num_batches)
+
+    def _raising(self, batches: Iterator[Made]) -> Iterator[Made]:
+        """Yield them; raise ValueError, as of an epoch that stopped, where no more good sample is found."""
+        try:
+            yield from batches
+        except CorruptStreamError as error:
+            name, reason = error.args
+            raise self._bad.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from error
 
     def __len__(self) -> int:
         """Return the batches of a training epoch, the same on every rank; TypeError: nobody knows before its end."""

@@ -32,12 +32,12 @@ READ_BYTES = 2**18
 class ShardUrls(NamedTuple):
     """Shards by their paths or URLs.
 
-    num_samples: how many they hold; None: nobody knows.
-    way_out:     how messages on corrupt samples end.
+    sizes:   how many samples each holds; None: nobody knows.
+    way_out: how messages on corrupt samples end.
     """
 
     urls: list[str]
-    num_samples: int | None
+    sizes: list[int] | None
     way_out: str
 
 
@@ -70,7 +70,8 @@ def shard_urls(shards: ShardSet, split: str) -> ShardUrls:
     folder = shards.location if shards.remote else str(shards.path.absolute())
     urls = [f"{folder}/{name}" for name in shards.shard_names(split)]
     _check_schemes(urls[:1])
-    return ShardUrls(urls, shards.num_samples[split], f"`in21k verify --deep {shards.location}` lists all such")
+    sizes = [int(shard["num_samples"]) for shard in shards.info["shards"][split]]
+    return ShardUrls(urls, sizes, f"`in21k verify --deep {shards.location}` lists all such")
 
 
 _commands: set[Popen[bytes]] = set()  # what prints shards to this process

@@ -31,6 +31,7 @@ from .loader import LoaderSettings
 from .pixels import decode, jpeg_size, normalize_pixels
 from .plan import PlannedBatch
 from .webdataset_reading import ShardUrls, end_commands, read_members
+from .worker_batches import SharedMemoryError, in_shared_memory
 
 SHUFFLE_SAMPLES = 2_000  # JPEGs that a worker holds to draw from, 24 MB at 224 pixels; shards are shuffled when made
 SHUFFLE_FIRST = 500  # of them are waited for at first
@@ -50,7 +51,7 @@ class CorruptStreamError(ValueError):
     """So many corrupt samples in a row that searching on makes no sense; the name of the last, and its reason."""
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """A batch of a worker: images B x 3 x S x S, int64 labels, and (name, reason) of the corrupt samples.
 
     The images are as the loader hands them out; those for a GPU are uint8, which is a quarter to copy.
@@ -79,7 +80,7 @@ def painter() -> Paint:
     return paint
 
 
-class BatchStream(IterableDataset[_Made | Exception]):
+class BatchStream(IterableDataset[Made | Exception]):
     """Batches of one rank's shards, or what is wrong with them; each worker process reads its part.
 
     batches: what each batch of the rank counts as: its size, and where its random numbers come from. They end where a
@@ -94,10 +95,11 @@ class BatchStream(IterableDataset[_Made | Exception]):
         self._paint = painter()
         self._worker, self._num_workers = 0, 1
         self._url = ""
-        self._num_samples = self._num_in_a_row = 0
+        self._keys: set[str] = set()  # of the shard that is read
+        self._num_in_a_row = 0
         self._bad: list[tuple[str, str]] = []
 
-    def __iter__(self) -> Iterator[_Made | Exception]:
+    def __iter__(self) -> Iterator[Made | Exception]:
         info: Any = get_worker_info()
         self._worker, self._num_workers = info.id, info.num_workers
         samples = self._samples()
@@ -105,10 +107,10 @@ class BatchStream(IterableDataset[_Made | Exception]):
             for batch in islice(self._batches, self._worker, None, self._num_workers):
                 made = self._make(samples, batch)
                 if len(made.labels) or made.bad:
-                    yield made
+                    yield made._replace(images=in_shared_memory(made.images), labels=in_shared_memory(made.labels))
                 if len(made.labels) < len(batch):
                     break
-        except CorruptStreamError as error:
+        except (CorruptStreamError, SharedMemoryError) as error:
             yield error  # raised by the main process: torch would wrap it in the worker's traceback
         except (OSError, TarError, SubprocessError) as error:
             yield OSError(f"{self._url}: cannot be read to its end ({getattr(error, 'strerror', None) or error})")
@@ -117,36 +119,50 @@ class BatchStream(IterableDataset[_Made | Exception]):
         """Yield this worker's samples: once, or round after round, each split anew and in another order."""
         settings = self._settings
         for number in count():
-            before = self._num_samples
-            stages: list[Any] = [partial(self._urls, number), self._members, partial(group_by_keys, handler=_refuse)]
-            stages += [self._counted]
+            self._num_samples = 0
+            stages: list[Any] = [
+                partial(self._shards_of, number),
+                self._members,
+                partial(group_by_keys, handler=_refuse),
+            ]
+            stages += [self._checked]
             if settings.training:
                 draws = random.Random(f"{settings.seed} {self._epoch} {number} {settings.rank} {self._worker}")
                 stages += [shuffle(SHUFFLE_SAMPLES, initial=SHUFFLE_FIRST, rng=draws)]
             yield from DataPipeline(*stages, self._parsed)
             if not settings.training:
                 return
-            if self._num_samples == before:
+            if not self._num_samples:
                 raise OSError("it holds no sample, nor do the others of its worker")
 
-    def _urls(self, number: int) -> Iterator[dict[str, str]]:
-        """Yield this worker's shards of a round."""
-        settings, urls = self._settings, self._shards.urls
-        order = np.arange(len(urls))
+    def _shards_of(self, number: int) -> Iterator[int]:
+        """Yield this worker's shards of a round, by their place in the list."""
+        settings, num_shards = self._settings, len(self._shards.urls)
+        order = np.arange(num_shards)
         if settings.training:
-            order = permutation(len(urls), settings.seed, self._epoch, 0, number)
-        for shard in order[settings.rank :: settings.world_size][self._worker :: self._num_workers].tolist():
-            yield {"url": urls[shard]}
+            order = permutation(num_shards, settings.seed, self._epoch, 0, number)
+        yield from order[settings.rank :: settings.world_size][self._worker :: self._num_workers].tolist()
 
-    def _members(self, urls: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        for each in urls:
-            self._url = each["url"]
+    def _members(self, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
+        sizes = self._shards.sizes
+        for shard in shards:
+            self._url = self._shards.urls[shard]
+            self._keys.clear()
             for name, content in read_members(self._url):
                 yield {"fname": name, "data": content, "__url__": self._url}
             yield {}  # no sample goes on in the next shard
+            if sizes and len(self._keys) != sizes[shard]:
+                raise ReadError(f"it holds {len(self._keys):,} samples; wanted {sizes[shard]:,}, as dataset.json says")
 
-    def _counted(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _checked(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Raise ReadError where a shard has two samples of one key: the library would lose or mingle them."""
         for sample in samples:
+            key = sample["__key__"]
+            if key in self._keys:
+                raise ReadError(f"it holds two samples of key {key}")
+            if mingled := several_in_one(sample):
+                raise ReadError(f"it holds {mingled} of one key, {key}, as a key ends at the first dot")
+            self._keys.add(key)
             self._num_samples += 1
             yield sample
 
@@ -167,7 +183,7 @@ class BatchStream(IterableDataset[_Made | Exception]):
         if self._settings.training and in_a_row >= MAX_TRIES:
             raise CorruptStreamError(name, reason)
 
-    def _make(self, samples: Iterator[StreamSample], batch: PlannedBatch) -> _Made:
+    def _make(self, samples: Iterator[StreamSample], batch: PlannedBatch) -> Made:
         """Fill a batch; it is short where the samples end."""
         size = self._recipe.image_size
         images = torch.empty(len(batch), size, size, 3, dtype=torch.uint8)
@@ -191,7 +207,7 @@ class BatchStream(IterableDataset[_Made | Exception]):
         images = images[: len(labels)].permute(0, 3, 1, 2)
         if self._settings.device.type != "cuda":
             images = finished(images, self._settings)
-        return _Made(images, torch.tensor(labels, dtype=torch.int64), bad)
+        return Made(images, torch.tensor(labels, dtype=torch.int64), bad)
 
     def _plans(self, numbers: Floats, samples: list[StreamSample]) -> list[SamplePlan]:
         heights = np.array([sample.image.height for sample in samples], np.int64)
@@ -210,11 +226,25 @@ def finished(images: Tensor, settings: LoaderSettings) -> Tensor:
     return normalized
 
 
+def several_in_one(sample: dict[str, Any]) -> str:
+    """Return two files of what the library took for one sample and is several, by their extensions; or nothing.
+
+    >>> several_in_one({"__key__": "a", "b.0.jpg": b"", "b.0.cls": b"", "b.1.jpg": b"", "b.1.cls": b""})
+    '.b.0.cls and .b.1.cls'
+    """
+    for last in ("cls", "jpg"):
+        names = [name for name in sample if name.rpartition(".")[2] == last]
+        if len(names) > 1 and (last == "cls" or last not in names):  # an image may have others beside it
+            return " and ".join(f".{name}" for name in names[:2])
+    return ""
+
+
 def parse(name: str, sample: dict[str, Any]) -> StreamSample:
     """Return a sample of the library's, {"jpg": bytes, "cls": digits, ...}; raises ValueError where it is none."""
     for extension in ("cls", "jpg"):
         if extension not in sample:
-            raise ValueError(f"has no .{extension}")
+            held = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
+            raise ValueError(f"has no .{extension}; it has {held}")
     if not sample["cls"].strip().isdigit():
         raise ValueError(f"has {sample['cls'][:20]!r} as its class index; wanted digits")
     jpeg = sample["jpg"]

@@ -95,3 +95,24 @@ def damage(shards_copy: Path) -> Callable[..., Path]:
         return shards_copy
 
     return damage
+
+
+@pytest.fixture
+def open_stream(shard_set: ShardSet) -> Iterator[Callable[..., Loader]]:
+    """Make loaders of the backend over `shard_set`, a folder or a pattern; they are closed at the end."""
+    made: list[Loader] = []
+
+    def open_stream(shards: Any = None, split: str = "train", **settings: Any) -> Loader:
+        settings = {"batch_size": 4, "image_size": SIZE, "workers": 1} | settings
+        made.append(create_loader(shards or shard_set, split=split, backend="webdataset", **settings))
+        return made[-1]
+
+    yield open_stream
+    for loader in made:
+        loader.close()
+
+
+@pytest.fixture
+def shard(shard_set: ShardSet) -> Path:
+    """The first training shard, of nine samples."""
+    return shard_set.path / "train" / "in21k-train-000000.tar"

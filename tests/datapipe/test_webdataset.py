@@ -37,31 +37,10 @@ SIZE, NUM_TRAIN, NUM_VAL, NUM_SHARDS = 32, 52, 15, 6
 Make = Callable[..., Loader]
 
 
-@pytest.fixture
-def open_stream(shard_set: ShardSet) -> Iterator[Make]:
-    """Make loaders of the backend over `shard_set`, a folder or a pattern; they are closed at the end."""
-    made: list[Loader] = []
-
-    def open_stream(shards: Any = None, split: str = "train", **settings: Any) -> Loader:
-        settings = {"batch_size": 4, "image_size": SIZE, "workers": 1} | settings
-        made.append(create_loader(shards or shard_set, split=split, backend="webdataset", **settings))
-        return made[-1]
-
-    yield open_stream
-    for loader in made:
-        loader.close()
-
-
 @pytest.fixture(scope="session")
 def pattern(shard_set: ShardSet) -> str:
     """The training shards of `shard_set`, by a pattern."""
     return f"{shard_set.path}/train/in21k-train-{{000000..{NUM_SHARDS - 1:06}}}.tar"
-
-
-@pytest.fixture
-def shard(shard_set: ShardSet) -> Path:
-    """The first training shard, of nine samples."""
-    return shard_set.path / "train" / "in21k-train-000000.tar"
 
 
 @pytest.fixture
@@ -205,14 +184,14 @@ def test_ranks_and_workers_share_the_samples_and_miss_none(
 def test_each_round_of_training_takes_each_shard_once(world_size: int, workers: int) -> None:
     """By every rank and worker together; a round has another order than the one before."""
     shards = webdataset_reading.ShardUrls([f"{number}" for number in range(7)], None, "")
-    rounds: list[list[str]] = [[], []]
+    rounds: list[list[int]] = [[], []]
     for rank, worker in itertools.product(range(world_size), range(workers)):
         settings = webdataset_stream.LoaderSettings(batch_size=1, image_size=1, rank=rank, world_size=world_size)
         stream = webdataset_stream.BatchStream(shards, settings, 0, [])
         stream._worker, stream._num_workers = worker, workers
         for number in range(2):
-            rounds[number] += [each["url"] for each in stream._urls(number)]
-    assert sorted(rounds[0]) == sorted(rounds[1]) == shards.urls
+            rounds[number] += stream._shards_of(number)
+    assert sorted(rounds[0]) == sorted(rounds[1]) == list(range(7))
     assert rounds[0] != rounds[1]
 
 
