@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .progress import ProgressLine, clock
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
-    from ..shards.parallel import Progress
+    pass
 
 
 class CountLine(ProgressLine):
     """Draws `label 40 %, what is being done, 0:12 left`; tell it before each thing."""
+
+    of_images = False
 
     def __init__(self, label: str, total: int) -> None:
         super().__init__(label)
@@ -26,7 +28,3 @@ class CountLine(ProgressLine):
 
         self(Progress(self._begun_with / self._total, self._begun_with, 0, detail))
         self._begun_with += 1
-
-    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
-        left = seconds / (progress.fraction - start.fraction) * (1 - progress.fraction)
-        return f"{self._label} {100 * progress.fraction:.0f} %, {progress.detail}, {clock(left)} left"

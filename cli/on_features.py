@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from .options import PATH, Command
-from .progress import ProgressLine, clock
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from ..shards import SemanticTree
-    from ..shards.parallel import Progress
 
 MEASURES = {"top1": "top-1 %", "top5": "top-5 %", "semantic_top1": "semantic top-1 %"}
 
@@ -40,6 +39,8 @@ def read_tree(path: Path | None) -> SemanticTree | None:
 class ShareLine(ProgressLine):
     """The progress line of work that is no stream of images: what is being done, how much of it, the time left."""
 
+    of_images = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -48,8 +49,3 @@ class ShareLine(ProgressLine):
         from ..shards.parallel import Progress
 
         self(Progress(fraction, 0, 0, what))
-
-    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
-        done = progress.fraction - start.fraction
-        left = f", {clock(seconds / done * (1 - progress.fraction))} left" if done > 0 else ""
-        return f"{100 * progress.fraction:.0f} %, {progress.detail}{left}"

@@ -6,56 +6,75 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from ..shards.parallel import Progress
 
 REDRAW_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
+RATED_SECONDS = 0.1  # over less than this a rate tells nothing
 
 
 class ProgressLine(AbstractContextManager["ProgressLine"]):
-    """An `OnProgress` that draws one line over and over; where stderr is no terminal, a plain line now and then."""
+    """An `OnProgress` that draws one line over and over; where stderr is no terminal, a plain line now and then.
+
+    What ends before a line is due shows none. What does not shows a last one, of all that was done.
+    """
+
+    of_images: ClassVar[bool] = True
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._begun = time.monotonic()
+        self._begun = self._next = time.monotonic()
         self._start: Progress | None = None
+        self._last: Progress | None = None
+        self._shown: Progress | None = None
         self._live = sys.stderr.isatty()
-        self._next = self._begun + (0.0 if self._live else PLAIN_SECONDS)
-        self._drawn = False
 
     def __call__(self, progress: Progress) -> None:
         """Draw, when it is time again."""
-        if self._start is None:  # what an earlier run did already is no rate of this one
-            self._start, self._begun = progress, time.monotonic()
-            return
         now = time.monotonic()
-        if now >= self._next or (self._live and progress.fraction >= 1):
-            self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-            self._write(self._render(progress, self._start, now - self._begun))
+        self._last = progress
+        if self._start is None:  # what an earlier run did already is no rate of this one
+            self._start, self._begun, self._next = progress, now, now + self._pause_s
+        elif now >= self._next:
+            self._next = now + self._pause_s
+            self._draw(progress, self._start, now)
 
-    def _render(self, progress: Progress, start: Progress, seconds: float) -> str:
-        done = progress.fraction - start.fraction
-        left = seconds / done * (1 - progress.fraction) if done > 0 else 0.0
-        parts = [
-            f"{self._label} {100 * progress.fraction:.0f} %" if progress.fraction else self._label,
-            f"{progress.images:,} images",
-            f"{(progress.images - start.images) / seconds:,.0f} img/s",
-            f"{(progress.num_bytes - start.num_bytes) / seconds / 1e6:,.1f} MB/s" if progress.num_bytes else "",
-            progress.detail,
-            f"{clock(left)} left" if done > 0 else "",
-        ]
-        return ", ".join(part for part in parts if part)
+    @property
+    def _pause_s(self) -> float:
+        return REDRAW_SECONDS if self._live else PLAIN_SECONDS
 
-    def _write(self, line: str) -> None:
+    def _draw(self, progress: Progress, start: Progress, now: float, *, ended: bool = False) -> None:
+        seconds, done = now - self._begun, progress.fraction - start.fraction
+        left = f"{clock(seconds / done * (1 - progress.fraction))} left" if done > 0 else ""
+        share = (
+            f"{self._label} {100 * progress.fraction:.0f} %" if progress.fraction or not self.of_images else self._label
+        )
+        rates = self._rates(progress, start, seconds) if self.of_images else []
+        parts = [share, *rates, progress.detail, f"took {clock(seconds)}" if ended else left]
+        line = ", ".join(part for part in parts if part)
         sys.stderr.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         sys.stderr.flush()
-        self._drawn = True
+        self._shown = progress
 
-    def __exit__(self, *_: object) -> None:
-        if self._live and self._drawn:
+    @staticmethod
+    def _rates(progress: Progress, start: Progress, seconds: float) -> list[str]:
+        images, num_bytes = progress.images - start.images, progress.num_bytes - start.num_bytes
+        rated = seconds >= RATED_SECONDS
+        return [
+            f"{progress.images:,} images",
+            f"{images / seconds:,.0f} img/s" if rated else "",
+            f"{num_bytes / seconds / 1e6:,.1f} MB/s" if rated and progress.num_bytes else "",
+        ]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self._shown and self._start and self._last:
+            whole = self._last._replace(fraction=1.0) if self._last.fraction else self._last
+            if whole != self._shown:
+                self._draw(whole, self._start, time.monotonic(), ended=True)
+        if self._live and self._shown:
             sys.stderr.write("\n")
 
 
