@@ -44,6 +44,8 @@ PACKAGES = {
     "nvidia-dali-cuda110": "the DALI backends, CUDA 11: pip install 'in21k[dali-cuda110]'",
 }
 
+BATCH_BYTES = 256 * 3 * 224 * 224  # of images as uint8, which is how workers hand them over
+
 SIMD_ADVICE = (
     "pillow: plain; `make simd` puts pillow-simd in its place, whose resizing is 4 times as fast "
     "(no gain for preprocessing where cykooz-resizer is installed)"
@@ -62,6 +64,21 @@ def _is_pillow_simd() -> bool:
     import PIL
 
     return ".post" in PIL.__version__
+
+
+def _advice_on_machine(shared: tuple[int, int] | None, load: dict[str, float]) -> list[str]:
+    """Return what is to be done about small shared memory, and about more threads than a busy machine has cores for."""
+    from ..datapipe.machine import describe_load, describe_shared_memory
+
+    advice = []
+    needed = int(2 * load["cores"] * BATCH_BYTES)
+    if shared is None or shared[0] < needed:
+        advice.append(
+            f"{describe_shared_memory()}; backends torch and webdataset need {needed / 1e6:,.0f} MB for batches of 256 "
+            "images of 224 pixels, two for each worker: `docker run --shm-size=8g`, or take another backend"
+        )
+    told = describe_load(**load)
+    return advice + ([told] if "OMP_NUM_THREADS" in told else [])
 
 
 def _advice(versions: dict[str, str | None], pillow_simd: bool) -> list[str]:
@@ -87,15 +104,16 @@ def doctor(as_json: bool) -> None:
     import torch
     from PIL import features
 
-    from ..datapipe import available_backends
-    from ..shards.parallel import default_workers
+    from ..datapipe import available_backends, machine
 
     versions = {package: _version(package) for package in PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    load, shared = machine.load(), machine.shared_memory()
     result: dict[str, Any] = {
         "in21k": _version("in21k"),
         "python": platform.python_version(),
-        "cores": default_workers(),
+        **load,
+        "shared_memory_bytes": shared[0] if shared else 0,
         "gpus": gpus,
         "packages": versions,
         "pillow_is_pillow_simd": _is_pillow_simd(),
@@ -103,8 +121,12 @@ def doctor(as_json: bool) -> None:
         "pillow_reads_webp": features.check_module("webp"),
         "backends": available_backends(),
     }
-    advice = _advice(versions, result["pillow_is_pillow_simd"])
+    advice = [*_advice(versions, result["pillow_is_pillow_simd"]), *_advice_on_machine(shared, load)]
     rows = [["in21k", result["in21k"] or "?"], ["python", result["python"]], ["cores", str(result["cores"])]]
+    rows += [["OpenMP threads of torch", str(result["threads"])], ["load of the last minute", f"{result['load']:.1f}"]]
+    rows += [
+        ["shared memory (/dev/shm)", f"{shared[0] / 1e6:,.0f} MB, {shared[1] / 1e6:,.0f} free" if shared else "none"]
+    ]
     rows += [[name, version] for name, version in versions.items() if version]
     rows += [["GPU", ", ".join(gpus) or "none"]]
     rows += [

@@ -25,6 +25,7 @@ def make_plan(
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Return the resolved plan as plain values; `lr` is the peak for this many images a step."""
+    from ..datapipe import machine
     from ..training.optim import scaled_lr
 
     steps_per_epoch = len(loader) // settings.accumulate
@@ -45,6 +46,7 @@ def make_plan(
         "num_steps": num_steps,
         "num_images": num_steps * global_batch,
         "lr": scaled_lr(settings, global_batch),
+        "machine": machine.load(),
         "settings": asdict(settings),
     }
 
@@ -61,12 +63,15 @@ def add_memory(
 
 def render_plan(plan: dict[str, Any]) -> str:
     """Return the plan as lines of text."""
+    from ..datapipe.machine import describe_load
+
     settings: dict[str, Any] = plan["settings"]
     samples = " + ".join(f"{count:,} {split}" for split, count in plan["num_samples"].items())
     lines = [
         f"{plan['data']}: {plan['num_classes']:,} classes, {samples}",
         f"{settings['model']}: {plan['num_parameters'] / 1e6:.1f} M parameters on {plan['device']} "
         f"(ranks: {plan['world_size']}), fed by {plan['backend']}",
+        describe_load(**plan["machine"]),
         f"{plan['num_steps']:,} steps of {plan['global_batch']:,} images, {plan['steps_per_epoch']:,} an epoch, "
         f"{plan['num_images']:,} images in all",
         f"{settings['optimizer']}, {settings['schedule']}: {_describe_lr(plan)}",

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from in21k.cli import doctor as doctor_module
 from in21k.cli.doctor import doctor
+from in21k.datapipe import machine
 
 
 def run(*words: str) -> str:
@@ -61,3 +62,29 @@ def test_it_names_every_package_that_the_project_can_use(monkeypatch: pytest.Mon
     assert {each.name for each in own} <= set(listed)
     for extra in {str(each.marker) for each in own if each.marker}:
         assert any(extra.split('"')[1] in line for line in found(monkeypatch, "13.0.0")["advice"]), extra
+
+
+def test_it_tells_the_size_of_shared_memory_and_what_too_little_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "shared_memory", lambda: (2**26, 2**25))
+    monkeypatch.setattr(machine, "load", lambda: {"threads": 4, "load": 0.5, "cores": 4})
+    result = found(monkeypatch, "13.0.0")
+    assert result["shared_memory_bytes"] == 2**26
+    (advice,) = [line for line in result["advice"] if "/dev/shm" in line]
+    assert advice.startswith("/dev/shm has 67 MB, 34 free; backends torch and webdataset need 308 MB for batches")
+    assert "--shm-size" in advice
+    assert re.search(r"^shared memory \(/dev/shm\) +67 MB, 34 free$", run(), re.MULTILINE)
+    monkeypatch.setattr(machine, "shared_memory", lambda: (2**34, 2**34))
+    assert not any("/dev/shm" in line for line in found(monkeypatch, "13.0.0")["advice"])
+    monkeypatch.setattr(machine, "shared_memory", lambda: None)
+    assert any(line.startswith("no /dev/shm; backends torch") for line in found(monkeypatch, "13.0.0")["advice"])
+
+
+def test_it_tells_threads_and_load_and_the_way_out_of_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "load", lambda: {"threads": 8, "load": 7.25, "cores": 8})
+    result = found(monkeypatch, "13.0.0")
+    assert (result["threads"], result["load"], result["cores"]) == (8, 7.25, 8)
+    assert any(line.startswith("8 OpenMP threads, load 7.2 on 8 cores: ") for line in result["advice"])
+    assert re.search(r"^OpenMP threads of torch +8$", run(), re.MULTILINE)
+    for threads, load in ((8, 1.0), (1, 7.25)):
+        monkeypatch.setattr(machine, "load", lambda: {"threads": threads, "load": load, "cores": 8})  # noqa: B023
+        assert not any("OMP_NUM_THREADS" in line for line in found(monkeypatch, "13.0.0")["advice"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from in21k.cli.schedule_picture import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_schedule
@@ -31,6 +32,9 @@ def test_the_plan_counts_steps_images_and_memory(train_words: Words, tmp_path: P
     text = run(*words).stdout
     assert "memory of a rank, estimated:" in text
     assert "accumulate 2" in text
+    machine = plan["machine"]
+    assert machine["threads"] == torch.get_num_threads()
+    assert f"\n{machine['threads']} OpenMP threads, load " in text
     assert list(tmp_path.iterdir()) == []
 
 
