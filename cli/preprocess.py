@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..preprocess.select import SelectSettings
     from ..preprocess.sources import RawSource
     from ..preprocess.taxonomy import Taxonomy
-    from ..shards.dataset import PreparedSet
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -142,6 +141,7 @@ def _prepare(
     from ..preprocess.engines import open_engine
     from ..preprocess.run import prepare
     from ..preprocess.taxonomy import Taxonomy
+    from .prepared_summary import render, summarize
 
     if not 0 <= max_reject_rate <= 1:
         raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted 0 to 1")
@@ -165,8 +165,8 @@ def _prepare(
             overwrite=overwrite,
             on_progress=progress,
         )
-    levels = [len(classes) for classes in prepared.tree.classes_by_level]
-    emit({"path": str(out), **prepared.info, "classes_per_level": levels}, _render(prepared, levels), as_json=as_json)
+    summary = summarize(prepared)
+    emit(summary, render(summary), as_json=as_json)
 
 
 def _settings(
@@ -198,17 +198,6 @@ def _settings(
     if resize is None and not source.is_processed():
         image_settings = ImageSettings(resize="squish", **image)
     return select, image_settings
-
-
-def _render(prepared: PreparedSet, levels: list[int]) -> str:
-    counts = prepared.info["counts"]
-    splits = " + ".join(f"{count['num_samples']:,} {split}" for split, count in counts["splits"].items())
-    return (
-        f"{prepared.path}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept\n"
-        f"images of those: {counts['num_raw_kept']:,}; stored: {splits}; rejects, those that are no images "
-        f"included: {counts['num_rejects']:,}\n"
-        f"classes per level of the tree: {' '.join(map(str, levels))}"
-    )
 
 
 def _estimate(

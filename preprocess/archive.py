@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +18,13 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"
+DUPLICATE = "duplicate"
+NO_SUFFIX = "no image suffix"
 MAX_IMAGE_BYTES = 1 << 30  # guessed; a stream's image is held in memory
 MAX_PADDING_BYTES = 1 << 20  # tar pads to 10 KiB, or to the block size of a tape
+# What systems and tools leave beside images, by kind; none of it is an image, whatever its suffix.
+IGNORED_FOLDERS = ("__MACOSX/", "@eaDir/", ".ipynb_checkpoints/")
+IGNORED_FILES = ("._*", ".DS_Store", "Thumbs.db", "desktop.ini")
 _BAD_HEADERS: Any = tuple(
     getattr(tarfile, name) for name in ("EmptyHeaderError", "TruncatedHeaderError", "InvalidHeaderError")
 )
@@ -62,11 +69,26 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """An open class: its images by byte order of their names, what is none, and `read`, which yields images' bytes."""
+    """An open class.
+
+    members: its images by byte order of their names.
+    rejects: what is no image, or cannot be read.
+    read:    yields the bytes of images.
+    ignored: how many files of each kind of `ignored_kind` its class tar holds.
+    """
 
     members: list[Member]
     rejects: list[Reject]
     read: Callable[[Sequence[Member]], Iterable[bytes]]
+    ignored: Counter[str] = field(default_factory=Counter[str])
+
+
+class Listing(NamedTuple):
+    """What a class tar holds by its headers; see `Contents`."""
+
+    members: list[Member]
+    rejects: list[Reject]
+    ignored: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -88,16 +110,18 @@ class ClassTar:
     def open(self) -> Generator[Contents]:
         """Read the tar whole and list it; raises ValueError where the archive got shorter."""
         data = self.read()
-        members, rejects = list_members(self, data)
-        yield Contents(members, [*rejects, *self.rejects], lambda wanted: (_slice(data, member) for member in wanted))
+        members, rejects, ignored = list_members(self, data)
+        yield Contents(
+            members, [*rejects, *self.rejects], lambda wanted: (_slice(data, member) for member in wanted), ignored
+        )
 
     def listed(self) -> tuple[list[Member], list[Reject]]:
         """List what it holds by headers alone, without the bytes of images."""
         if self.data is not None:
-            return list_members(self, self.data)
+            return list_members(self, self.data)[:2]
         with self.source.open("rb") as file:
             file.seek(self.offset)
-            members, rejects = _walk_class_tar(self, file)
+            members, rejects, _ = _walk_class_tar(self, file)
         return one_of_each(self.wnid, members, rejects), rejects
 
     def read(self) -> bytes:
@@ -168,18 +192,45 @@ class StrictTarInfo(tarfile.TarInfo):
         return member
 
 
-def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def walk(tar: tarfile.TarFile, folders: Folders | None = None) -> Iterator[tarfile.TarInfo]:
     """Yield the members but for folders, without keeping them, as tarfile does (a kilobyte each).
 
-    Names lose what leads nowhere: `./a//b` is `a/b`.
+    Names lose what leads nowhere: `./a//b` is `a/b`. `folders` is told of every folder.
     """
     while (member := tar.next()) is not None:
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # typeshed leaves it out
+        if member.name.startswith("./") or "//" in member.name or "/./" in member.name:
+            root = "/" if member.name.startswith("/") else ""
+            member.name = root + "/".join(part for part in member.name.split("/") if part not in ("", "."))
         if not member.isdir():
-            if member.name.startswith("./") or "//" in member.name or "/./" in member.name:
-                root = "/" if member.name.startswith("/") else ""
-                member.name = root + "/".join(part for part in member.name.split("/") if part not in ("", "."))
             yield member
+        elif folders is not None:
+            folders.add(member.name)
+
+
+class Folders:
+    """Tells which folders of a source hold nothing that counts."""
+
+    def __init__(self) -> None:
+        self._folders: set[str] = set()
+        self._used: set[str] = set()
+
+    def add(self, folder: str) -> None:
+        """There is this folder."""
+        self._folders.add(folder)
+
+    def use(self, path: str) -> None:
+        """Its folder holds this member."""
+        self._used.add(path.rpartition("/")[0])
+
+    def empty(self) -> list[str]:
+        """Return the folders without members and without folders, in order; those of `ignored_kind` do not count."""
+        used, above = set(self._used), {"", "."}
+        for folder in (*self._folders, *self._used):
+            while (folder := folder.rpartition("/")[0]) not in above:
+                above.add(folder)
+        empty = (folder for folder in self._folders - used - above if not ignored_kind(f"{folder}/"))
+        return sorted(map(readable, empty))
 
 
 def problem_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
@@ -198,34 +249,62 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def _pattern_of(kind: str) -> str:
+    return re.escape(kind).replace(r"\*", "[^/]*") + ("" if kind.endswith("/") else r"\Z")
+
+
+_IGNORED = re.compile(
+    "(?:^|/)(?:" + "|".join(f"({_pattern_of(kind)})" for kind in (*IGNORED_FOLDERS, *IGNORED_FILES)) + ")",
+    re.IGNORECASE,
+)
+
+
+def ignored_kind(path: str) -> str | None:
+    """Return the kind of file that a path names and that is known to be no image; None for any other.
+
+    >>> ignored_kind("n01440764/._n01440764_26.JPEG"), ignored_kind("__macosx/cat/1.jpg"), ignored_kind("cat/1.jpg")
+    ('._*', '__MACOSX/', None)
+    """
+    match = _IGNORED.search(path)
+    return (*IGNORED_FOLDERS, *IGNORED_FILES)[match.lastindex - 1] if match and match.lastindex else None
+
+
+def is_lost_image(reject: Reject) -> bool:
+    """Tell whether a member that cannot be read is an image by its name, and not one that is there already."""
+    return is_image(reject.name) and reject.reason != DUPLICATE
+
+
 def not_an_image(wnid: str | None, name: str) -> Reject:
     """Return the reject of a member without an image suffix."""
-    return Reject(wnid, readable(name), "no image suffix", f"wanted one of {', '.join(IMAGE_SUFFIXES)}")
+    return Reject(wnid, readable(name), NO_SUFFIX, f"wanted one of {', '.join(IMAGE_SUFFIXES)}")
 
 
-def list_members(archive: ClassTar, data: bytes) -> tuple[list[Member], list[Reject]]:
+def list_members(archive: ClassTar, data: bytes) -> Listing:
     """List the images of a class tar that was read whole, by byte order of their names, and what cannot be one.
 
     A class tar that is none, or damaged further on, is a reject of its own.
     """
-    members, rejects = _walk_class_tar(archive, io.BytesIO(data))
+    members, rejects, ignored = _walk_class_tar(archive, io.BytesIO(data))
     # An empty class tar is a class without images; anything else that is no tar is named.
     if not data.strip(b"\0"):
         rejects = []
-    return one_of_each(archive.wnid, members, rejects), rejects
+    return Listing(one_of_each(archive.wnid, members, rejects), rejects, ignored)
 
 
-def _walk_class_tar(archive: ClassTar, file: BinaryIO) -> tuple[list[Member], list[Reject]]:
-    """List images and rejects of the class tar that begins where `file` stands."""
+def _walk_class_tar(archive: ClassTar, file: BinaryIO) -> Listing:
+    """List what the class tar holds that begins where `file` stands, in its own order."""
     members: list[Member] = []
     rejects: list[Reject] = []
+    ignored: Counter[str] = Counter()
     begin = file.tell()
     try:
         with open_tar(file) as inner:
             for member in walk(inner):
                 if member.offset >= begin + archive.num_bytes:
                     raise ReadError("it ends without an end mark")
-                if problem := problem_of(member):
+                if kind := ignored_kind(member.name):
+                    ignored[kind] += 1
+                elif problem := problem_of(member):
                     rejects.append(Reject(archive.wnid, readable(member.name), *problem))
                 elif not is_image(member.name):
                     rejects.append(not_an_image(archive.wnid, member.name))
@@ -235,7 +314,7 @@ def _walk_class_tar(archive: ClassTar, file: BinaryIO) -> tuple[list[Member], li
             check_rest(file, begin + archive.num_bytes - inner.offset)
     except (tarfile.TarError, *ODD_HEADERS) as error:
         rejects.append(Reject(None, archive.name, DAMAGED, str(error) or type(error).__name__))
-    return members, rejects
+    return Listing(members, rejects, ignored)
 
 
 def one_of_each(wnid: str, members: Iterable[Member], rejects: list[Reject]) -> list[Member]:
@@ -249,7 +328,7 @@ def one_of_each(wnid: str, members: Iterable[Member], rejects: list[Reject]) -> 
         is_again = member.path in paths
         name = member.path if member.name in found and not is_again else member.name
         if is_again or name in found:
-            rejects.append(Reject(wnid, readable(name), "duplicate", "an earlier member has the same name"))
+            rejects.append(Reject(wnid, readable(name), DUPLICATE, "an earlier member has the same name"))
             continue
         paths.add(member.path)
         found[name] = member

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..shards.manifest import read_table
-from .archive import DAMAGED, Reject, is_image
+from .archive import DAMAGED, Reject
+from .outcome import Outcome, lost_strays, unreadable_class
 from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
 from .sources import RawSource
 from .store import EXCLUDED, ClassPart, Job
 from .taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
-
-LOST_REASONS = ("no class", "missing")
 
 
 def names_beginning(wnid: str, names: Sequence[str]) -> list[str]:
@@ -25,9 +24,8 @@ def names_beginning(wnid: str, names: Sequence[str]) -> list[str]:
     return list(names[bisect_left(names, prefix) : bisect_left(names, prefix + "\x7f")])
 
 
-def check_parts(
-    parts: Sequence[ClassPart],
-    strays: Sequence[Reject],
+def check_outcome(
+    outcome: Outcome,
     job: Job,
     source: RawSource,
     select: SelectSettings,
@@ -35,25 +33,15 @@ def check_parts(
     max_reject_rate: float,
 ) -> None:
     """Raise ValueError where the data set would not be what was asked for; SettingsError where it never can be."""
-    kept = [part for part in parts if part.kept]
-    _check_damaged(
-        [part for part in parts if select.verdict(part.wnid, taxonomy) is not False], source, max_reject_rate
-    )
+    _check_damaged(outcome, source, lambda wnid: select.verdict(wnid, taxonomy) is not False, max_reject_rate)
     if source.classes() is None:
-        _check_keys(parts, job, source)
-    if not kept:
-        raise SettingsError(f"{source.name}: {_why_none(parts, select)}")
-    for part in kept:
+        _check_keys(outcome.parts, job, source)
+    if not outcome.kept:
+        raise SettingsError(f"{source.name}: {_why_none(outcome.parts, select)}")
+    for part in outcome.kept:
         if not part.num_stored["train"] and not select.val_only:
             raise NoTrainingImageError(part.wnid, part.num_raw, part.num_val, len(part.rejects), select)
-    _check_rejects(kept, lost_members(strays), max_reject_rate)
-
-
-def lost_members(strays: Sequence[Reject]) -> list[Reject]:
-    """Return those members of no class that look as if they were of one: images, or what lies in a folder."""
-    return [
-        reject for reject in strays if reject.reason in LOST_REASONS and (is_image(reject.name) or "/" in reject.name)
-    ]
+    _check_rejects(outcome, select, max_reject_rate)
 
 
 def _check_keys(parts: Sequence[ClassPart], job: Job, source: RawSource) -> None:
@@ -84,29 +72,46 @@ def _why_none(parts: Sequence[ClassPart], select: SelectSettings) -> str:
     )
 
 
-def _check_damaged(parts: Sequence[ClassPart], source: RawSource, max_reject_rate: float) -> None:
-    damaged = [reject for part in parts for reject in part.rejects if reject.reason == DAMAGED]
+def _check_damaged(
+    outcome: Outcome, source: RawSource, is_wanted: Callable[[str], bool], max_reject_rate: float
+) -> None:
+    damaged = [
+        reject for part in outcome.parts if is_wanted(part.wnid) for reject in part.rejects if reject.reason == DAMAGED
+    ]
+    damaged += [reject for reject in outcome.strays if (wnid := unreadable_class(reject)) and is_wanted(wnid)]
     if damaged and max_reject_rate < 1:
         raise ValueError(
-            f"{source.name}: {len(damaged)} class tars are damaged, and nobody knows how many images are lost with "
-            f"them (the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive again, "
-            "or go on without them with --max-reject-rate 1"
+            f"{source.name}: {len(damaged)} class tars are damaged or cannot be read, and nobody knows how many images "
+            f"are lost with them (the first: {damaged[0].name}, {damaged[0].detail}); copy or download the archive "
+            "again, or go on without them with --max-reject-rate 1"
         )
 
 
-def _check_rejects(kept: Sequence[ClassPart], lost: Sequence[Reject], max_reject_rate: float) -> None:
-    rejects = [reject for part in kept for reject in part.rejects if reject.reason != EXCLUDED]  # those were asked for
+def _check_rejects(outcome: Outcome, select: SelectSettings, max_reject_rate: float) -> None:
+    counted = [part for part in outcome.parts if part.kept or part.num_lost]
+    lost = lost_strays(outcome.strays)
+    rejects = [reject for part in counted for reject in part.rejects if reject.reason != EXCLUDED]  # asked for
     rejects += lost
-    num_members = sum(part.num_members for part in kept) + len(lost)
+    num_members = sum(part.num_members for part in counted) + len(lost)
     if len(rejects) <= max_reject_rate * num_members:
         return
     (wnid, in_class), (reason, of_reason) = (
         Counter(column).most_common(1)[0] for column in zip(*((r.wnid, r.reason) for r in rejects), strict=True)
     )
+    fallen = f"; {_name_fallen(outcome, select)}" if outcome.fallen else ""
     raise ValueError(
         f"{len(rejects):,} of {num_members:,} members were rejected, more than --max-reject-rate {max_reject_rate} "
         f"allows; most in {wnid or f'no class, such as {lost[0].name}'} ({in_class:,}), most as {reason!r} "
-        f"({of_reason:,}). What was done is kept: the same command with a higher rate finishes it"
+        f"({of_reason:,}){fallen}. What was done is kept: the same command with a higher rate finishes it"
+    )
+
+
+def _name_fallen(outcome: Outcome, select: SelectSettings) -> str:
+    """Say which classes fall under the threshold for what cannot be read of them."""
+    classes = ", ".join(f"{part.wnid} ({part.num_raw} of {part.num_raw + part.num_lost})" for part in outcome.fallen)
+    return (
+        f"only because of images that cannot be read {len(outcome.fallen)} classes have no more than "
+        f"{select.rare_threshold}: {classes}"
     )
 
 
@@ -127,14 +132,14 @@ def say_missing_classes(select: SelectSettings, names: Iterable[str], num_kept: 
 def say_strays(strays: Sequence[Reject]) -> None:
     """Say how many members belong to no class, and what the first is that looks as if it were of one."""
     if strays:
-        first = (lost_members(strays) or strays)[0]
+        first = (lost_strays(strays) or strays)[0]
         log.warning("%d members belong to no class (the first: %s; %s)", len(strays), first.name, first.detail)
 
 
-def say_what_was_listed(select: SelectSettings, parts: Sequence[ClassPart], strays: Sequence[Reject]) -> None:
-    """Say how much of the lists that were given found nothing, and how many members belong to no class."""
-    kept = [part for part in parts if part.kept]
-    say_missing_classes(select, [part.wnid for part in parts], len(kept))
+def say_what_was_listed(select: SelectSettings, outcome: Outcome) -> None:
+    """Say how much of the lists that were given found nothing, and what the data set lacks."""
+    kept = outcome.kept
+    say_missing_classes(select, [part.wnid for part in outcome.parts], len(kept))
     # Details tell the lines by which images were excluded; one checksum may be that of many.
     rejects = (reject for part in kept for reject in part.rejects if reject.reason == EXCLUDED)
     excluded = {reject.detail.partition(", the checksum")[0] for reject in rejects}
@@ -146,4 +151,6 @@ def say_what_was_listed(select: SelectSettings, parts: Sequence[ClassPart], stra
             log.warning(
                 "%s: %d of %d lines name an image of the kept classes", option, found, read_names(path).num_lines
             )
-    say_strays(strays)
+    if outcome.fallen:
+        log.warning("%s", _name_fallen(outcome, select))
+    say_strays(outcome.strays)

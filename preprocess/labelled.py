@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .archive import from_os, is_image, readable, to_bytes, to_os
+from .archive import from_os, ignored_kind, is_image, readable, to_bytes, to_os
 from .class_names import class_id, class_labels, class_name
 from .label_list import NO_LABEL, read_list
 
@@ -90,7 +90,8 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
     """List the images of FOLDER/CLASS/..., or of FOLDER/train/CLASS/... and FOLDER/val/CLASS/... .
 
     In the latter `val` may also be called valid, validation or test, the first of these that there is. Links are
-    followed from a class's folder on, not below it. Raises ValueError where no class folder holds an image.
+    followed from a class's folder on, not below it. Files that are known to be no images (see `ignored_kind`) are left
+    out, which the log says. Raises ValueError where no class folder holds an image.
     """
     folder = folder.absolute()
     train = folder / "train"
@@ -100,6 +101,7 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
         found = [image._replace(split=split) for split, home in splits.items() for image in _in_classes(home, folder)]
     else:
         found = list(_in_classes(folder, folder))
+    found = _without_ignored(folder, found)
     if not found:
         raise ValueError(
             f"{folder}: holds no class folders with images; wanted {folder}/CLASS/1.jpg, or {folder}/train/CLASS/1.jpg "
@@ -127,13 +129,21 @@ def _label_of(folder: Path) -> str:
         raise ValueError(f"{readable(from_os(str(folder)))}: {error}") from error
 
 
+def _without_ignored(data: Path, images: Iterable[LabelledImage]) -> list[LabelledImage]:
+    kinds = [(image, ignored_kind(image.name)) for image in images]
+    if ignored := Counter(kind for _, kind in kinds if kind):
+        named = ", ".join(f"{kind} {count:,}" for kind, count in sorted(ignored.items()))
+        log.info("%s: ignored %d files that are known to be no images (%s)", data, ignored.total(), named)
+    return [image for image, kind in kinds if not kind]
+
+
 def read_label_list(file: Path) -> list[LabelledImage]:
     """Read a list of images and their labels (see `read_list`).
 
-    Where a path is absolute, the images' names are their paths below the folder that all have in common: a list that
-    was written anew for another place then names them alike. A path that is listed again with the same labels counts
-    once, which the log says. Raises ValueError naming the line that is none, or that lists a path again with other
-    labels; and for a list of nothing.
+    Files that are known to be no images are left out, as of class folders. Where a path is absolute, the images' names
+    are their paths below the folder that all have in common: a list that was written anew for another place then names
+    them alike. A path that is listed again with the same labels counts once, which the log says. Raises ValueError
+    naming the line that is none, or that lists a path again with other labels; and for a list of nothing.
     """
     home = file.absolute().parent
     found: list[LabelledImage] = []
@@ -154,6 +164,7 @@ def read_label_list(file: Path) -> list[LabelledImage]:
             continue
         is_absolute |= name.startswith("/")
         found.append(LabelledImage(path, name, labels))
+    found = _without_ignored(file, found)
     if not found:
         raise ValueError(f"{file}: lists nothing; wanted lines of a path and labels, such as `street/1.jpg car,person`")
     if num_again:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from .archive import (
+    DUPLICATE,
+    NO_SUFFIX,
     ClassTar,
     Contents,
+    Folders,
     Member,
     Reject,
     UselessError,
     class_tar_of,
     from_os,
+    ignored_kind,
     is_image,
     not_an_image,
     one_of_each,
@@ -128,10 +133,10 @@ class LooseClass:
     wnid: str
     holder: Path
     in_tar: bool
-    others: list[str] = field(default_factory=list[str])  # what lies among the images and is none
     rejects: list[Reject] = field(default_factory=list[Reject])
     num_bytes: int = 0
     homes: set[str] = field(default_factory=set[str])  # the folders of this class that make no split
+    _others: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])  # see `add_other`
     _paths: bytearray = field(default_factory=bytearray, repr=False)
     _numbers: array[int] = field(default_factory=lambda: array("q"), repr=False)  # offset and size of each
 
@@ -147,6 +152,10 @@ class LooseClass:
         self._numbers.extend((offset, num_bytes))
         self.num_bytes += num_bytes
 
+    def add_other(self, path: str, reason: str, detail: str) -> None:
+        """Take in what lies among the images and is none, or cannot be read."""
+        self._others.append((path, reason, detail))
+
     def given_split(self) -> str | None:
         """Return the split in which the source puts the first image."""
         first = self._paths.partition(b"\0")[0]
@@ -158,7 +167,23 @@ class LooseClass:
 
     def all_rejects(self) -> list[Reject]:
         """Return what of the class is no image, or cannot be read."""
-        return [*self.rejects, *(not_an_image(self.wnid, as_member(path, 0, 0).name) for path in self.others)]
+        others = (
+            Reject(self.wnid, readable(as_member(path, 0, 0).name), reason, detail)
+            for path, reason, detail in self._others
+        )
+        return [*self.rejects, *others]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its folder holds images that cannot be read, and no others."""
+        return not len(self) and any(is_image(path) for path, _, _ in self._others)
+
+    def strays(self) -> list[Reject]:
+        """Return the same, where this turns out to be no class."""
+        return [
+            *(reject._replace(wnid=None) for reject in self.rejects),
+            *(stray(path, reason, detail) for path, reason, detail in self._others),
+        ]
 
     def listed(self) -> tuple[list[Member], list[Reject]]:
         """List what it holds."""
@@ -206,6 +231,8 @@ class Gathering:
 
     def __init__(self, source: Path, holder: Path, *, in_tar: bool) -> None:
         self.rejects: list[Reject] = []
+        self.ignored: Counter[str] = Counter()  # files by kind, see `ignored_kind`
+        self.folders = Folders()
         self._source, self._holder, self._in_tar = source, holder, in_tar
         self._named = ClassNames(source)
         self._tars: dict[str, ClassTar] = {}
@@ -221,11 +248,16 @@ class Gathering:
 
         Raises UselessError for a class whose name is not UTF-8.
         """
-        if problem:
-            self.rejects.append(Reject(None, readable(path), *problem))
+        if kind := ignored_kind(path):
+            self.ignored[kind] += 1
             return
+        self.folders.use(path)
         wnid, is_tar = self._named.find(path)
-        if is_tar and wnid is not None:
+        if problem and (is_tar or wnid is None):
+            self.rejects.append(Reject(None, readable(path), *problem))
+        elif problem and wnid is not None:
+            self._class(wnid).add_other(path, *problem)
+        elif is_tar and wnid is not None:
             self._add_tar(path, wnid, offset, num_bytes)
         else:
             self.add_loose(wnid, path, offset, num_bytes)
@@ -236,7 +268,7 @@ class Gathering:
 
     def _add_tar(self, path: str, wnid: str, offset: int, num_bytes: int) -> None:
         if wnid in self._tars:
-            self.rejects.append(Reject(None, readable(path), "duplicate", f"{self._tars[wnid].name} came first"))
+            self.rejects.append(Reject(None, readable(path), DUPLICATE, f"{self._tars[wnid].name} came first"))
         else:
             source = self._holder if self._in_tar else self._holder / to_os(path)
             self._tars[wnid] = ClassTar(source, wnid, readable(path), offset, num_bytes)
@@ -246,16 +278,17 @@ class Gathering:
         if wnid is None:
             self.rejects.append(no_class(path))
             return
-        loose = self._loose.setdefault(wnid, LooseClass(wnid, self._holder, self._in_tar))
         if is_image(path):
-            loose.add(path, offset, num_bytes)
+            self._class(wnid).add(path, offset, num_bytes)
         else:
-            loose.others.append(path)
+            self._class(wnid).add_other(path, *not_an_image(wnid, path)[2:])
 
     def reject(self, wnid: str, path: str, reason: str, detail: str) -> None:
         """Take in a member of a class that cannot be read."""
-        loose = self._loose.setdefault(wnid, LooseClass(wnid, self._holder, self._in_tar))
-        loose.rejects.append(Reject(wnid, readable(path), reason, detail))
+        self._class(wnid).rejects.append(Reject(wnid, readable(path), reason, detail))
+
+    def _class(self, wnid: str) -> LooseClass:
+        return self._loose.setdefault(wnid, LooseClass(wnid, self._holder, self._in_tar))
 
     @property
     def has_images(self) -> bool:
@@ -267,9 +300,10 @@ class Gathering:
         return next(iter(self._loose.values())).all_rejects()[0]
 
     def classes(self) -> list[RawClass]:
-        """Return the classes found, by identifier; a class tar goes before a folder; folders without images are none.
+        """Return the classes found, by identifier; a class tar goes before a folder.
 
-        Raises ValueError where there is none.
+        Folders without an image are none, but for those whose images cannot be read. Raises ValueError where there is
+        no image.
         """
         found: dict[str, RawClass] = dict(self._tars)
         for wnid, loose in self._loose.items():
@@ -283,17 +317,23 @@ class Gathering:
                         "%s: the images of %d folders are one class, such as those of %s and %s",
                         *(wnid, len(loose.homes), *sorted(loose.homes)[:2]),
                     )
+            elif loose.is_lost:
+                found[wnid] = loose
             else:
-                self.rejects += [reject._replace(wnid=None) for reject in loose.rejects]
-                self.rejects += [not_an_image(None, path)._replace(reason="no class") for path in loose.others]
-        if not found:
-            raise no_classes(self._source, self.rejects)
+                self.rejects += loose.strays()
+        if not self._tars and not any(map(len, self._loose.values())):
+            raise no_classes(self._source, [*self.rejects, *(r for e in self._loose.values() for r in e.all_rejects())])
         return [found[wnid] for wnid in sorted(found)]
 
 
 def beside(path: str, wnid: str) -> Reject:
     """Return the reject of an image whose class also came as a class tar."""
-    return Reject(wnid, readable(path), "duplicate", f"its class came as {wnid}.tar")
+    return Reject(wnid, readable(path), DUPLICATE, f"its class came as {wnid}.tar")
+
+
+def stray(path: str, reason: str, detail: str) -> Reject:
+    """Return the reject of what lies in a folder that turns out to be no class."""
+    return Reject(None, readable(path), "no class" if reason == NO_SUFFIX else reason, detail)
 
 
 def no_class(path: str) -> Reject:
@@ -322,9 +362,10 @@ def gather_folder(folder: Path) -> Gathering:
         own = folder / to_os(path)
         entered = own.stat()
         if (entered.st_dev, entered.st_ino) in seen:
-            found.add(path, 0, 0, ("duplicate", "leads to a folder that came already"))
+            found.rejects.append(Reject(None, readable(path), DUPLICATE, "leads to a folder that came already"))
             return
         seen.add((entered.st_dev, entered.st_ino))
+        found.folders.add(path)
         with os.scandir(own) as entries:
             ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in ordered:
@@ -375,6 +416,9 @@ def gather_list(file: Path) -> Gathering:
         raise UselessError(f"{file}: lists nothing; wanted lines of a path and a label, such as `cats/1.jpg cat`")
     class_of = class_labels(label for _, _, (label,) in listed)
     for _, path, (label,) in listed:
+        if kind := ignored_kind(path):
+            found.ignored[kind] += 1
+            continue
         wnid = found.identify(class_of[label])
         try:
             status = (file.parent / to_os(path)).stat()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -265,6 +266,16 @@ class LabelledSource(Seekable):
     def names(self) -> Mapping[str, str]:
         """Return none: the taxonomy has them."""
         return {}
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """Return none: whoever listed the images left them out."""
+        return Counter()
+
+    @property
+    def empty_folders(self) -> list[str]:
+        """Return none, as above."""
+        return []
 
     def is_processed(self) -> bool:
         """Tell that its images do not have their size yet."""

@@ -18,10 +18,11 @@ from ..shards.files import OutputFolder, read_json, write_json
 from ..shards.manifest import pc, read_table
 from ..shards.parallel import OnProgress, Progress, ignore_progress
 from .archive import DAMAGED, Reject, UselessError, readable, to_text
-from .checks import check_parts, names_beginning, say_what_was_listed
+from .checks import check_outcome, names_beginning, say_what_was_listed
 from .engines import RunTasks
 from .image import ImageSettings
-from .layouts import beside, no_classes
+from .layouts import beside, no_classes, stray
+from .outcome import Outcome
 from .resize import get_resizer
 from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource, Unit
@@ -75,19 +76,18 @@ def prepare(
     with folder:
         job = Job(out.resolve(), folder.work.resolve(), select.carried(folder.work), image, resizer_version)
         try:
-            run = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress)
-            parts, strays = run.parts()
-            if not parts:  # which of a stream is known at its end alone
-                raise no_classes(source.name, strays)
-            check_parts(parts, strays, job, source, select, taxonomy, max_reject_rate)
+            outcome = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress).outcome()
+            if not any(part.num_raw or not part.from_chunks for part in outcome.parts):  # of a stream known at its end
+                raise no_classes(source.name, [*outcome.strays, *(r for part in outcome.parts for r in part.rejects)])
+            check_outcome(outcome, job, source, select, taxonomy, max_reject_rate)
         except ValueError as error:
             # Only here does a stream turn out to be no archive, or to have held other bytes than were packed.
             if isinstance(error, UselessError) or not any(folder.work.glob("*/*.json")):
                 folder.discard()
             raise
-        write_tables(job, parts, strays, taxonomy.with_names(run.class_names))
-        folder.finish(describe(parts, strays))
-    say_what_was_listed(select, parts, strays)
+        write_tables(job, outcome, taxonomy.with_names(outcome.names))
+        folder.finish(describe(outcome))
+    say_what_was_listed(select, outcome)
     return PreparedSet(out)
 
 
@@ -120,28 +120,27 @@ class _Run:
         self._images = self._num_bytes = self._stored_bytes = self._kept_bytes = self._num_rejects = 0
         self._total_bytes = sum(each.num_bytes for each in source.classes() or ())
         self._next_look = ROOM_FRACTION  # the part of the source at which room is looked for again
-        self._is_read = job.work / "read.json"  # a stream's end was reached, whose strays and names are in it
-        self.class_names: Mapping[str, str] = {}  # of those that are not called by their identifier; see `parts`
+        self._is_read = job.work / "read.json"  # a stream's end was reached; what is known then is in it
 
-    def parts(self) -> tuple[list[ClassPart], list[Reject]]:
-        """Do what is left to do; return what became of each class, by wnid, and the members that belong to none."""
+    def outcome(self) -> Outcome:
+        """Do what is left to do; return what became of the source."""
         self._prepare_folders()
-        if self._is_read.exists():
-            read = read_json(self._is_read)
-            strays, self.class_names = [Reject(*reject) for reject in read["strays"]], read["names"]
-        else:
+        if not self._is_read.exists():
             log.info("%s: %s", self._source.name, self._source.describe())
             self._check_smallest()
             for part in self._run(self._tasks()):
                 self._take(part)
-            strays, self.class_names = list(self._source.rejects), self._source.names
-            if self._source.classes() is None:
-                write_json(self._is_read, {"strays": strays, "names": self.class_names})
-        strays += self._merge()
+        known = {name: getattr(self._source, name) for name in ("rejects", "names", "ignored", "empty_folders")}
+        if self._source.classes() is None:
+            if not self._is_read.exists():
+                write_json(self._is_read, known)
+            known = read_json(self._is_read)
+        strays = [*(Reject(*reject) for reject in known["rejects"]), *self._merge()]
         for split in SPLITS:
             if not any((self._job.out / split).iterdir()):
                 (self._job.out / split).rmdir()
-        return sorted(self._whole.values(), key=lambda part: part.wnid), strays
+        parts = sorted(self._whole.values(), key=lambda part: part.wnid)
+        return Outcome(parts, strays, known["names"], Counter(known["ignored"]), known["empty_folders"])
 
     def _prepare_folders(self) -> None:
         for path in (self._job.work / "classes", self._job.work / "chunks", *(self._job.out / s for s in SPLITS)):
@@ -268,7 +267,7 @@ class _Run:
     def _merge(self) -> list[Reject]:
         """Put the classes together whose images lie in chunks; returns the members that turn out to be of no class."""
         strays: list[Reject] = []
-        names = sorted({*self._whole, *(wnid for part in self._chunks.values() for wnid in part.num_images)})
+        names = sorted({*self._whole, *(wnid for part in self._chunks.values() for wnid in part.classes)})
         done: set[str] = set()
         for band in _bands(self._chunks):
             for part in self._run(self._merge_tasks(band, names, strays)):
@@ -287,12 +286,7 @@ class _Run:
         is_class = set(names)
         for wnid, rows in _by_class(self._rows_of(band)):
             if wnid not in is_class:  # a folder without images is no class
-                paths = (to_text(path) for path in rows["path"].to_pylist())
-                rejects = map(row_reject, rows.to_pylist())
-                strays += [
-                    reject._replace(wnid=None, name=readable(path), reason="no class")
-                    for reject, path in zip(rejects, paths, strict=True)
-                ]
+                strays += [stray(to_text(row["path"]), row["reason"], row["detail"]) for row in rows.to_pylist()]
             elif wnid not in self._whole:
                 # Taken, not sliced: what goes to a worker with a slice is the whole table.
                 own = rows.take(pa.array(range(rows.num_rows)))

@@ -149,12 +149,12 @@ class SelectSettings:
             return False
         return None if self.classes is None else wnid in self.classes
 
-    def keeps(self, verdict: bool | None, members: Sequence[Member]) -> bool:
-        """Tell whether a class of these images is kept."""
+    def keeps(self, verdict: bool | None, members: Sequence[Member], num_lost: int = 0) -> bool:
+        """Tell whether a class of these images, and of so many that cannot be read, is kept."""
         if verdict is not None:
             return verdict
         given = {member.split for member in members} - {None}
-        return bool(given - {"small"}) if given else len(members) > self.rare_threshold
+        return bool(given - {"small"}) if given else len(members) + num_lost > self.rare_threshold
 
     def excluded(self) -> NameList:
         """Return the images that are not stored."""

@@ -7,6 +7,7 @@ import hashlib
 import stat
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ from typing import Any, Protocol, TypeAlias
 import rapidgzip
 
 from .archive import (
+    DUPLICATE,
     ClassTar,
+    Folders,
     Member,
     Reject,
     check_rest,
     class_tar_of,
     from_os,
+    ignored_kind,
     is_image,
     named_errors,
     not_an_image,
@@ -111,6 +115,16 @@ class RawSource(Protocol):
         """Members that can belong to no class; complete when `units` came to its end."""
         ...
 
+    @property
+    def ignored(self) -> Counter[str]:
+        """Files outside class tars that are known to be no images, by kind; complete when `units` came to its end."""
+        ...
+
+    @property
+    def empty_folders(self) -> list[str]:
+        """Folders that hold nothing else; complete when `units` came to its end."""
+        ...
+
     def is_processed(self) -> bool:
         """Tell whether this is the official processed archive, whose images have their size."""
         ...
@@ -191,6 +205,16 @@ class Seekable:
         """The names of the classes that are not called by their identifier."""
         return self._gathering.names
 
+    @property
+    def ignored(self) -> Counter[str]:
+        """Files outside class tars that are known to be no images, by kind."""
+        return self._gathering.ignored
+
+    @property
+    def empty_folders(self) -> list[str]:
+        """Folders that hold nothing else."""
+        return self._gathering.folders.empty()
+
     @cached_property
     def _gathering(self) -> Gathering:
         return self._gather(self._source)
@@ -243,7 +267,8 @@ class Seekable:
 def _telling(member: tarfile.TarInfo) -> str | None:
     """Return the name of a member that tells the layout: an image or a class tar."""
     name = member.name
-    return name if not problem_of(member) and (is_image(name) or class_tar_of(name)) else None
+    tells = (is_image(name) or class_tar_of(name)) and not ignored_kind(name) and not problem_of(member)
+    return name if tells else None
 
 
 def gather_tar(source: Path) -> Gathering:
@@ -254,7 +279,7 @@ def gather_tar(source: Path) -> Gathering:
     size = source.stat().st_size
     found = Gathering(source, source, in_tar=True)
     with named_errors(source), source.open("rb") as file, open_tar(file) as outer:
-        for member in walk(outer):
+        for member in walk(outer, found.folders):
             problem = problem_of(member)
             if not problem and member.offset_data + member.size > size:  # the size of a sparse one is that unpacked
                 raise ValueError(
@@ -296,6 +321,8 @@ class Stream:
         self.num_bytes: int | None = None if source == STDIN else source.stat().st_size
         self._rejects: list[Reject] = []
         self._named = ClassNames(self._label)
+        self._ignored: Counter[str] = Counter()
+        self._folders = Folders()
         self._file: Any = None
         self._stack = ExitStack()
         self._passed: list[tarfile.TarInfo] = []  # what was looked at of standard input, which cannot go back
@@ -310,6 +337,16 @@ class Stream:
     def names(self) -> Mapping[str, str]:
         """The names of the classes that are not called by their identifier."""
         return self._named.names
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """Files outside class tars that are known to be no images, by kind."""
+        return self._ignored
+
+    @property
+    def empty_folders(self) -> list[str]:
+        """Folders that hold nothing else."""
+        return self._folders.empty()
 
     def position(self) -> int:
         """Return how many bytes of the file were read."""
@@ -337,7 +374,7 @@ class Stream:
                 return is_processed(next(filter(None, map(_telling, walk(self._open(stack)))), ""))
         with named_errors(self._label):
             while not self._passed or _telling(self._passed[-1]) is None:
-                member = next(walk(self._outer), None)
+                member = next(walk(self._outer, self._folders), None)
                 if member is None:
                     self._ended = True
                     return False
@@ -347,7 +384,7 @@ class Stream:
     def _members(self) -> Iterator[tarfile.TarInfo]:
         yield from self._passed
         if not self._ended:
-            yield from walk(self._outer)
+            yield from walk(self._outer, self._folders)
 
     def units(self) -> Iterator[Unit]:
         """Yield class tars and chunks as they come."""
@@ -357,14 +394,20 @@ class Stream:
             outer = self._outer
             for member in self._members():
                 name = member.name
-                if problem := problem_of(member):
-                    self._rejects.append(Reject(None, readable(name), *problem))
+                if kind := ignored_kind(name):
+                    self._ignored[kind] += 1
                     continue
+                self._folders.use(name)
                 wnid, is_tar = self._named.find(name)
-                if wnid is None:
+                problem = problem_of(member)
+                if problem and (is_tar or wnid is None):
+                    self._rejects.append(Reject(None, readable(name), *problem))
+                elif wnid is None:
                     self._rejects.append(no_class(name))
+                elif problem:
+                    waiting.rejects.append((Reject(wnid, readable(as_member(name, 0, 0).name), *problem), name))
                 elif is_tar and wnid in tars:
-                    self._rejects.append(Reject(None, readable(name), "duplicate", f"{tars[wnid]} came first"))
+                    self._rejects.append(Reject(None, readable(name), DUPLICATE, f"{tars[wnid]} came first"))
                 elif is_tar:
                     tars[wnid] = readable(name)
                     yield ClassTar(self._label, wnid, tars[wnid], 0, member.size, _content(outer, member))

@@ -21,7 +21,7 @@ from ..shards.files import read_json, write_json
 from ..shards.manifest import STORED, TableWriter, pc
 from ..shards.sample import checksum
 from ..shards.writer import TarWriter
-from .archive import Contents, Member, Reject, one_of_each, to_bytes, to_text
+from .archive import Contents, Member, Reject, is_lost_image, one_of_each, to_bytes, to_text
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .resize import get_resizer
@@ -90,13 +90,23 @@ class Job:
 
 @dataclass(frozen=True)
 class ClassPart:
-    """What became of one class: its numbers and its rejects. The members of a dropped class are only counted."""
+    """What became of one class: its numbers and its rejects. The members of a dropped class are only counted.
+
+    num_val:  for validation, rejected ones included.
+    num_with_warnings: images stored of which a decoder warned.
+    num_lost: where it is dropped and would be kept were they regular members: what cannot be read of its images; they
+              are among its rejects. Else 0.
+    ignored:  files in its class tar that are known to be no images, by kind.
+    """
 
     wnid: str
     num_members: int
     num_raw: int
-    num_val: int  # for validation, rejected ones included
+    num_val: int
+    num_lost: int
+    ignored: dict[str, int]
     num_stored: dict[str, int]
+    num_with_warnings: int
     kept: bool
     num_bytes: int
     stored_bytes: int
@@ -113,14 +123,14 @@ class ClassPart:
 
 @dataclass(frozen=True)
 class ChunkPart:
-    """What a chunk held: the rows of each class in it, and how many of them are images."""
+    """What a chunk held: the rows of each class in it, and which of these folders are classes: those with images."""
 
     number: int
     num_bytes: int
     stored_bytes: int
     fingerprint: str
     num_rows: dict[str, int]
-    num_images: dict[str, int]
+    classes: list[str]
     num_rejects: int
 
     @classmethod
@@ -182,8 +192,8 @@ def _store_class(task: ClassTask) -> ClassPart:
         chosen = split_members(wnid, contents.members, task.job.select, task.others) if kept else []
         check_training_images(wnid, chosen, len(rejects), task.job.select)
         images = _store_images(task.job, wnid, chosen, contents, rejects)
-        num_raw, num_val = len(contents.members), sum(each.split == "val" for each in chosen)
-        seen = _Seen(wnid, num_raw, num_raw + len(rejects), num_val, task.source.num_bytes)
+        seen = _seen(task, wnid, contents.members, rejects, chosen, kept=kept)
+        seen = seen._replace(num_bytes=task.source.num_bytes, ignored=dict(contents.ignored), from_chunks=False)
         return _write_class(task.job, seen, images, rejects, kept=kept)
 
 
@@ -208,20 +218,38 @@ def _but_excluded(wnid: str, chosen: Iterable[Chosen], excluded: NameList, rejec
 
 
 class _Seen(NamedTuple):
-    """What the source holds of a class."""
+    """What the source holds of a class; see ClassPart."""
 
     wnid: str
     num_raw: int
     num_members: int
     num_val: int
+    num_lost: int
     num_bytes: int
-    from_chunks: bool = False
+    ignored: dict[str, int]
+    from_chunks: bool
+
+
+def _seen(
+    task: ClassTask | MergeTask,
+    wnid: str,
+    members: Sequence[Member],
+    rejects: Sequence[Reject],
+    chosen: Sequence[Chosen],
+    *,
+    kept: bool,
+) -> _Seen:
+    """Count a class of a stream; one that came whole adds what it knows."""
+    num_val = sum(each.split == "val" for each in chosen)
+    num_lost = sum(map(is_lost_image, rejects))
+    is_lost = not kept and task.job.select.keeps(task.verdict, members, num_lost)
+    return _Seen(wnid, len(members), len(members) + len(rejects), num_val, num_lost if is_lost else 0, 0, {}, True)
 
 
 def _write_class(job: Job, seen: _Seen, images: Iterable[_Ready], rejects: list[Reject], *, kept: bool) -> ClassPart:
     """Write what is stored of a class, in the order in which it comes, and its part of the tables."""
     num_stored: Counter[str] = Counter()
-    stored_bytes = 0
+    stored_bytes = num_with_warnings = 0
     part = job.class_part(seen.wnid)
     if kept:
         with TableWriter(part.with_suffix(".parquet"), STORED) as table:
@@ -229,15 +257,21 @@ def _write_class(job: Job, seen: _Seen, images: Iterable[_Ready], rejects: list[
                 table.write(pa.Table.from_pylist(rows, schema=STORED))
                 num_stored.update(row["split"] for row in rows)
                 stored_bytes += sum(row["num_bytes"] for row in rows)
+                num_with_warnings += sum(_is_warned_of(row["changes"]) for row in rows)
     done = ClassPart(
         **seen._asdict(),
         num_stored={split: num_stored[split] for split in SPLITS},
+        num_with_warnings=num_with_warnings,
         stored_bytes=stored_bytes,
         kept=kept,
-        rejects=[reject for reject in rejects if kept or reject.wnid is None],
+        rejects=[reject for reject in rejects if kept or seen.num_lost or reject.wnid is None],
     )
     write_json(part.with_suffix(".json"), asdict(done))
     return done
+
+
+def _is_warned_of(changes: Iterable[str]) -> bool:
+    return any(change.startswith("warning: ") for change in changes)
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -273,13 +307,13 @@ def _write_splits(job: Job, wnid: str, images: Iterable[_Ready]) -> Iterator[dic
 def _store_chunk(task: ChunkTask) -> ChunkPart:
     chunk, part = task.chunk, task.job.chunk_part(task.chunk.number)
     num_rows: Counter[str] = Counter()
-    num_images: Counter[str] = Counter()
+    classes: set[str] = set()
     num_rejects, stored_bytes = len(chunk.rejects), 0
     with TarWriter(part.with_suffix(".tar")) as spool, TableWriter(part.with_suffix(".parquet"), CHUNK) as table:
         for rows in _batches(_chunk_rows(task, spool)):
             table.write(pa.Table.from_pylist(rows, schema=CHUNK))
             num_rows.update(row["wnid"] for row in rows)
-            num_images.update(row["wnid"] for row in rows if row["is_image"])
+            classes.update(row["wnid"] for row in rows if row["is_image"] or is_lost_image(row_reject(row)))
             num_rejects += sum(row["is_image"] and "reason" in row for row in rows)
             stored_bytes += sum(row.get("num_bytes", 0) for row in rows)
     done = ChunkPart(
@@ -288,7 +322,7 @@ def _store_chunk(task: ChunkTask) -> ChunkPart:
         stored_bytes=stored_bytes,
         fingerprint=chunk.fingerprint,
         num_rows=dict(sorted(num_rows.items())),
-        num_images=dict(sorted(num_images.items())),
+        classes=sorted(classes),
         num_rejects=num_rejects,
     )
     write_json(part.with_suffix(".json"), asdict(done))
@@ -337,8 +371,7 @@ def _merge_class(task: MergeTask) -> ClassPart:
     kept = task.job.select.keeps(task.verdict, members)
     chosen = split_members(task.wnid, members, task.job.select, task.others) if kept else []
     check_training_images(task.wnid, chosen, len(rejects), task.job.select)
-    num_raw, num_val = len(members), sum(each.split == "val" for each in chosen)
-    seen = _Seen(task.wnid, num_raw, num_raw + len(rejects), num_val, 0, from_chunks=True)
+    seen = _seen(task, task.wnid, members, rejects, chosen, kept=kept)
     wanted = _but_excluded(task.wnid, chosen, task.job.select.excluded(), rejects)
     with _Spools(task.job) as spools:
         ready = _from_spools(task.wnid, wanted, images, spools, rejects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from ..shards.dataset import SPLITS, VERSION, PreparedSet
 from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
 from ..shards.tree import SemanticTree
 from .archive import Reject
+from .outcome import Outcome
 from .store import ClassPart, Job
 from .taxonomy import Taxonomy, build_tree
 
 
-def write_tables(job: Job, parts: Sequence[ClassPart], strays: Sequence[Reject], taxonomy: Taxonomy) -> None:
-    """Write tree.json, classes.parquet, manifest.parquet and rejects.parquet; `parts` come by wnid."""
-    kept = [part for part in parts if part.kept]
+def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
+    """Write tree.json, classes.parquet, manifest.parquet and rejects.parquet."""
+    kept = outcome.kept
     tree = build_tree([part.wnid for part in kept], taxonomy)
     tree.save(job.out / "tree.json")
-    write_class_table(job.out / "classes.parquet", _class_rows(parts, tree, taxonomy))
+    write_class_table(job.out / "classes.parquet", _class_rows(outcome.parts, tree, taxonomy))
     column = STORED.get_field_index("class_index")
     with TableWriter(job.out / "manifest.parquet", STORED) as writer:
         for split in SPLITS:
@@ -31,7 +33,7 @@ def write_tables(job: Job, parts: Sequence[ClassPart], strays: Sequence[Reject],
                 table = table.set_column(column, "class_index", pa.array([class_index] * table.num_rows, pa.int32()))
                 start = 0 if split == "train" else part.num_stored["train"]
                 writer.write(table.slice(start, part.num_stored[split]))
-    _write_rejects(job.out / "rejects.parquet", [*(reject for part in parts for reject in part.rejects), *strays])
+    _write_rejects(job.out / "rejects.parquet", list(outcome.rejects()))
 
 
 def _write_rejects(path: Path, rejects: list[Reject]) -> None:
@@ -57,19 +59,33 @@ def _class_rows(parts: Sequence[ClassPart], tree: SemanticTree, taxonomy: Taxono
         )
 
 
-def describe(parts: Sequence[ClassPart], strays: Sequence[Reject]) -> dict[str, Any]:
-    """Return what dataset.json says of the result."""
-    kept = [part for part in parts if part.kept]
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """Return what dataset.json says of the result.
+
+    ignored:             files that are known to be no images, by kind.
+    empty_classes:       folders without a file, and class tars without a member.
+    dropped_for_rejects: classes with too few images only because some cannot be read: how many these are.
+    val_rejects:         classes of whose validation images some were rejected: how many.
+    """
+    kept = outcome.kept
     splits = {split: sum(part.num_stored[split] for part in kept) for split in SPLITS}
+    ignored = sum((Counter(part.ignored) for part in outcome.parts), outcome.ignored)
+    reasons = Counter(reject.reason for reject in outcome.rejects())
     return {
         "format": PreparedSet.format,
         "version": VERSION,
         "counts": {
-            "num_classes_seen": len(parts),
+            "num_classes_seen": len(outcome.parts),
             "num_classes": len(kept),
-            "num_raw": sum(part.num_raw for part in parts),
+            "num_raw": sum(part.num_raw for part in outcome.parts),
             "num_raw_kept": sum(part.num_raw for part in kept),
-            "num_rejects": sum(len(part.rejects) for part in parts) + len(strays),
+            "num_rejects": reasons.total(),
             "splits": {split: {"num_samples": count} for split, count in splits.items() if count},
         },
+        "rejects": dict(sorted(reasons.items())),
+        "num_with_warnings": sum(part.num_with_warnings for part in kept),
+        "ignored": dict(sorted(ignored.items())),
+        "empty_classes": sorted([*outcome.empty_folders, *(p.wnid for p in outcome.parts if not p.num_members)]),
+        "dropped_for_rejects": {part.wnid: part.num_lost for part in outcome.fallen},
+        "val_rejects": {part.wnid: number for part in kept if (number := part.num_val - part.num_stored["val"])},
     }

@@ -305,3 +305,32 @@ def test_a_dry_run_prints_what_would_be_kept_and_writes_nothing(raw: Path, tmp_p
     assert "8 of 8 classes would be kept" in run(*words).stdout
     assert_refused(run(*words, "--val-per-class", 12), "would have no training image", "lower --val-per-class")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_says_what_was_lost_ignored_and_left_empty(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "source", photos())
+    (source / BIRD / f"{BIRD}_0.JPEG").write_bytes(b"no image")
+    (source / SUN / f"{SUN}_0.JPEG").write_bytes(b"")
+    for name in ("._1.JPEG", "._2.JPEG", ".DS_Store", "notes.txt"):
+        (source / SWAN / name).write_bytes(b"junk")
+    (source / "n02051845").mkdir()
+    truncated = bytearray((source / SWAN / f"{SWAN}_2.JPEG").read_bytes())
+    truncated[-2:-2] = b"\x00" * 8  # libjpeg: extraneous bytes before marker
+    (source / SWAN / f"{SWAN}_2.JPEG").write_bytes(truncated)
+    words = ("preprocess", "folder", source, tmp_path / "out", *FEW, "--size", 32, "--max-reject-rate", 0.5)
+    lines = run(*words).stdout.splitlines()
+    assert lines[1:-1] == [
+        "images of those: 9; stored: 6 train + 1 val",
+        "rejects, those that are no images included: 3 (empty 1, no image suffix 1, not an image 1)",
+        "images stored of which a decoder warned: 1",
+        "files ignored as no images: 3 (._* 2, .DS_Store 1)",
+        "class folders and class tars that are empty: 1 (n02051845)",
+        f"classes without validation images: 2 ({BIRD}, {SUN})",
+        f"classes with rejects among their validation images, which are not replaced: 2 ({BIRD} 1, {SUN} 1)",
+    ]
+    found = run_json(*words)  # which is finished, and says the same
+    assert found["rejects"] == {"empty": 1, "no image suffix": 1, "not an image": 1}
+    assert found["ignored"] == {"._*": 2, ".DS_Store": 1}
+    assert found["classes_without_val"] == [BIRD, SUN]
+    assert found["val_rejects"] == {BIRD: 1, SUN: 1}
+    assert run_json(*words[:3], tmp_path / "no val", *words[4:], "--val-per-class", 0)["classes_without_val"] == []

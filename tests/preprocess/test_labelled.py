@@ -323,3 +323,24 @@ def test_one_label_that_images_have_or_lack_is_enough(
         )
     assert packed.labels == ["cat"]
     assert "images: 4, labels: 1" in caplog.text
+
+
+def test_files_that_are_known_to_be_no_images_are_left_out_of_folders_and_lists(
+    tmp_path: Path, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{label}/{number}.jpg" for label in ("cat", "dog") for number in range(3)]
+    for seed, name in enumerate(names):
+        save(f"mine/{name}", seed=seed)
+    junk = ["cat/._0.jpg", "cat/@eaDir/0.jpg", "__MACOSX/cat/0.jpg"]
+    for name in junk:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(b"junk")
+    (tmp_path / "mine" / "list.txt").write_text("".join(f"{name} {name.partition('/')[0]}\n" for name in names + junk))
+    for source in (tmp_path / "mine", tmp_path / "mine" / "list.txt"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            images = read_labelled(source, val_share=0.34)
+        assert sorted(image.name for image in images) == names
+        assert "ignored 3 files that are known to be no images (._* 1, @eaDir/ 1, __MACOSX/ 1)" in caplog.text
+        packed = pack_labelled(data_of(images), tmp_path / f"out of {source.name}", max_reject_rate=0)
+        assert packed.shards.num_samples == {"train": 4, "val": 2}
