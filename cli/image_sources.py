@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..preprocess.archive import from_os, is_image, named_errors, open_tar, problem_of, readable, walk
+from ..preprocess.archive import Forward, from_os, is_image, named_errors, open_tar, problem_of, readable, walk
 from ..training import Source, UnreadableImageError
 from .options import in_one_line
 
@@ -136,7 +136,7 @@ def _up_to_damage(file: Any, name: str, others: OtherFiles) -> Iterator[Source]:
 
 
 def _members(file: Any, name: str, others: OtherFiles) -> Iterator[Source]:
-    with open_tar(file, "r|") as tar:
+    with open_tar(Forward(file)) as tar:
         for member in walk(tar):
             inner = f"{name}/{readable(member.name)}"
             if not is_image(member.name) and not is_tar(member.name):

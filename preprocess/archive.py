@@ -14,17 +14,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tarfile import ReadError
-from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"
 DUPLICATE = "duplicate"
 NO_SUFFIX = "no image suffix"
 MAX_IMAGE_BYTES = 1 << 30  # guessed; a stream's image is held in memory
+MAX_CLASS_TAR_BYTES = 4 << 30  # guessed, over ten times fall11's largest; a stream's class tar is held in memory
+MAX_HEADER_BYTES = 1 << 20  # guessed: of a long name, or of pax records
+MAX_MEMBER_BYTES = 10**12  # guessed: close to fall11 as a whole
 MAX_PADDING_BYTES = 1 << 20  # tar pads to 10 KiB, or to the block size of a tape
 # What systems and tools leave beside images, by kind; none of it is an image, whatever its suffix.
 IGNORED_FOLDERS = ("__MACOSX/", "@eaDir/", ".ipynb_checkpoints/")
 IGNORED_FILES = ("._*", ".DS_Store", "Thumbs.db", "desktop.ini")
+_FORWARD_BYTES = 1 << 20
+_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _BAD_HEADERS: Any = tuple(
     getattr(tarfile, name) for name in ("EmptyHeaderError", "TruncatedHeaderError", "InvalidHeaderError")
 )
@@ -110,7 +118,7 @@ class ClassTar:
     def open(self) -> Generator[Contents]:
         """Read the tar whole and list it; raises ValueError where the archive got shorter."""
         data = self.read()
-        members, rejects, ignored = list_members(self, data)
+        members, rejects, ignored = _list_class_tar(self, data)
         yield Contents(
             members, [*rejects, *self.rejects], lambda wanted: (_slice(data, member) for member in wanted), ignored
         )
@@ -118,7 +126,7 @@ class ClassTar:
     def listed(self) -> tuple[list[Member], list[Reject]]:
         """List what it holds by headers alone, without the bytes of images."""
         if self.data is not None:
-            return list_members(self, self.data)[:2]
+            return list_members(self, self.data)
         with self.source.open("rb") as file:
             file.seek(self.offset)
             members, rejects, _ = _walk_class_tar(self, file)
@@ -140,9 +148,47 @@ def _slice(data: bytes, member: Member) -> bytes:
     return data[member.offset : member.offset + member.num_bytes]
 
 
-def open_tar(file: Any, mode: Literal["r:", "r|"] = "r:") -> tarfile.TarFile:
+def open_tar(file: Any) -> tarfile.TarFile:
     """Open a tar strictly. Names are UTF-8 whatever the locale, other bytes come as Python escapes them."""
-    return tarfile.open(fileobj=file, mode=mode, tarinfo=StrictTarInfo, encoding="utf-8", errors="surrogateescape")
+    return tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo, encoding="utf-8", errors="surrogateescape")
+
+
+class Forward:
+    """What can be read once, from front to back, as a file for `open_tar`; tarfile's own goes on for ever past the end.
+
+    Members come in order: what was passed over cannot be read again.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def tell(self) -> int:
+        """Return how many bytes were read."""
+        return self._position
+
+    def seekable(self) -> bool:
+        """Tell that there is no way back."""
+        return False
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return so many bytes, fewer only at the end. Memory grows with what comes, not with what is asked for."""
+        chunks: list[bytes] = []
+        left = num_bytes
+        while left and (chunk := self._stream.read(min(left, _FORWARD_BYTES))):
+            chunks.append(chunk)
+            left -= len(chunk)
+        self._position += num_bytes - left
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def seek(self, position: int) -> int:
+        """Go forward; raises ReadError where the stream ends before."""
+        if position < self._position:
+            raise ReadError("the same place of a stream was asked for twice")
+        while self._position < position:
+            if not self.read(min(_FORWARD_BYTES, position - self._position)):
+                raise ReadError(f"it ends after {self._position:,} bytes, where {position:,} were expected")
+        return position
 
 
 def check_rest(file: Any, most: int = MAX_PADDING_BYTES + 1) -> None:
@@ -189,7 +235,15 @@ class StrictTarInfo(tarfile.TarInfo):
             raise ReadError(f"{at} ({error})") from error
         if member.size < 0:  # which would lead back to an earlier member, for ever
             raise ReadError(f"{readable(member.name)} has {member.size} bytes")
+        if member.size > MAX_MEMBER_BYTES:
+            raise ReadError(f"{readable(member.name)} has {member.size:,} bytes; {MAX_MEMBER_BYTES:,} are the most")
         return member
+
+    def _proc_member(self, tarfile: tarfile.TarFile) -> Any:  # tarfile's own name for it
+        """Read what belongs to a header; raises ReadError for a name or records that would fill the memory."""
+        if self.type in _EXTENSIONS and self.size > MAX_HEADER_BYTES:
+            raise ReadError(f"a header of {self.size:,} bytes; wanted {MAX_HEADER_BYTES:,} at most")
+        return super()._proc_member(tarfile)  # pyright: ignore[reportAttributeAccessIssue]  # typeshed leaves it out
 
 
 def walk(tar: tarfile.TarFile, folders: Folders | None = None) -> Iterator[tarfile.TarInfo]:
@@ -279,11 +333,15 @@ def not_an_image(wnid: str | None, name: str) -> Reject:
     return Reject(wnid, readable(name), NO_SUFFIX, f"wanted one of {', '.join(IMAGE_SUFFIXES)}")
 
 
-def list_members(archive: ClassTar, data: bytes) -> Listing:
+def list_members(archive: ClassTar, data: bytes) -> tuple[list[Member], list[Reject]]:
     """List the images of a class tar that was read whole, by byte order of their names, and what cannot be one.
 
     A class tar that is none, or damaged further on, is a reject of its own.
     """
+    return _list_class_tar(archive, data)[:2]
+
+
+def _list_class_tar(archive: ClassTar, data: bytes) -> Listing:
     members, rejects, ignored = _walk_class_tar(archive, io.BytesIO(data))
     # An empty class tar is a class without images; anything else that is no tar is named.
     if not data.strip(b"\0"):
@@ -310,8 +368,10 @@ def _walk_class_tar(archive: ClassTar, file: BinaryIO) -> Listing:
                     rejects.append(not_an_image(archive.wnid, member.name))
                 else:
                     members.append(Member(member.name, member.name, member.offset_data, member.size))
+            if (rest := begin + archive.num_bytes - inner.offset) < 0:
+                raise ReadError("it ends inside a member")
             file.seek(inner.offset)
-            check_rest(file, begin + archive.num_bytes - inner.offset)
+            check_rest(file, rest)
     except (tarfile.TarError, *ODD_HEADERS) as error:
         rejects.append(Reject(None, archive.name, DAMAGED, str(error) or type(error).__name__))
     return Listing(members, rejects, ignored)

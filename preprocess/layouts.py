@@ -295,9 +295,11 @@ class Gathering:
         """Whether a class has an image that lies by itself."""
         return any(map(len, self._loose.values()))
 
-    def first_problem(self) -> Reject:
-        """Return why the first member that lies by itself is no image."""
-        return next(iter(self._loose.values())).all_rejects()[0]
+    def first_problem(self) -> str:
+        """Return why the first member that lies by itself is no image; known ones come last."""
+        for loose in self._loose.values():
+            return "{0.name}, {0.reason}".format(loose.all_rejects()[0])
+        return f"of the kind {next(iter(self.ignored))}, known to be none"
 
     def classes(self) -> list[RawClass]:
         """Return the classes found, by identifier; a class tar goes before a folder.
@@ -430,9 +432,8 @@ def gather_list(file: Path) -> Gathering:
         else:
             found.reject(wnid, path, "not a regular file", "a folder, a pipe, a socket or a device")
     if not found.has_images:
-        problem = found.first_problem()
         raise UselessError(
-            f"{file}: none of the {len(listed):,} files listed is an image that exists (the first: {problem.name}, "
-            f"{problem.reason}); paths begin at the list's own folder"
+            f"{file}: none of the {len(listed):,} files listed is an image that exists (the first: "
+            f"{found.first_problem()}); paths begin at the list's own folder"
         )
     return found

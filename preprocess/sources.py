@@ -20,8 +20,10 @@ import rapidgzip
 
 from .archive import (
     DUPLICATE,
+    MAX_CLASS_TAR_BYTES,
     ClassTar,
     Folders,
+    Forward,
     Member,
     Reject,
     check_rest,
@@ -408,6 +410,11 @@ class Stream:
                     waiting.rejects.append((Reject(wnid, readable(as_member(name, 0, 0).name), *problem), name))
                 elif is_tar and wnid in tars:
                     self._rejects.append(Reject(None, readable(name), DUPLICATE, f"{tars[wnid]} came first"))
+                elif is_tar and member.size > MAX_CLASS_TAR_BYTES:
+                    raise ValueError(
+                        f"{self._label}: {readable(name)} has {member.size:,} bytes; a class tar of a stream is held "
+                        f"in memory, and {MAX_CLASS_TAR_BYTES:,} are the most; unpack the archive, and give a plain tar"
+                    )
                 elif is_tar:
                     tars[wnid] = readable(name)
                     yield ClassTar(self._label, wnid, tars[wnid], 0, member.size, _content(outer, member))
@@ -434,7 +441,7 @@ class Stream:
         else:
             self._file = stack.enter_context(self._source.open("rb"))
             stream = stack.enter_context(rapidgzip.open(self._file, parallelization=0))  # 0: on every core
-        return stack.enter_context(open_tar(stream, "r|"))
+        return stack.enter_context(open_tar(Forward(stream)))
 
 
 class _Waiting:
@@ -467,8 +474,9 @@ class _Waiting:
 
 
 def _content(outer: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content = outer.extractfile(member)
-    data = content.read() if content else b""
+    file: Any = outer.fileobj
+    file.seek(member.offset_data)
+    data = file.read(member.size)
     if len(data) != member.size:
         raise ReadError(f"it ends inside {readable(member.name)}")
     return data

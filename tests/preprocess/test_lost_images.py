@@ -238,6 +238,11 @@ def test_files_that_a_list_names_and_that_are_known_to_be_no_images_are_ignored(
     (source / "list.txt").write_text("".join(lines))
     found = prepared_of(open_folder(source / "list.txt"), tmp_path / "out", max_reject_rate=0)
     assert found.info["ignored"] == {"._*": 1, ".DS_Store": 1}
+    (source / "list.txt").write_text("n01503061/._0.jpg n01503061\n")
+    with pytest.raises(
+        ValueError, match=r"none of the 1 files listed is an image .*of the kind \._\*, known to be none"
+    ):
+        open_folder(source / "list.txt").classes()
 
 
 def test_empty_class_folders_and_class_tars_are_named(photos: Images, tmp_path: Path) -> None:
