@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -196,3 +197,11 @@ def checkpoint_gradients(model: nn.Module, name: str) -> None:
         switch(True)
     except AssertionError as error:
         raise ValueError(f"{name}: knows no grad_checkpointing ({error}); leave it off") from error
+
+
+def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+    """Return the model with batch norms over the batches of all ranks; parameters and buffers are the same tensors.
+
+    torch's own converter would drop what timm's norm layers compute beside the norm: their activation and dropout.
+    """
+    return convert_sync_batchnorm(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from ..models.zoo import checkpoint_gradients
+from ..models.zoo import checkpoint_gradients, synchronize_batch_norms
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
 from .evaluation.validate import evaluate
@@ -263,7 +263,7 @@ def _prepared(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Mod
     if settings.sync_bn and ranks.world_size > 1:
         if ranks.device.type == "cpu":
             raise ValueError("sync_bn needs GPUs, and these ranks are on the CPU; leave it off")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronize_batch_norms(model)
     return model.to(ranks.device)
 
 
