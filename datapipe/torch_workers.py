@@ -81,6 +81,7 @@ class TorchLoader(PlannedLoader):
             num_workers=len(first),  # no more than there are batches
             pin_memory=on_gpu,
             worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # or opening it would draw a seed from the global one, which is the network's
         )
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         with closing(from_workers(loader)) as finished:

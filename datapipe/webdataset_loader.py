@@ -19,6 +19,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from .feed import MAX_TRIES
@@ -83,6 +84,7 @@ class WebDatasetLoader(Loader):
             num_workers=self._workers,
             pin_memory=settings.device.type == "cuda",
             worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # as for `TorchLoader`: the global one is the network's
             multiprocessing_context="fork",  # see `from_workers`
         )
         handed = num_batches = 0

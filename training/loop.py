@@ -147,7 +147,6 @@ class Trainer:
         self.model.train()
         batches = tracker.watch(loader)
         for first in range(begun_at, begun_at + steps * settings.accumulate, settings.accumulate):
-            _seed_step(settings.seed, position.step, self.ranks.rank)
             place = place_of(loader)
             self._optimizer.zero_grad()
             losses = [self._backward(*next(batches), first, turn) for turn in range(settings.accumulate)]
@@ -180,8 +179,10 @@ class Trainer:
             images, mixed = self._mix(images, labels, self.position.epoch, first + turn)
         with self._no_sync(last=turn == settings.accumulate - 1):
             with autocast(device, settings.amp):
-                logits: Tensor = self._network(images)
                 taught = self._teacher(images) if self._teacher else None
+                # As late as can be: what the loader, mixing, the teacher and validation draw changes nothing.
+                _seed_forward(settings.seed, self.position.step, turn, self.ranks.rank)
+                logits: Tensor = self._network(images)
             losses = self._losses(logits, mixed, taught)
             self._scaler.scale(losses["loss"] / settings.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -281,7 +282,7 @@ def _network(
     return distributed, torch.compile(network) if settings.compile else network
 
 
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step, so that dropout and the like draw alike however often the run was begun anew."""
-    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+def _seed_forward(seed: int, step: int, turn: int, rank: int) -> None:
+    """Seed torch for one forward pass, so that dropout and the like draw the same after any number of resumes."""
+    words = np.random.SeedSequence([seed, step, turn, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0]) >> 1)

@@ -23,6 +23,8 @@ from in21k.training.loop import Trainer
 from in21k.training.losses import create_loss
 from in21k.training.run_folder import open_run
 
+from .watched_runs import KilledError, Watcher, assert_equal_runs, kill_at, lines_of, signal_at
+
 Train = Callable[..., dict[str, Any]]
 
 
@@ -43,48 +45,6 @@ def run_training(
         return train(tree=tree, settings=chosen, **(usual | changes))
 
     return run
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"]
-
-
-class KilledError(Exception):
-    pass
-
-
-class Watcher:
-    """Watches a run, and does something once a step is told of."""
-
-    def __init__(self, step: int = -1, act: Callable[[], None] = lambda: None) -> None:
-        self.step, self.act = step, act
-        self.begun_at: int | None = None
-        self.total: int | None = None
-
-    def on_start(self, step: int, total_steps: int) -> None:
-        self.begun_at, self.total = step, total_steps
-
-    def on_step(self, line: Mapping[str, Any]) -> None:
-        if line["step"] == self.step:
-            self.act()
-
-    def on_validation(self, line: Mapping[str, Any]) -> None:
-        pass
-
-
-def kill_at(step: int) -> Watcher:
-    def kill() -> None:
-        raise KilledError
-
-    return Watcher(step, kill)
-
-
-def signal_at(step: int, number: int = signal.SIGTERM) -> Watcher:
-    return Watcher(step, lambda: signal.raise_signal(number))
 
 
 def test_a_finished_run_holds_what_the_contract_lists(run_training: Train, run_path: Path, tree: SemanticTree) -> None:
@@ -118,18 +78,6 @@ def test_the_log_has_each_step_once_and_a_line_per_validation(run_training: Trai
 def test_it_learns(run_training: Train, settings: TrainSettings) -> None:
     metrics = run_training(settings=replace(settings, epochs=20))
     assert metrics["semantic_top1"] > metrics["semantic_top1_commonest"] + 15
-
-
-def assert_equal_runs(folder: Path, whole: Path) -> None:
-    for name, tensor in weights_of(whole).items():
-        assert torch.equal(tensor, weights_of(folder)[name])
-    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    varying = ("images_per_s", "data_wait", "memory_mb")
-    kept = [
-        [{key: value for key, value in line.items() if key not in varying} for line in lines_of(each)]
-        for each in (folder, whole)
-    ]
-    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("step", [1, 6, 9, 18])

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -87,23 +86,6 @@ def test_a_network_computes_the_same_with_synchronised_batch_norms(name: str) ->
     assert counts == wanted_counts
     assert torch.equal(logits, wanted)
     assert wanted.std() > 0.01  # or equal outputs would say little
-
-
-@pytest.mark.slow
-def test_the_families_are_all_that_have_batch_norms() -> None:
-    """Of each of timm's modules: either one of its networks is in the lists, or none of them has a batch norm."""
-    listed = {*FAMILIES.split(), *LARGE_FAMILIES.split()}
-    missing = {
-        module: names[0]
-        for module in timm.list_modules()
-        if not listed & set(names := timm.list_models(module=module)) and any(map(has_batch_norm, names))
-    }
-    assert not missing
-
-
-def has_batch_norm(name: str) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(module, _BatchNorm) for module in create_model(name).modules())
 
 
 def test_a_trainer_of_several_ranks_computes_every_activation(monkeypatch: pytest.MonkeyPatch) -> None:
