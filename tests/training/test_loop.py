@@ -23,7 +23,7 @@ from in21k.training.loop import Trainer
 from in21k.training.losses import create_loss
 from in21k.training.run_folder import open_run
 
-from .watched_runs import KilledError, Watcher, assert_equal_runs, kill_at, lines_of, signal_at
+from .watched_runs import KilledError, Watcher, assert_equal_runs, kill_at, lines_of, signal_at, weights_of
 
 Train = Callable[..., dict[str, Any]]
 
