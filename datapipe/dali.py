@@ -148,7 +148,10 @@ class DaliCpuLoader(PlannedLoader):
             self._rewind()
 
     def _begin_without_bad(self, error: RuntimeError) -> None:
-        """Begin anew with what is scheduled, after an image that did not decode: DALI does not tell which one."""
+        """Begin anew with what is scheduled, after an image that did not decode: DALI does not tell which one.
+
+        Raises the error itself where each of them decodes: it was of the GPU, of memory, or of ours.
+        """
         self._pipeline = None  # a pipeline that met an error is of no more use
         found = False
         for scheduled in self._scheduled:
@@ -163,14 +166,14 @@ class DaliCpuLoader(PlannedLoader):
         self._begin()
 
     def _undecodable(self, positions: NDArray[np.int64]) -> Iterator[Bad]:
-        """Try each sample by itself."""
+        """Try each sample by itself, on the CPU: a GPU that failed would take every one for corrupt."""
         current: list[NDArray[np.uint8]] = []
         probe: Any = None
         for position in positions.tolist():
             sample = self._feed.read(position, [])
             assert sample is not None
             current[:] = [np.frombuffer(sample.jpeg, np.uint8)]
-            probe = probe or decoder_alone(lambda: current, self._device_id())
+            probe = probe or decoder_alone(lambda: current)
             try:
                 probe.run()
             except RuntimeError as error:

@@ -124,15 +124,15 @@ def build_pipeline(
     return pipeline
 
 
-def decoder_alone(next_jpegs: Callable[[], list[NDArray[np.uint8]]], device_id: int | None) -> Any:
-    """Build a pipeline that decodes one JPEG at a time, to see whether it does."""
+def decoder_alone(next_jpegs: Callable[[], list[NDArray[np.uint8]]]) -> Any:
+    """Build a pipeline that decodes one JPEG at a time on the CPU, to see whether it does."""
     from nvidia.dali import fn as dali_fn
     from nvidia.dali.pipeline import Pipeline
 
     fn = cast(Any, dali_fn)
-    pipeline: Any = Pipeline(1, 1, device_id, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
+    pipeline: Any = Pipeline(1, 1, None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
     with pipeline:
         jpegs = fn.external_source(source=next_jpegs, batch=True, device="cpu")
-        pipeline.set_outputs(fn.decoders.image(jpegs, device="cpu" if device_id is None else "mixed"))
+        pipeline.set_outputs(fn.decoders.image(jpegs, device="cpu"))
     pipeline.build()
     return pipeline

@@ -13,9 +13,12 @@ import torch
 
 from in21k.datapipe import Loader
 from in21k.datapipe.loader import LoaderSettings
-from in21k.shards import ShardSet
+from in21k.datapipe.plan import PlannedBatch
+from in21k.shards import ShardSet, open_dataset
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+
+from nvidia.dali import pipeline as nvidia_pipeline
 
 from in21k.datapipe import dali
 from in21k.datapipe.dali import READ_AHEAD, DaliCpuLoader, DaliGpuLoader, read_ahead, what_dali_met
@@ -196,6 +199,58 @@ def test_a_corrupt_samples_message_does_not_end_with_the_state_of_the_pipeline(
     (message,) = [record.getMessage() for record in caplog.records]
     assert "does not decode (" in message
     assert "no longer valid" not in message
+
+
+GPU_ERRORS = [
+    "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory",
+    "CUDA driver API error CUDA_ERROR_LAUNCH_FAILED (719):\nunspecified launch failure",
+]
+
+
+@pytest.mark.parametrize("message", GPU_ERRORS)
+@pytest.mark.parametrize("after", [0, 2])
+def test_an_error_of_the_gpu_is_raised_as_it_is_and_blamed_on_no_image(
+    make: MakeLoader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str, after: int
+) -> None:
+    loader = make("dali_cpu")
+    take, error = DaliCpuLoader._take, RuntimeError(f"Critical error in pipeline:\n{message}")
+
+    def failing(self: DaliCpuLoader, count: int) -> torch.Tensor | None:
+        if loader.state_dict()["samples"] == 8 * after:
+            raise error
+        return take(self, count)
+
+    monkeypatch.setattr(DaliCpuLoader, "_take", failing)
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    assert caught.value is error
+    assert loader.num_bad == 0
+    assert not caplog.records
+    monkeypatch.undo()
+    assert len(list(loader)) == 6 - after
+
+
+def test_samples_are_tried_on_the_cpu_whatever_the_pipeline_runs_on(
+    damage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is out of memory refuses every image; the CPU tells which one does not decode."""
+    split = open_dataset(damage({3: "undecodable"})).split("train")
+    loader = DaliGpuLoader(split, settings_of(device=GPU))
+    made, begin = list[int | None](), nvidia_pipeline.Pipeline.__init__
+
+    def noting(self: Any, batch_size: int, num_threads: int, device_id: int | None, **options: Any) -> None:
+        made.append(device_id)
+        begin(self, batch_size, num_threads, device_id, **options)
+
+    monkeypatch.setattr(nvidia_pipeline.Pipeline, "__init__", noting)
+    bad = list(loader._undecodable(np.arange(6)))
+    assert [each.position for each in bad] == [3]
+    assert set(made) == {None}
+    loader._scheduled.append(dali._Read(PlannedBatch(np.array([0, 1]), 0, 0), np.array([0, 1]), [], ()))
+    error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError) as caught:
+        loader._begin_without_bad(error)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("load", [-0.1, 1.1, float("nan")])
