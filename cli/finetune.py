@@ -10,10 +10,11 @@ import click
 
 from .finetune_data import find_data, is_finished_data, open_finished, pack_data
 from .options import PATH, device_option, emit, json_option, overwrite_option
-from .train import Labels, run_training
+from .train import Labels, check_device, run_training
+from .train_plan import PlannedData, add_memory, make_plan, render_plan
 
 if TYPE_CHECKING:
-    from ..preprocess.pack_labelled import LabelledSet
+    from ..preprocess.pack_labelled import LabelledData, LabelledSet, Outline
     from ..training import Start, TrainSettings
     from ..training.recipes import Resolved
 
@@ -102,12 +103,16 @@ def finetune(
         found = open_finished(data)
     else:
         settings = replace(settings, image_size=settings.image_size or _own_size(start))
+        labelled = find_data(data, val_data, val_share, settings)
+        data_out = data_out or out.with_name(f"{out.name}-data")
+        if dry_run and not labelled.is_packed(data_out):
+            _plan_unpacked(labelled, data_out, out, settings, start, device=device, as_json=as_json)
+            return
         found = pack_data(
-            find_data(data, val_data, val_share, settings),
-            data_out or out.with_name(f"{out.name}-data"),
+            labelled,
+            data_out,
             max_reject_rate=MAX_REJECT_RATE if max_reject_rate is None else max_reject_rate,
             workers=workers,
-            dry_run=dry_run,
             overwrite=overwrite,
         )
     if pack_only:
@@ -126,6 +131,46 @@ def finetune(
         overwrite=overwrite,
         as_json=as_json,
     )
+
+
+def _plan_unpacked(
+    data: LabelledData,
+    data_out: Path,
+    out: Path,
+    settings: TrainSettings,
+    start: Start,
+    *,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Show the plan of a training on images that are not packed yet, from their names alone; nothing is written."""
+    from .. import training
+    from ..datapipe.backends import choose_backend
+    from ..preprocess.pack_labelled import outline_labelled
+
+    outline = outline_labelled(data)
+    labels = _labels(outline)
+    tree = labels.tree if labels else outline.tree
+    training.check_loss(settings, multi_label=labels is not None)
+    if labels:
+        training.check_num_scores(outline.num_samples.get("val", 0) * len(tree), len(tree))
+    with training.join_ranks(check_device(device, settings.backend)) as ranks:
+        training.RunFolder(out).check({}, overwrite=True)  # the packed images' fingerprint is not known yet
+        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
+        training.seed_everything(settings)
+        network = training.create_network(settings, tree.wnids, start)
+        planned = PlannedData(
+            location=str(data_out),
+            num_classes=len(tree),
+            num_samples=outline.num_samples,
+            backend=choose_backend(settings.backend, ranks.device),
+            num_batches=outline.num_samples["train"] // (settings.batch_size * ranks.world_size),
+        )
+        plan = make_plan(planned, out, settings, network, ranks)
+        if ranks.is_first:
+            plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
+            text = f"{render_plan(plan)}\n{data.name} is not packed yet: images that cannot be read will be left out"
+            emit({**plan, "packed": False}, text, as_json=as_json)
 
 
 def _started(resolved: Resolved, start: Start) -> TrainSettings:
@@ -147,7 +192,7 @@ def _own_size(start: Start) -> int:
     return start.opened.image_size if start.opened else DEFAULT_SIZE
 
 
-def _labels(found: LabelledSet) -> Labels | None:
+def _labels(found: LabelledSet | Outline) -> Labels | None:
     """Return what the outputs of a network for images of several labels stand for; None for one label an image."""
     if found.sets is None:
         return None

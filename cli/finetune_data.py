@@ -65,6 +65,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
             name=f"torchvision {name}",
             made_from=known.describe(),
             list_images=lambda work: known.save_images(work / "images", image),
+            list_labels=known.list_labels,
             image=image,
             several=several,
         )
@@ -81,26 +82,18 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
         name=from_os(path.resolve().name),
         made_from=describe_images(images),
         list_images=lambda _: images,
+        list_labels=lambda: [image for image in images if image.path.is_file()],
         image=image,
         several=several,
     )
 
 
 def pack_data(
-    data: LabelledData, out: Path, *, max_reject_rate: float, workers: int | None, dry_run: bool, overwrite: bool
+    data: LabelledData, out: Path, *, max_reject_rate: float, workers: int | None, overwrite: bool
 ) -> LabelledSet:
-    """Pack images into the folder `out`, on rank 0; the other ranks wait until they are there.
-
-    Raises ValueError for a dry run of images that are not packed yet: only then is known what a run does.
-    """
+    """Pack images into the folder `out`, on rank 0; the other ranks wait until they are there."""
     from ..preprocess.pack_labelled import open_labelled, pack_labelled
 
-    if dry_run:
-        if not data.is_packed(out):
-            raise ValueError(
-                f"{out}: the images are not packed there yet; start the same command with --pack-only first"
-            )
-        return open_labelled(out)
     if os.environ.get("RANK", "0") == "0":
         return pack_labelled(
             data,

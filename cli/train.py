@@ -11,7 +11,7 @@ import click
 from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
 from .pictures import check_picture, save_picture
 from .progress import TrainLine
-from .train_plan import add_memory, make_plan, render_plan
+from .train_plan import PlannedData, add_memory, make_plan, render_plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def run_training(
     settings = _with_image_size(settings, shards)
     tree, label_sets = labels or (shards.tree, None)
     training.check_loss(settings, multi_label=label_sets is not None)
-    with training.join_ranks(_device(device, settings.backend)) as ranks:
+    with training.join_ranks(check_device(device, settings.backend)) as ranks:
         facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
         if label_sets is not None:
             facts["label_sets"] = len(label_sets)
@@ -125,7 +125,8 @@ def run_training(
         network = training.create_network(settings, tree.wnids, start)
         loader = _loader(shards, "train", settings, ranks)
         try:
-            plan = make_plan(shards, len(tree), out, settings, network, loader, ranks)
+            data = PlannedData(shards.location, len(tree), shards.num_samples, loader.backend, len(loader))
+            plan = make_plan(data, out, settings, network, ranks)
             if dry_run:
                 if ranks.is_first:
                     plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
@@ -165,7 +166,8 @@ def run_training(
                 emit({"path": str(out), **result}, _render_metrics(out, result), as_json=as_json)
 
 
-def _device(device: str | None, backend: str) -> str | None:
+def check_device(device: str | None, backend: str) -> str | None:
+    """Return the device; raises ValueError where the backend cannot feed it."""
     if backend == "dali_gpu" and device == "cpu":
         raise ValueError("backend dali_gpu needs a GPU and --device cpu was given; take backend dali_cpu")
     return device

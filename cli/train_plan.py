@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
 
-    from ..datapipe import Loader
-    from ..shards import ShardSet
     from ..training import Ranks, TrainSettings
 
 
+class PlannedData(NamedTuple):
+    """What a plan has to know of the data."""
+
+    location: str
+    num_classes: int
+    num_samples: Mapping[str, int]
+    """By split."""
+    backend: str
+    num_batches: int
+    """Of an epoch, on each rank."""
+
+
 def make_plan(
-    shards: ShardSet,
-    num_classes: int,
-    out: Path,
-    settings: TrainSettings,
-    network: nn.Module,
-    loader: Loader,
-    ranks: Ranks,
+    data: PlannedData, out: Path, settings: TrainSettings, network: nn.Module, ranks: Ranks
 ) -> dict[str, Any]:
-    """Return the resolved plan as plain values; `lr` is the peak for this many images a step."""
+    """Return the resolved plan as plain values; `lr` is the peak for this many images a step.
+
+    Raises ValueError where an epoch's batches do not fill one step.
+    """
     from ..datapipe import machine
+    from ..training import count_steps
     from ..training.optim import scaled_lr
 
-    steps_per_epoch = len(loader) // settings.accumulate
+    steps_per_epoch = count_steps(data.num_batches, settings)
     steps = settings.epochs * steps_per_epoch
     num_steps = min(steps, settings.max_steps or steps)
     global_batch = ranks.world_size * settings.batch_size * settings.accumulate
+    epoch_images = settings.epoch_samples or data.num_samples["train"]
     return {
-        "data": shards.location,
+        "data": data.location,
         "out": str(out),
-        "num_classes": num_classes,
-        "num_samples": shards.num_samples,
+        "num_classes": data.num_classes,
+        "num_samples": dict(data.num_samples),
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "device": str(ranks.device),
-        "backend": loader.backend,
+        "backend": data.backend,
         "world_size": ranks.world_size,
         "global_batch": global_batch,
         "steps_per_epoch": steps_per_epoch,
+        "skipped_per_epoch": epoch_images - steps_per_epoch * global_batch,
         "num_steps": num_steps,
         "num_images": num_steps * global_batch,
         "lr": scaled_lr(settings, global_batch),
@@ -74,6 +85,7 @@ def render_plan(plan: dict[str, Any]) -> str:
         describe_load(**plan["machine"]),
         f"{plan['num_steps']:,} steps of {plan['global_batch']:,} images, {plan['steps_per_epoch']:,} an epoch, "
         f"{plan['num_images']:,} images in all",
+        *([_describe_skipped(plan)] if plan["skipped_per_epoch"] else []),
         f"{settings['optimizer']}, {settings['schedule']}: {_describe_lr(plan)}",
         *([_describe_memory(plan["memory_mb"])] if "memory_mb" in plan else []),
         f"settings beside the defaults: {_changed(settings)}",
@@ -88,6 +100,15 @@ def _describe_lr(plan: dict[str, Any]) -> str:
     return (
         f"learning rate {plan['lr']:.4g}, which is {settings['lr']:.4g} x {plan['global_batch']:,} / "
         f"{settings['base_batch']:,} (auto_scale_lr)"
+    )
+
+
+def _describe_skipped(plan: dict[str, Any]) -> str:
+    skipped = plan["skipped_per_epoch"]
+    epoch_images = skipped + plan["steps_per_epoch"] * plan["global_batch"]
+    return (
+        f"each epoch skips {skipped:,} of {epoch_images:,} images ({skipped / epoch_images:.2%}), which fill no step; "
+        "other ones each time"
     )
 
 

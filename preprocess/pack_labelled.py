@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from ..shards.files import OutputFolder, differing, read_json
 from ..shards.manifest import TableWriter, read_table
 from ..shards.pack import ShardSettings, pack
 from ..shards.parallel import OnProgress, ignore_progress
+from ..shards.tree import SemanticTree
 from .archive import Member, Reject, from_os, readable, to_bytes
 from .engines import open_engine
 from .image import ImageSettings
@@ -29,7 +30,7 @@ from .layouts import LooseClass, RawClass
 from .run import prepare
 from .select import NoTrainingImageError, SelectSettings
 from .sources import Seekable
-from .taxonomy import Taxonomy
+from .taxonomy import Taxonomy, build_tree
 from .wordnet import WordNet
 
 FORMAT, VERSION = "in21k-labelled", 1
@@ -61,8 +62,12 @@ class LabelledSet:
     @property
     def labels(self) -> list[str]:
         """Every label, in the order of their class names."""
-        names = classes_of_labels(label for labels in self.sets or () for label in labels)
-        return sorted(names, key=names.__getitem__)
+        return _labels_of(self.sets)
+
+
+def _labels_of(sets: Sequence[Sequence[str]] | None) -> list[str]:
+    names = classes_of_labels(label for labels in sets or () for label in labels)
+    return sorted(names, key=names.__getitem__)
 
 
 def is_labelled_set(path: Path) -> bool:
@@ -100,6 +105,7 @@ class LabelledData:
     name:        of the source, as the shards' card says it.
     made_from:   what tells the source from others, as JSON values.
     list_images: returns the images, each with its split; it may put files of its own into the folder that it is given.
+    list_labels: returns the same images without writing anything; their paths are not to be read.
     image:       how they are stored.
     several:     whether images have several labels, or may have: a class of their shards is then a label set.
     """
@@ -107,6 +113,7 @@ class LabelledData:
     name: str
     made_from: dict[str, Any]
     list_images: Callable[[Path], Sequence[LabelledImage]]
+    list_labels: Callable[[], Sequence[LabelledImage]]
     image: ImageSettings
     several: bool = False
 
@@ -122,6 +129,36 @@ class LabelledData:
             return False
         made = read_json(out / "dataset.json")
         return not differing({key: made.get(key) for key in self.facts}, self.facts)
+
+
+class Outline(NamedTuple):
+    """What labelled images will be once they are packed, if none of them is rejected."""
+
+    tree: SemanticTree
+    """Of the classes of the shard set."""
+    sets: list[list[str]] | None
+    """Where images have several labels, those of each class of the shard set, in class order; else None."""
+    num_samples: dict[str, int]
+    """By split."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Every label, in the order of their class names."""
+        return _labels_of(self.sets)
+
+
+def outline_labelled(data: LabelledData) -> Outline:
+    """Return what `pack_labelled` would make of labelled images, from their names alone; nothing is written."""
+    images = data.list_labels()
+    _check_train(data, images)
+    class_of, taxonomy = _name_classes(images, several=data.several)
+    labels_of = {wnid: list(labels) for labels, wnid in class_of.items()}
+    counts = Counter(image.split for image in images)
+    return Outline(
+        tree=build_tree(sorted(labels_of), taxonomy),
+        sets=[labels for _, labels in sorted(labels_of.items())] if data.several else None,
+        num_samples={split: counts[split] for split in ("train", "val") if counts[split]},
+    )
 
 
 def pack_labelled(
@@ -165,8 +202,7 @@ def _prepare(
 ) -> tuple[PreparedSet, dict[str, tuple[str, ...]] | None]:
     """Store the images as a prepared data set below `work`; returns it, and where they have several the label sets."""
     images = data.list_images(work)
-    if not any(each.split == "train" for each in images):
-        raise ValueError(f"{data.name}: holds no image to train on; wanted some beside those for validation")
+    _check_train(data, images)
     source, taxonomy, sets = _as_source(data.name, images, several=data.several)
     with open_engine("local", workers=workers) as run_tasks, watch("store") as on_progress:
         try:
@@ -199,16 +235,28 @@ def _output(data: LabelledData, out: Path, *, overwrite: bool) -> OutputFolder:
         return OutputFolder(out, **options, overwrite=True)
 
 
+def _check_train(data: LabelledData, images: Sequence[LabelledImage]) -> None:
+    if not any(image.split == "train" for image in images):
+        raise ValueError(f"{data.name}: holds no image to train on; wanted some beside those for validation")
+
+
+def _name_classes(images: Sequence[LabelledImage], *, several: bool) -> tuple[dict[tuple[str, ...], str], Taxonomy]:
+    """Return the class of each set of labels, and a taxonomy that knows the classes."""
+    sets = sorted({image.labels for image in images})
+    if several:
+        class_of = {labels: f"set{number:0{len(str(len(sets)))}d}" for number, labels in enumerate(sets)}
+    else:
+        class_of = {(label,): name for label, name in classes_of_labels(label for (label,) in sets).items()}
+    nouns = WordNet.packaged()
+    strangers = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
+    return class_of, Taxonomy(nouns, dict.fromkeys(strangers), strangers)
+
+
 def _as_source(
     name: str, images: Sequence[LabelledImage], *, several: bool
 ) -> tuple[LabelledSource, Taxonomy, dict[str, tuple[str, ...]]]:
     """Return the images as a source of classes, what these are called, and the labels of each."""
-    sets = sorted({image.labels for image in images})
-    class_of: dict[tuple[str, ...], str]
-    if several:
-        class_of = {labels: f"set{number:0{len(str(len(sets)))}d}" for number, labels in enumerate(sets)}
-    else:
-        class_of = {(label,): found for label, found in classes_of_labels(label for (label,) in sets).items()}
+    class_of, taxonomy = _name_classes(images, several=several)
     root = common_folder(image.path for image in images)
     classes = {wnid: LabelledClass(wnid, root, in_tar=False) for wnid in class_of.values()}
     missing: list[Reject] = []
@@ -217,12 +265,9 @@ def _as_source(
             missing.append(Reject(None, readable(image.name), "missing", "there is no such file"))
         else:
             classes[class_of[image.labels]].add_labelled(image)
-    nouns = WordNet.packaged()
-    strangers = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
-    taxonomy = Taxonomy(nouns, dict.fromkeys(strangers), strangers)
     found = [classes[wnid] for wnid in sorted(classes) if len(classes[wnid])]
     labels_of = {wnid: labels for labels, wnid in class_of.items()}
-    num_labels = len({label for labels in sets for label in labels})
+    num_labels = len({label for labels in class_of for label in labels})
     return LabelledSource(name, found, missing, num_labels), taxonomy, labels_of
 
 

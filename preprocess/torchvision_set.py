@@ -6,7 +6,7 @@ import difflib
 import inspect
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,30 @@ class TorchvisionSet:
         made again; what else a decoder finds wrong packing rejects, or names in the manifest, as of any image. Raises
         ValueError for a data set whose targets are no class numbers, and for an image that cannot be read or stored.
         """
-        found: list[LabelledImage] = []
+        for split in self._parts:
+            (folder / split).mkdir(parents=True, exist_ok=True)
+        images: list[LabelledImage] = []
+        for listed, picture in self._read():
+            path = (folder / listed.name).absolute()
+            if not _has_its_end(path):
+                try:
+                    _save(picture, path, settings)
+                except RejectedImageError as error:
+                    raise self._broken(int(path.stem), path.parent.name, error) from error
+            images.append(listed._replace(path=path))
+        return images
+
+    def list_labels(self) -> list[LabelledImage]:
+        """Return the images as `save_images` does, without storing any: their paths lead nowhere."""
+        return [listed for listed, _ in self._read()]
+
+    def _read(self) -> Iterator[tuple[LabelledImage, Any]]:
+        """Yield each image, its path below the folder that it would be stored in, and its pixels."""
         for split, part in self._parts.items():
-            home, labels = folder / split, _labels_of(part)
-            home.mkdir(parents=True, exist_ok=True)
+            labels = _labels_of(part)
             for number in range(len(part)):
                 try:
-                    image, target = part[number]
+                    picture, target = part[number]
                 except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
                     raise self._broken(number, split, error) from error
                 if not isinstance(target, int):
@@ -70,15 +87,9 @@ class TorchvisionSet:
                         f"torchvision:{self.name}: its targets are {type(target).__name__}; wanted a data set of one "
                         "class an image (write a list of `path label,label` lines for others)"
                     )
-                path = home / f"{number:08d}.jpg"
-                if not _has_its_end(path):
-                    try:
-                        _save(image, path, settings)
-                    except RejectedImageError as error:
-                        raise self._broken(number, split, error) from error
+                name = f"{split}/{number:08d}.jpg"
                 label = labels[target] if labels else str(target)
-                found.append(LabelledImage(path.absolute(), f"{split}/{path.name}", (label,), split))
-        return found
+                yield LabelledImage(Path(name), name, (label,), split), picture
 
     def _broken(self, number: int, split: str, error: Exception) -> ValueError:
         reason = " ".join(str(error).split()) or type(error).__name__

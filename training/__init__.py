@@ -72,6 +72,7 @@ from .multilabel import (
 from .precision import resolve_amp
 from .recipes import describe_recipes, list_recipes, read_recipe, resolve_settings, resolve_with_sources
 from .run_folder import RunFolder, run_config
+from .schedule import count_steps
 from .semantic import SemanticSoftmaxLoss
 from .settings import TrainSettings, setting_meanings
 from .start import Start, create_network, open_start
@@ -121,6 +122,7 @@ __all__ = [
     "collect",
     "collect_features",
     "commonest",
+    "count_steps",
     "create_loss",
     "create_network",
     "default_ks",

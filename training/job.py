@@ -35,6 +35,7 @@ from .losses import create_distillation, create_loss
 from .multilabel import evaluate_labels
 from .precision import resolve_amp
 from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_config, open_run, run_config
+from .schedule import count_steps
 from .settings import TrainSettings
 from .signals import StopRequests
 from .tracker import NonFiniteLossError, Progress, Tracker
@@ -205,12 +206,7 @@ def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: Train
         raise ValueError(f"the model has {num_outputs} classes, the data set {len(tree)}; wanted equally many")
     if settings.image_size is not None:
         check_image_size(model, settings.image_size)
-    if len(loader) < settings.accumulate:
-        batches = f"{settings.accumulate} batches" if settings.accumulate > 1 else "one batch"
-        raise ValueError(
-            f"the training images do not fill {batches} of {settings.batch_size} on each rank; "
-            "give a smaller --set batch_size"
-        )
+    count_steps(len(loader), settings)
     if settings.save_every_steps and place_of(loader) is None:
         raise ValueError(
             f"save_every_steps is {settings.save_every_steps}, and backend {settings.backend} cannot go on within an "

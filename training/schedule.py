@@ -12,6 +12,21 @@ END_DIVISOR = 1e4  # torch's final_div_factor, which the reference leaves as it 
 CLIMB_FROM = 0.1  # pycls' WARMUP_FACTOR, with which its published baselines were trained
 
 
+def count_steps(num_batches: int, settings: TrainSettings) -> int:
+    """Return the optimizer steps of an epoch of so many batches a rank; raises ValueError where they fill none."""
+    if not num_batches:
+        raise ValueError(
+            f"the training images do not fill one batch of {settings.batch_size} on each rank; give a smaller "
+            "--set batch_size"
+        )
+    if num_batches < settings.accumulate:
+        raise ValueError(
+            f"accumulate is {settings.accumulate}, and an epoch has {num_batches} batches of {settings.batch_size} on "
+            "each rank, fewer than one step takes; give a smaller --set accumulate or --set batch_size"
+        )
+    return num_batches // settings.accumulate
+
+
 def learning_rate_share(settings: TrainSettings, step: int, total_steps: int) -> float:
     """Return the learning rate of a step (0 .. total_steps - 1) as a share of the peak, by the settings' schedule.
 

@@ -231,6 +231,29 @@ def test_two_ranks_pack_once_and_train_together(trained: Path, images: Path, tmp
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
 
 
+@pytest.mark.parametrize("kind", ["folders", "train.txt", "torchvision"])
+def test_a_dry_run_plans_without_packing_what_the_packed_images_then_give(
+    trained: Path, images: Path, tmp_path: Path, kind: str
+) -> None:
+    write_mnist(tmp_path / "mnist")
+    data = {
+        "folders": (images / "folders",),
+        "train.txt": (images / "train.txt", "--val-share", 0.25, "--loss", "bce"),
+        "torchvision": (f"torchvision:MNIST:{tmp_path / 'mnist'}",),
+    }[kind]
+    before = sorted(tmp_path.rglob("*"))
+    asked = ("finetune", "--init", trained, "--data", *data, *words(tmp_path / "run", accumulate=2))
+    plan = run_json(*asked, "--dry-run")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not plan.pop("packed")
+    assert "is not packed yet" in run(*asked, "--dry-run").stdout
+    run_json(*asked, "--pack-only")
+    packed = run_json(*asked, "--dry-run")
+    same = {"data": plan["data"], "machine": plan["machine"]}  # the load moves
+    assert packed | same == plan
+    assert packed["data"] == f"{plan['data']}/shards"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -238,7 +261,6 @@ def test_two_ranks_pack_once_and_train_together(trained: Path, images: Path, tmp
         (["--data", "torchvision:MNIST"], "wanted torchvision:NAME:FOLDER"),
         (["--data", "{images}/train.txt", "--val-data", "{images}/val.txt"], "wanted --loss asymmetric or --loss bce"),
         (["--data", "{images}/folders", "--model", "resnet18"], "is a resnet10t, and --model resnet18 was asked for"),
-        (["--data", "{images}/folders", "--dry-run"], "--pack-only first"),
         (["--data", "{images}/train.txt", "--val-share", "1"], "--val-share is 1.0; wanted a part of the images"),
         (["--data", "{images}/train.txt", "--val-share", "nan"], "--val-share is nan; wanted a part of the images"),
         (["--data", "{images}/train.txt", "--max-reject-rate", "1.5"], "--max-reject-rate is 1.5; wanted a part"),

@@ -38,6 +38,27 @@ def test_the_plan_counts_steps_images_and_memory(train_words: Words, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_epoch_that_fills_no_step_is_refused_naming_accumulate(train_words: Words, tmp_path: Path) -> None:
+    for also in ((), ("--dry-run",)):
+        result = run(*train_words(tmp_path / "run"), "--set", "accumulate=100", *also)
+        assert result.exit_code == 2
+        assert "accumulate is 100, and an epoch has" in result.stderr
+        assert "give a smaller --set accumulate" in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_plan_says_how_much_of_each_epoch_is_skipped(train_words: Words, tmp_path: Path, accumulate: int) -> None:
+    words = [*train_words(tmp_path / "run"), "--set", f"accumulate={accumulate}", "--dry-run"]
+    plan = run_json(*words)
+    num_images = plan["num_samples"]["train"]
+    skipped = num_images % (16 * accumulate)
+    assert skipped
+    assert plan["skipped_per_epoch"] == skipped
+    text = run(*words).stdout
+    assert f"each epoch skips {skipped} of {num_images} images ({skipped / num_images:.2%})" in text
+
+
 def test_a_learning_rate_that_follows_the_batch_is_said(train_words: Words, tmp_path: Path) -> None:
     scaled = ("--set", "lr=0.1", "--set", "base_batch=128", "--set", "auto_scale_lr=true", "--dry-run")
     words = [*train_words(tmp_path / "run"), *scaled]

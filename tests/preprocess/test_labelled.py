@@ -50,6 +50,7 @@ def data_of(images: list[LabelledImage], *, several: bool = False) -> LabelledDa
         name="mine",
         made_from=describe_images(images),
         list_images=lambda _: images,
+        list_labels=lambda: images,
         image=ImageSettings(size=32),
         several=several,
     )
