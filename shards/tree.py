@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import pickle
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import whole_file, write_json
+from .miil import read_miil
 
 FORMAT = "in21k-tree"
 VERSION = 1
@@ -85,11 +84,11 @@ class SemanticTree:
     def load(cls, path: str | Path) -> SemanticTree:
         """Read a `tree.json`, or the `.pth` dictionary of the reference code; raises ValueError where it is neither.
 
-        Of a `.pth` nothing is unpickled but what `torch.load(weights_only=True)` lets through: text, numbers, lists.
+        Of a `.pth` nothing is unpickled but text, numbers and lists (see `read_miil`).
         """
         with Path(path).open("rb") as file:
             if file.read(2).startswith(_TORCH_MAGIC):
-                return _load_miil(Path(path))
+                return cls._from_miil(Path(path))
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             if (content["format"], content["version"]) != (FORMAT, VERSION):
@@ -99,6 +98,14 @@ class SemanticTree:
             raise ValueError(f"{path}: no {FORMAT} of version {VERSION} (it lacks {error})") from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: no {FORMAT} of version {VERSION} ({error})") from error
+
+    @classmethod
+    def _from_miil(cls, path: Path) -> SemanticTree:
+        content = read_miil(path)
+        try:
+            return cls.from_paths(*content)
+        except ValueError as error:
+            raise ValueError(f"{path}: no tree of the reference code ({error})") from error
 
     def save(self, path: str | Path) -> None:
         """Write `tree.json`: format, version, wnids, names, parents (-1: none)."""
@@ -213,34 +220,3 @@ def _check_counts(wnids: Sequence[str], names: Sequence[str], paths: Sequence[An
         raise ValueError(f"tree: {len(wnids)} wnids, {len(names)} names, {len(paths)} paths; wanted as many of each")
     if len(set(wnids)) != len(wnids):
         raise ValueError("tree: a wnid stands twice")
-
-
-def _load_miil(path: Path) -> SemanticTree:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols, and refuses them or not
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        wnids, paths = content["class_list"], content["class_tree_list"]
-        if not all(isinstance(wnid, str) for wnid in wnids) or not all(type(n) is int for each in paths for n in each):
-            raise ValueError("class_list has to hold text, class_tree_list lists of class indices")
-        names = content.get("class_description", {})
-        return SemanticTree.from_paths(wnids, [str(names.get(wnid, wnid)) for wnid in wnids], paths)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        raise ValueError(f"{path}: no tree of the reference code ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    # torch explains at length how to load without `weights_only`; the first sentence says what is wrong.
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import re
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -206,6 +209,67 @@ def test_an_old_file_of_the_reference_is_read_and_classes_without_words_are_call
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     tree = SemanticTree.load(tmp_path / "old.pth")
     assert (tree.names, tree.parents) == (("animal", "n2"), (-1, 0))
+
+
+def save_by_numpy(major: int, content: object, path: Path, *, is_zip: bool) -> None:
+    """Save as that version of numpy would: they name the function that makes scalars differently."""
+    out = io.BytesIO()
+    torch.save(content, out, _use_new_zipfile_serialization=is_zip)
+    names = {1: b"cnumpy.core.multiarray\nscalar\n", 2: b"cnumpy._core.multiarray\nscalar\n"}
+
+    def rename(data: bytes) -> bytes:
+        assert sum(map(data.count, names.values()))
+        return data.replace(names[2], names[major]).replace(names[1], names[major])
+
+    if not is_zip:
+        path.write_bytes(rename(out.getvalue()))
+        return
+    with zipfile.ZipFile(out) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, rename(source.read(name)) if name.endswith("/data.pkl") else source.read(name))
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("major", [1, 2])
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8, int])
+def test_a_file_of_numpy_scalars_is_read_whichever_numpy_wrote_it(
+    major: int, is_zip: bool, integer: type, tmp_path: Path
+) -> None:
+    """As the published imagenet21k_miil_tree.pth is."""
+    wnids = [np.str_(wnid) for wnid in ("n1", "n2", "ñ3")]
+    content = {
+        "class_list": wnids,
+        "class_description": dict(zip(wnids, map(np.str_, ("animal", "bird", "swan, é")), strict=True)),
+        "class_tree_list": [[integer(node) for node in path] for path in ([0], [1, 0], [2, 1, 0])],
+    }
+    save_by_numpy(major, content, tmp_path / "tree.pth", is_zip=is_zip)
+    tree = SemanticTree.load(tmp_path / "tree.pth")
+    assert tree == SemanticTree.from_paths(["n1", "n2", "ñ3"], ["animal", "bird", "swan, é"], [[0], [1, 0], [2, 1, 0]])
+    assert {type(each) for each in (*tree.wnids, *tree.names)} == {str}
+    assert {type(node) for path in tree.paths for node in path} == {int}
+
+
+@pytest.mark.parametrize("value", [np.float64(0), np.bool_(False), np.datetime64("2026"), np.complex64(0)], ids=repr)
+def test_other_numpy_values_are_refused(value: object, tmp_path: Path) -> None:
+    torch.save({"class_list": ["n1"], "class_tree_list": [[value]]}, tmp_path / "tree.pth")
+    with pytest.raises(ValueError, match=r"tree\.pth: no tree of the reference code \(.*wanted integers and text"):
+        SemanticTree.load(tmp_path / "tree.pth")
+
+
+class BigEndian:
+    """A numpy integer as a machine of the other byte order pickles it."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return np.int64(0).__reduce__()[0], (np.dtype(">i8"), self.value.to_bytes(8, "big"))
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path: Path) -> None:
+    paths = [[BigEndian(0)], [BigEndian(1), BigEndian(0)]]
+    torch.save({"class_list": ["n1", "n2"], "class_tree_list": paths}, tmp_path / "tree.pth")
+    assert SemanticTree.load(tmp_path / "tree.pth").paths == ((0,), (1, 0))
 
 
 class Malicious:

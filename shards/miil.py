@@ -1,0 +1,81 @@
+"""The `.pth` dictionary in which the reference code keeps its semantic tree."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class MiilTree(NamedTuple):
+    """What such a file says of each class: wnid, readable name, and path to the top (see `SemanticTree.paths`)."""
+
+    wnids: list[str]
+    names: list[str]
+    paths: list[list[int]]
+
+
+def read_miil(path: Path) -> MiilTree:
+    """Read the file; raises ValueError where it is none.
+
+    Nothing is unpickled but what `torch.load(weights_only=True)` lets through (text, numbers, lists), and numpy's
+    integers and strings, which the published file holds.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
+            warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols, and refuses them or not
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        wnids, paths = content["class_list"], content["class_tree_list"]
+        if not all(isinstance(wnid, str) for wnid in wnids) or not all(type(n) is int for each in paths for n in each):
+            raise ValueError("class_list has to hold text, class_tree_list lists of class indices")
+        names = content.get("class_description", {})
+        return MiilTree(list(wnids), [str(names.get(wnid, wnid)) for wnid in wnids], [list(each) for each in paths])
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        raise ValueError(f"{path}: no tree of the reference code ({_reason(error)})") from error
+
+
+class _Dtype:
+    """Stands for a numpy dtype in a pickle: integers (`i8`, `u4`) and strings (`U9`) of either byte order."""
+
+    def __init__(self, name: str, *_flags: bool) -> None:
+        kind, size = name[:1], name[1:]
+        if kind not in ("i", "u", "U") or not size.isdecimal():
+            raise ValueError(f"it holds numpy values of dtype {name!r}; wanted integers and text")
+        self._kind, self._is_big = kind, False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._is_big = state[1] == ">"
+
+    def value_of(self, data: bytes) -> int | str:
+        """Return the Python value of a scalar's bytes."""
+        if self._kind == "U":
+            return data.decode("utf-32-be" if self._is_big else "utf-32-le").rstrip("\0")
+        return int.from_bytes(data, "big" if self._is_big else "little", signed=self._kind == "i")
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> int | str:
+    return dtype.value_of(data)
+
+
+def _numpy_globals() -> list[Any]:
+    """Return what stands, while a file is read, for the functions by which numpy 1 and numpy 2 pickle scalars."""
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
+    return [*((_scalar, f"{module}.scalar") for module in modules), (_Dtype, "numpy.dtype")]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    # torch explains at length how to load without `weights_only`; the first sentence says what is wrong.
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
