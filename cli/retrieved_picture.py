@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from .. import training
+from ..shards.fonts import Font, drawable
 
 COLUMNS = 10
 TILE, GAP, MARGIN, CAPTION, TITLE, BETWEEN, APART = 128, 8, 24, 44, 64, 20, 28  # pixels; APART: query from answers
@@ -37,16 +37,20 @@ def draw_retrieved(
     top = MARGIN + TITLE
     for row, row_height in zip(found, heights, strict=True):
         sheet.tile(MARGIN, top, images[row["query"]])
-        sheet.caption(MARGIN, top, row.get("name", "query"), row["query"].rpartition("/")[2])
+        sheet.caption(MARGIN, top, _name(row, "query"), row["query"].rpartition("/")[2])
         for place, each in enumerate(row["nearest"]):
             x = MARGIN + TILE + GAP + APART + place % columns * (TILE + GAP)
             y = top + place // columns * (TILE + CAPTION)
             sheet.tile(x, y, images[each["key"]])
-            sheet.caption(x, y, each.get("name", each["wnid"]), f"{each['similarity']:.3f}  {each['key']}")
+            sheet.caption(x, y, _name(each, each["wnid"]), f"{each['similarity']:.3f}  {each['key']}")
             if each["wnid"] == row.get("wnid"):
                 sheet.underline(x, y)
         top += row_height + BETWEEN
     return sheet.picture
+
+
+def _name(row: Mapping[str, Any], otherwise: str) -> str:
+    return drawable(row["name"], row["wnid"]) if "name" in row else otherwise
 
 
 class _Sheet:
@@ -57,8 +61,8 @@ class _Sheet:
         self._draw = ImageDraw.Draw(picture)
 
     def text(self, x: int, y: int, text: str, colour: str, size: int, room: int) -> None:
-        font = ImageFont.load_default(size=size)
-        self._draw.text((x, y), training.shorten_text(text, font, room), colour, font)
+        font = Font(size)
+        font.draw(self._draw, (x, y), font.shorten(text, room), colour)
 
     def caption(self, x: int, y: int, first: str, second: str) -> None:
         self.text(x, y + TILE + 5, first, INK, 14, TILE)
@@ -70,7 +74,7 @@ class _Sheet:
     def tile(self, x: int, y: int, pixels: Pixels | None) -> None:
         if pixels is None:
             self._draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), EMPTY)
-            self._draw.text((x + TILE // 2, y + TILE // 2), "corrupt", FAINT, ImageFont.load_default(14), anchor="mm")
+            Font(14).draw(self._draw, (x + TILE // 2, y + TILE // 2), "corrupt", FAINT, anchor="mm")
             return
         image = Image.fromarray(pixels)
         scale = TILE / max(image.size)

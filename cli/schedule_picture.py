@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..datapipe.bench_summary import axis_step
+from ..shards.fonts import Font
 from ..training import TrainSettings
 from ..training.schedule import learning_rate_share
 
@@ -50,7 +51,7 @@ class _Chart:
         self._picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
         self._draw = ImageDraw.Draw(self._picture)
         self._top, self._epochs = top, epochs
-        self._large, self._small = (ImageFont.load_default(size=size * SCALE) for size in (24, 14))
+        self._large, self._small = map(Font, (24 * SCALE, 14 * SCALE))
 
     def _at(self, epoch: float, rate: float) -> tuple[float, float]:
         x = LEFT + (WIDTH - LEFT - RIGHT) * epoch / self._epochs
@@ -58,20 +59,20 @@ class _Chart:
         return x * SCALE, y * SCALE
 
     def heading(self, title: str, subtitle: str) -> None:
-        self._draw.text((MARGIN * SCALE, (MARGIN - 8) * SCALE), title, INK, self._large)
-        self._draw.text((MARGIN * SCALE, (MARGIN + 26) * SCALE), subtitle, FAINT, self._small)
+        self._large.draw(self._draw, (MARGIN * SCALE, (MARGIN - 8) * SCALE), title, INK)
+        self._small.draw(self._draw, (MARGIN * SCALE, (MARGIN + 26) * SCALE), subtitle, FAINT)
 
     def grid(self) -> None:
         for rate in _ticks(self._top, 5):
             begin, end = self._at(0, rate), self._at(self._epochs, rate)
             self._draw.line((begin, end), GRID if rate else FAINT, SCALE)
-            self._draw.text((begin[0] - 10 * SCALE, begin[1]), f"{rate:.3g}", FAINT, self._small, anchor="rm")
+            self._small.draw(self._draw, (begin[0] - 10 * SCALE, begin[1]), f"{rate:.3g}", FAINT, anchor="rm")
         for epoch in _ticks(self._epochs, 10):
             x, y = self._at(epoch, 0)
             self._draw.line((x, y, x, y + 5 * SCALE), FAINT, SCALE)
-            self._draw.text((x, y + 10 * SCALE), f"{epoch:.4g}", FAINT, self._small, anchor="ma")
+            self._small.draw(self._draw, (x, y + 10 * SCALE), f"{epoch:.4g}", FAINT, anchor="ma")
         x, y = self._at(self._epochs, 0)
-        self._draw.text((x, y + 32 * SCALE), "epochs", FAINT, self._small, anchor="ra")
+        self._small.draw(self._draw, (x, y + 32 * SCALE), "epochs", FAINT, anchor="ra")
 
     def curve(self, epochs: Sequence[float], rates: Sequence[float]) -> None:
         points = [self._at(epoch, rate) for epoch, rate in zip(epochs, rates, strict=True)]
@@ -82,7 +83,7 @@ class _Chart:
         x, y = self._at(epoch, rate)
         radius = 4 * SCALE
         self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), CURVE)
-        self._draw.text((x + right * SCALE, y + down * SCALE), text, INK, self._small, anchor=anchor)
+        self._small.draw(self._draw, (x + right * SCALE, y + down * SCALE), text, INK, anchor=anchor)
 
     def finished(self) -> Image.Image:
         return self._picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..shards.fonts import Font
 from .bench import Measured
 from .bench_turns import BenchSettings, Setup, Window
 
@@ -233,22 +234,22 @@ class _Chart:
         self.picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
         self._draw = ImageDraw.Draw(self.picture)
         self._highest = highest
-        self._large, self._middle, self._small = (ImageFont.load_default(size=size) for size in (24, 17, 14))
+        self._large, self._middle, self._small = map(Font, (24, 17, 14))
 
     def _y(self, rate: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * rate / self._highest
 
     def heading(self, title: str, subtitle: str, beside_unit: str) -> None:
-        self._draw.text((MARGIN, MARGIN - 8), title, INK, self._large)
-        self._draw.text((MARGIN, MARGIN + 26), subtitle, FAINT, self._small)
-        self._draw.text((MARGIN, TOP - 26), f"images / s{beside_unit}", FAINT, self._small)
+        self._large.draw(self._draw, (MARGIN, MARGIN - 8), title, INK)
+        self._small.draw(self._draw, (MARGIN, MARGIN + 26), subtitle, FAINT)
+        self._small.draw(self._draw, (MARGIN, TOP - 26), f"images / s{beside_unit}", FAINT)
 
     def grid(self) -> None:
         step = axis_step(self._highest)
         for number in range(int(self._highest / step) + 1):
             y = self._y(number * step)
             self._draw.line((LEFT, y, WIDTH - RIGHT, y), GRID if number else FAINT)
-            self._draw.text((LEFT - 10, y), f"{number * step:,.0f}", FAINT, self._small, anchor="rm")
+            self._small.draw(self._draw, (LEFT - 10, y), f"{number * step:,.0f}", FAINT, anchor="rm")
 
     def bar(self, place: int, places: int, name: str, rate: Mapping[str, float], *, best: bool) -> None:
         room = (WIDTH - LEFT - RIGHT) / places
@@ -262,8 +263,8 @@ class _Chart:
         # Inside the bar, below the whisker, where no line's label lies; above it where the bar is too low.
         label, inside = f"{rate['median']:,.0f}", bottom - max(top, least) > 34
         y, anchor, colour = (max(top, least) + 8, "ma", PAPER if best else INK) if inside else (most - 6, "ms", INK)
-        self._draw.text((middle, y), label, colour, self._middle, anchor=anchor)
-        self._draw.text((middle, bottom + 8), name, INK, self._middle, anchor="ma")
+        self._middle.draw(self._draw, (middle, y), label, colour, anchor=anchor)
+        self._middle.draw(self._draw, (middle, bottom + 8), name, INK, anchor="ma")
 
     def lines(self, lines: Sequence[tuple[str, float, str]]) -> None:
         """Draw each (name, rate, colour) across, the labels at the right, where they do not lie on one another."""
@@ -274,16 +275,15 @@ class _Chart:
             for x in range(LEFT, WIDTH - RIGHT, 14):
                 self._draw.line((x, y, min(x + 8, WIDTH - RIGHT), y), colour, 2)
             lowest = min(y, lowest - LABEL_HEIGHT)
-            while self._small.getlength(label) > RIGHT - 14:
+            while self._small.length(label) > RIGHT - 14:
                 label = label[:-1]
-            self._draw.text(
-                (WIDTH - RIGHT + 10, lowest), f"{label}\n{rate:,.0f} img/s", colour, self._small, anchor="lm"
-            )
+            for text, y in ((label, lowest - 9), (f"{rate:,.0f} img/s", lowest + 9)):
+                self._small.draw(self._draw, (WIDTH - RIGHT + 10, y), text, colour, anchor="lm")
 
     def footer(self, text: str) -> None:
         y = HEIGHT - BOTTOM + 48
-        for line in wrapped(text, lambda words: self._small.getlength(words) <= WIDTH - 2 * MARGIN):
-            self._draw.text((MARGIN, y), line, INK, self._small)
+        for line in wrapped(text, lambda words: self._small.length(words) <= WIDTH - 2 * MARGIN):
+            self._small.draw(self._draw, (MARGIN, y), line, INK)
             y += 20
 
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..shards.dataset import ShardSet, ShardSplit
+from ..shards.fonts import Font, drawable
 from ..shards.reader import SampleReader
 from .backends import create_loader
 from .loader import Loader, LoaderSettings
@@ -187,7 +188,7 @@ def _draw_block(canvas: _Canvas, sheet: Sheet, members: range, top: int) -> None
     for member, left in lefts.items():
         sample = sheet.samples[member]
         canvas.tile(left, y, sample.original)
-        canvas.text(left, y + side + 4, sample.name, INK, canvas.small, side)
+        canvas.text(left, y + side + 4, drawable(sample.name, sample.wnid), INK, canvas.small, side)
         canvas.text(left, y + side + 22, sample.key, FAINT, canvas.tiny, side)
     y += side + CAPTION
     for place, (name, pixels) in enumerate(sheet.pixels.items()):
@@ -205,17 +206,10 @@ class _Canvas:
     def __init__(self, picture: Image.Image, side: int) -> None:
         self.picture, self.side = picture, side
         self._draw = ImageDraw.Draw(picture)
-        self.large, self.middle, self.small, self.tiny = (
-            ImageFont.load_default(size=each) for each in (22, 17, 14, 12)
-        )
+        self.large, self.middle, self.small, self.tiny = map(Font, (22, 17, 14, 12))
 
-    def text(
-        self, x: int, y: int, text: str, colour: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int
-    ) -> None:
-        shown = text
-        while shown and font.getlength(shown + ("" if shown == text else "...")) > room:
-            shown = shown[:-1]
-        self._draw.text((x, y), shown if shown == text else shown.rstrip() + "...", colour, font)
+    def text(self, x: int, y: int, text: str, colour: str, font: Font, room: int) -> None:
+        font.draw(self._draw, (x, y), font.shorten(text, room), colour)
 
     def row_label(self, y: int, name: str, lines: Sequence[str]) -> None:
         y += max(0, (self.side - 24 - 19 * len(lines)) // 2)
@@ -227,7 +221,7 @@ class _Canvas:
         side = self.side
         if pixels is None:
             self._draw.rectangle((x, y, x + side - 1, y + side - 1), EMPTY)
-            self._draw.text((x + side // 2, y + side // 2), "corrupt", FAINT, self.small, anchor="mm")
+            self.small.draw(self._draw, (x + side // 2, y + side // 2), "corrupt", FAINT, anchor="mm")
             return
         image = Image.fromarray(pixels)
         longest = max(image.size)

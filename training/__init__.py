@@ -54,7 +54,6 @@ from .evaluation import (
     retrieve,
     save_predictions,
     shared_with_imagenet1k,
-    shorten_text,
     write_features,
 )
 from .job import Stopped, seed_everything, train
@@ -168,7 +167,6 @@ __all__ = [
     "self_test",
     "setting_meanings",
     "shared_with_imagenet1k",
-    "shorten_text",
     "train",
     "write_features",
 ]

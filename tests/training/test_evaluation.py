@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import nn
 
 from in21k.models import create_model
@@ -24,7 +24,6 @@ from in21k.training import (
     draw_prediction,
     evaluate,
     load_run,
-    shorten_text,
     train,
 )
 
@@ -153,15 +152,6 @@ def test_the_name_of_an_image_stands_under_it(tree: SemanticTree) -> None:
         assert max(ink(long)) <= 512  # no wider than the image may be
         if unnamed.height > max(below):
             assert not ink(unnamed)
-
-
-def test_a_text_is_cut_to_its_place() -> None:
-    font = ImageFont.load_default(size=20)
-    assert shorten_text("swan", font, 200) == "swan"
-    cut = shorten_text("a swan upon a lake", font, 100)
-    assert cut.startswith("a swan")
-    assert cut.endswith("...")
-    assert font.getlength(cut) <= 100 < font.getlength("a swan upon a lake")
 
 
 def test_a_finished_run_opens_again_here_and_in_timm(finished: Path, tree: SemanticTree) -> None:

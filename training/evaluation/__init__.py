@@ -12,7 +12,7 @@ from .layers import FeatureExtractor, Layer, list_layers
 from .linear_probe import LEARNING_RATES as PROBE_LEARNING_RATES
 from .measure import measure, own_level_answers, path_distance, per_class
 from .open_model import OpenModel, open_model
-from .picture import draw_prediction, lay_out, shorten_text
+from .picture import draw_prediction, lay_out
 from .pixel_model import PixelModel
 from .predict import Describer, LabelDescriber
 from .predictions import Predictions, collect, load_predictions, save_predictions
@@ -70,6 +70,5 @@ __all__ = [
     "retrieve",
     "save_predictions",
     "shared_with_imagenet1k",
-    "shorten_text",
     "write_features",
 ]

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ...shards.fonts import Font, drawable
 
 IMAGE_SIDE, PANEL_WIDTH, MARGIN = 480, 520, 32  # pixels
 TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP, NAME_HEIGHT = 34, 52, 8, 18, 32
@@ -34,10 +36,9 @@ def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str
     picture = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH + 3 * MARGIN, height), PAPER)
     picture.paste(photo, (MARGIN + (IMAGE_SIDE - photo.width) // 2, MARGIN))
     if name:
-        font = ImageFont.load_default(size=17)
+        font = Font(17)
         middle, below = MARGIN + IMAGE_SIDE // 2, MARGIN + photo.height + 8
-        shown = shorten_text(name, font, IMAGE_SIDE)
-        ImageDraw.Draw(picture).text((middle, below), shown, FAINT, font, anchor="ma")
+        font.draw(ImageDraw.Draw(picture), (middle, below), font.shorten(name, IMAGE_SIDE), FAINT, anchor="ma")
     panel = _Panel(picture, left=IMAGE_SIDE + 2 * MARGIN, top=MARGIN)
     if first:
         panel.title("What it shows" if several else "From general to particular")
@@ -68,32 +69,26 @@ def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return a text, cut and ended by `...` where it is wider than `width` pixels in that font."""
-    shown = text
-    while shown and font.getlength(shown + ("" if shown == text else "...")) > width:
-        shown = shown[:-1]
-    return shown if shown == text else shown.rstrip() + "..."
-
-
 class _Panel:
     """Rows of a name, a probability and a bar, from the top down."""
 
     def __init__(self, picture: Image.Image, *, left: int, top: int) -> None:
         self._draw = ImageDraw.Draw(picture)
         self._left, self._right, self.y = left, left + PANEL_WIDTH, top
-        self._large, self._small = ImageFont.load_default(size=22), ImageFont.load_default(size=17)
+        self._large, self._small = Font(22), Font(17)
 
     def title(self, text: str) -> None:
-        self._draw.text((self._left, self.y), text, FAINT, self._small)
+        self._small.draw(self._draw, (self._left, self.y), text, FAINT)
         self.y += TITLE_HEIGHT
 
     def row(self, answer: Mapping[str, Any], colour: tuple[int, int, int], *, indent: int) -> None:
         left, probability = self._left + min(indent, PANEL_WIDTH // 3), float(answer["probability"])
         percent = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
-        self._draw.text((self._right, self.y + 24), percent, INK, self._small, anchor="rs")
-        name = shorten_text(answer["name"], self._large, self._right - left - 72)
-        self._draw.text((left, self.y + 24), name, INK, self._large, anchor="ls")
+        self._small.draw(self._draw, (self._right, self.y + 24), percent, INK, anchor="rs")
+        name = drawable(answer["name"], answer["wnid"] or answer["name"])
+        self._large.draw(
+            self._draw, (left, self.y + 24), self._large.shorten(name, self._right - left - 72), INK, anchor="ls"
+        )
         bar_top = self.y + 33
         self._bar(left, self._right, bar_top, TRACK)
         self._bar(left, left + max(round((self._right - left) * probability), BAR_HEIGHT), bar_top, colour)
