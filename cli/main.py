@@ -137,4 +137,19 @@ for command in (
 
 def main() -> None:
     """Run the command line."""
+    _open_closed_streams()
     cli()
+
+
+def _open_closed_streams() -> None:
+    """Send to /dev/null what goes to standard output or standard error where the caller closed them (`2>&-`).
+
+    Otherwise a file that is opened later gets the number of the closed stream, and messages are written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

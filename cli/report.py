@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -22,6 +22,9 @@ from .options import (
 from .progress import ProgressLine
 from .report_page import FolderReport, assemble, has_mark, is_report, mark_of
 from .validation import open_data
+
+if TYPE_CHECKING:
+    from ..shards import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +109,7 @@ def report(
     shard_sets = [path for path in paths if _is_shard_set(path)]
     if not runs:
         _check_without_runs(shard_sets, data, predictions, look)
-    if len(shard_sets) + (data is not None) > 1:
-        raise ValueError("the networks of runs are asked about one shard set, and several are given; give one")
-    source = shard_sets[0] if shard_sets else data
-    shards = open_data(source).shards if source is not None else None
+    shards = _one_shard_set([*shard_sets, *([] if data is None else [data])])
     num_images, num_looks = (default if images is None else images for default in (NUM_IMAGES, NUM_LOOKS))
     mark = mark_of(
         paths,
@@ -193,6 +193,15 @@ def _check_out(paths: Sequence[Path], out: Path, *, overwrite: bool) -> None:
     if out.exists() and not is_report(out):
         way_out = "it is not overwritten" if overwrite else "give another name"
         raise ValueError(f"{out}: exists and is no report; {way_out}")
+
+
+def _one_shard_set(given: Sequence[Path | str]) -> ShardSet | None:
+    """Open what was given, which may be one shard set several times; raises ValueError for several."""
+    opened = {shards.fingerprint: shards for shards in (open_data(data).shards for data in given)}
+    if len(opened) > 1:
+        names = ", ".join(map(str, given))
+        raise ValueError(f"the networks of runs are asked about one shard set, and {len(opened)} are given ({names})")
+    return next(iter(opened.values()), None)
 
 
 def _is_shard_set(path: Path) -> bool:

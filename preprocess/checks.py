@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from ..shards.manifest import read_table
-from .archive import DAMAGED, Reject
+from .archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
 from .outcome import Outcome, lost_strays, unreadable_class
 from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
 from .sources import RawSource
@@ -37,7 +37,7 @@ def check_outcome(
     if source.classes() is None:
         _check_keys(outcome.parts, job, source)
     if not outcome.kept:
-        raise SettingsError(f"{source.name}: {_why_none(outcome.parts, select)}")
+        raise SettingsError(f"{source.name}: {_why_none(outcome.parts, select, source)}")
     for part in outcome.kept:
         if not part.num_stored["train"] and not select.val_only:
             raise NoTrainingImageError(part.wnid, part.num_raw, part.num_val, len(part.rejects), select)
@@ -59,10 +59,12 @@ def _check_keys(parts: Sequence[ClassPart], job: Job, source: RawSource) -> None
                     )
 
 
-def _why_none(parts: Sequence[ClassPart], select: SelectSettings) -> str:
+def _why_none(parts: Sequence[ClassPart], select: SelectSettings, source: RawSource) -> str:
     if select.classes is not None:
         return f"holds none of the {len(select.classes):,} classes of --classes; it holds {parts[0].wnid} and so on"
     largest = max(parts, key=lambda part: part.num_raw)
+    if not largest.num_raw and not any(part.num_lost for part in parts):
+        return _why_no_images(parts, source)
     if largest.num_raw > select.rare_threshold:
         why = "below --drop-subtree" if select.drop_subtree else "in the folder of small classes"
         return f"every class of more than {select.rare_threshold} images is {why}; nothing is left"
@@ -70,6 +72,16 @@ def _why_none(parts: Sequence[ClassPart], select: SelectSettings) -> str:
         f"no class has more than {select.rare_threshold} images (the largest, {largest.wnid}, has "
         f"{largest.num_raw}); lower --rare-threshold"
     )
+
+
+def _why_no_images(parts: Sequence[ClassPart], source: RawSource) -> str:
+    why = f"none of its {len(parts):,} classes holds a file that is called like an image ({', '.join(IMAGE_SUFFIXES)})"
+    other = next((reject.name for each in source.classes() or () for reject in each.listed()[1]), None)
+    if other is None:
+        return f"{why}; where they hold tars, unpack the archive once, and give what is in it"
+    if class_tar_of(other) is not None:
+        return f"{why}, but tars such as {other}: this is a tar of tars of tars; unpack it once, and give what is in it"
+    return f"{why}, but such as {other}"
 
 
 def _check_damaged(

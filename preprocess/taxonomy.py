@@ -18,7 +18,7 @@ from .wordnet import WordNet, hypernym_choice, parent_of
 log = logging.getLogger(__name__)
 
 NUM_NAMED = 5
-_HEADERS = (["child", "parent"], ["child", "parent", "name"])
+_HEADER = ({"child", "class", "id", "wnid", "synset"}, {"parent"}, {"name"})  # of each column, in any case
 
 
 class CycleError(ValueError):
@@ -66,7 +66,7 @@ class Taxonomy:
     def read(cls, wordnet: Path | None, parents: Path | None) -> Taxonomy:
         """Read a folder of WordNet files (None: the packaged WordNet) and a `parents.csv` (None: no own parents).
 
-        The csv has rows `child,parent[,name]`, with or without that header; an empty parent makes a root. Raises
+        The csv has rows `child,parent[,name]`, with or without such a header; an empty parent makes a root. Raises
         ValueError naming file and line for other columns, names that no class can have, a child with two parents, and
         a cycle.
         """
@@ -179,13 +179,17 @@ def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             is_first = True
             for row in reader:
                 cells = [cell.strip() for cell in row]
-                if any(cells) and not (is_first and [cell.casefold() for cell in cells] in _HEADERS):
+                if any(cells) and not (is_first and _is_header(cells)):
                     yield reader.line_num, cells
                 is_first = is_first and not any(cells)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: is no UTF-8 text ({error.reason}); save it as UTF-8") from error
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; wanted child,parent[,name]") from error
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return len(cells) in (2, 3) and all(cell.casefold() in known for cell, known in zip(cells, _HEADER, strict=False))
 
 
 def _parent_row(path: Path, line: int, cells: list[str]) -> tuple[str, _ParentRow]:

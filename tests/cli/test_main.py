@@ -77,6 +77,20 @@ def test_the_pages_give_commands_that_exist_with_options_that_exist(page: Path) 
             resolve_settings(given.get("recipe"), given["sets"])
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_changes_no_exit_code_and_no_file(closed: str, tmp_path: Path) -> None:
+    """The closed stream's number must not go to a file of ours, which would then hold what is said."""
+
+    def exit_code(out: str, num_classes: int, streams: str) -> int:
+        words = ["sample-data", tmp_path / out, "--classes", num_classes, "--images-per-class", 1]
+        command = shlex.join([sys.executable, "-c", "from in21k.cli.main import main; main()", *map(str, words)])
+        return subprocess.run(f"{command} {streams}", shell=True, check=False, capture_output=True).returncode
+
+    assert [exit_code("1.tar", 8, closed), exit_code("2.tar", 8, "")] == [0, 0]
+    assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
+    assert exit_code("3.tar", 1, closed) == 2
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; sys.argv = ['in21k', '--help']\n"

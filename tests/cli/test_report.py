@@ -117,6 +117,21 @@ def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: P
     assert page.count("The tree map.") == 1
 
 
+@pytest.fixture(scope="module")
+def other_shards(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("others") / "shards"
+    run_json("shard", prepared, path, "--seed", 1, "--workers", 1)
+    return path
+
+
+def test_a_shard_set_that_is_given_several_times_counts_once(shards: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(shards)
+    pages = [tmp_path / f"{number}.html" for number in range(2)]
+    once = run_json("report", trained, pages[0], "--data", shards, "--images", 0)
+    twice = run_json("report", shards, trained, tmp_path / "link", pages[1], "--data", shards, "--images", 0)
+    assert once["sections"] == twice["sections"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -134,7 +149,7 @@ def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: P
         (["SHARDS", "OUT"], "is a shard set; a report shows the prepared data set that it was made from, and runs"),
         (["PREPARED", "OUT", "--data", "SHARDS"], "--data, --predictions and --look go with runs, and there is none"),
         (["RUN", "RUN/report.html"], "lies inside a folder that it is about"),
-        (["RUN", "SHARDS", "OUT", "--data", "SHARDS"], "asked about one shard set, and several are given"),
+        (["RUN", "SHARDS", "OUT", "--data", "OTHERS"], "asked about one shard set, and 2 are given"),
         (["RUN", "OUT", "--images", "101"], "101 images to look at: wanted 0 to 100"),
         (
             ["RUN", "OUT", "--look", "n01503061_7"],
@@ -148,10 +163,11 @@ def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: P
     ],
 )
 def test_a_mistake_ends_in_one_line(
-    words: list[str], says: str, prepared: Path, shards: Path, trained: Path, tmp_path: Path
+    words: list[str], says: str, prepared: Path, shards: Path, other_shards: Path, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.html"
     names = {"PREPARED": str(prepared), "SHARDS": str(shards), "RUN": str(trained), "OUT": str(out)}
+    names["OTHERS"] = str(other_shards)
     for name, path in names.items():
         words = [word.replace(name, path) for word in words]
     result = run("report", *words)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import tarfile
@@ -250,9 +251,28 @@ def test_without_a_class_left_nothing_is_left(tmp_path: Path, raw_archive: Path,
 
 def test_class_tars_of_no_bytes_are_classes_without_images(tmp_path: Path, tar_of: Callable[..., bytes]) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"n1.tar": b"", "n2.tar": b""}))
-    with pytest.raises(ValueError, match="no class has more than 0 images"):
+    with pytest.raises(ValueError, match="none of its 2 classes holds a file that is called like an image"):
         prepare(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=ALL, image=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("n2.tar", "but tars such as n2.tar: this is a tar of tars of tars; unpack it once"),
+        ("1.tif", "but such as 1.tif"),
+    ],
+)
+def test_classes_that_hold_no_images_are_refused_by_what_they_hold(
+    name: str, wanted: str, tmp_path: Path, tar_of: Callable[..., bytes]
+) -> None:
+    content = tar_of({"n1.tar": tar_of({name: tar_of({"1.jpg": b"abc"})})})
+    (tmp_path / "nest.tar").write_bytes(content)
+    (tmp_path / "nest.tar.gz").write_bytes(gzip.compress(content))
+    for source, why in (("nest.tar", wanted), ("nest.tar.gz", "where they hold tars, unpack the archive once")):
+        with pytest.raises(ValueError, match=rf"^{source}: none of its 1 classes holds .*{why}"):
+            prepare(open_raw_tar(tmp_path / source), tmp_path / "out", select=SelectSettings(), image=SMALL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_class_without_training_images_is_refused_with_the_way_out(
@@ -399,7 +419,7 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
             open_raw_tar(folder / "raw.tar"), folder / "out", select=select, image=SMALL, max_reject_rate=1
         )
     except ValueError as error:
-        assert re.search("no class has more than|would have no training image", str(error))  # noqa: PT017
+        assert re.search("no class has more than|none of its|would have no training image", str(error))  # noqa: PT017
         return
     stored = Counter((row["wnid"], row["source_name"]) for row in read_manifest(prepared).to_pylist())
     rejected = Counter((row["wnid"], row["name"]) for row in rejects_of(prepared))

@@ -130,7 +130,10 @@ def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]
     return found, classes
 
 
-REFUSALS = r"no class has more than|would have no training image|holds no classes|nothing is left|holds none of the"
+REFUSALS = (
+    r"no class has more than|none of its|would have no training image|holds no classes|nothing is left|"
+    r"holds none of the"
+)
 
 
 @settings(max_examples=20)

@@ -192,6 +192,7 @@ def test_a_name_may_hold_a_comma(tmp_path: Path) -> None:
         ("a,b\nc\n", "line 2: 'c' has 1 columns; wanted child,parent[,name]"),
         ("a,b,c,d\n", "line 1: 'a,b,c,d' has 4 columns; wanted child,parent[,name] (a name that holds a comma"),
         ("a;b;c\n", "line 1: 'a;b;c' has 1 columns"),
+        ("Class,Parent,Name\n", "holds no rows"),
         ("child;parent\n", "line 1: 'child;parent' has 1 columns"),
         (",b\n", "line 1: ',b' names no child; wanted child,parent[,name]"),
         ('a,b,"open\nc,d\n', "unexpected end of data; wanted child,parent[,name]"),
