@@ -12,6 +12,7 @@ from .finetune_data import find_data, is_finished_data, open_finished, pack_data
 from .options import PATH, device_option, emit, json_option, overwrite_option
 from .train import Labels, check_device, run_training
 from .train_plan import PlannedData, add_memory, make_plan, render_plan
+from .tree import say_flat
 
 if TYPE_CHECKING:
     from ..preprocess.pack_labelled import LabelledData, LabelledSet, Outline
@@ -168,6 +169,8 @@ def _plan_unpacked(
         )
         plan = make_plan(planned, out, settings, network, ranks)
         if ranks.is_first:
+            if settings.loss == "semantic":
+                say_flat(tree)
             plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
             text = f"{render_plan(plan)}\n{data.name} is not packed yet: images that cannot be read will be left out"
             emit({**plan, "packed": False}, text, as_json=as_json)

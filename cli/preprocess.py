@@ -10,6 +10,7 @@ import click
 
 from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
 from .progress import ProgressLine
+from .tree import say_flat
 
 if TYPE_CHECKING:
     from ..preprocess.estimate import Estimate
@@ -165,6 +166,7 @@ def _prepare(
             overwrite=overwrite,
             on_progress=progress,
         )
+    say_flat(prepared.tree)
     summary = summarize(prepared)
     emit(summary, render(summary), as_json=as_json)
 

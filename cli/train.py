@@ -12,6 +12,7 @@ from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwr
 from .pictures import check_picture, save_picture
 from .progress import TrainLine
 from .train_plan import PlannedData, add_memory, make_plan, render_plan
+from .tree import say_flat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +126,8 @@ def run_training(
         network = training.create_network(settings, tree.wnids, start)
         loader = _loader(shards, "train", settings, ranks)
         try:
+            if ranks.is_first and settings.loss == "semantic":
+                say_flat(tree)
             data = PlannedData(shards.location, len(tree), shards.num_samples, loader.backend, len(loader))
             plan = make_plan(data, out, settings, network, ranks)
             if dry_run:

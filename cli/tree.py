@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 NUM_BRANCHES = 10  # in the table
 DRAWN_BRANCHES, DRAWN_CHILDREN = 3, (3, 2)  # how many of them are drawn, and how many classes on each level below
+FLAT = (
+    "The tree has one level: no class lies below another, so semantic softmax is plain softmax with cross-entropy, and "
+    "semantic top-1 is top-1. (A parent counts only where it is a class with images of its own.)"
+)
 MAX_CHILDREN = 50  # named of one class; --json names all
 
 
@@ -77,6 +81,12 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
         for note in _miil_notes(semantic_tree):
             log.warning("%s: %s", out, note)
     click.echo(f"{out}: {len(semantic_tree):,} classes ({file_format})")
+
+
+def say_flat(semantic_tree: SemanticTree) -> None:
+    """Say in the log what it means where a tree has one level."""
+    if len(semantic_tree) > 1 and len(semantic_tree.classes_by_level) == 1:
+        log.warning(FLAT)
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,8 @@ def _render_summary(result: dict[str, Any]) -> str:
     images = f", {result['num_train']:,} training images" if has_images else ""
     head = f"{result['num_classes']:,} classes, {result['num_top_classes']:,} of them at the top{images}"
     drawn = ["\n".join([_line(node), *_branches(node)]) for node in result["drawn"]]
-    return "\n\n".join([head, table(levels), table(branches), *drawn])
+    flat = [FLAT] if len(levels) == 2 and result["num_classes"] > 1 else []
+    return "\n\n".join([head, *flat, table(levels), table(branches), *drawn])
 
 
 def _line(node: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,27 @@ def test_the_plan_says_how_much_of_each_epoch_is_skipped(train_words: Words, tmp
     assert plan["skipped_per_epoch"] == skipped
     text = run(*words).stdout
     assert f"each epoch skips {skipped} of {num_images} images ({skipped / num_images:.2%})" in text
+
+
+@pytest.mark.parametrize(("loss", "is_said"), [("semantic", True), ("cross-entropy", False)])
+def test_a_tree_of_one_level_is_said_where_the_loss_follows_the_tree(
+    loss: str, is_said: bool, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Parents that have no images, the usual case, put no class below another."""
+    prepared, shards = tmp_path / "prepared", tmp_path / "shards"
+    with tarfile.open(raw) as archive:
+        wnids = [name.removesuffix(".tar") for name in archive.getnames() if name.endswith(".tar")][:2]
+    (tmp_path / "classes").write_text("\n".join(wnids))
+    (tmp_path / "parents.csv").write_text("".join(f"{wnid},thing\n" for wnid in wnids))
+    words = ["--classes", tmp_path / "classes", "--parents", tmp_path / "parents.csv", "--val-per-class", 2]
+    run_json("preprocess", "raw-tar", raw, prepared, *words, "--size", 32, "--max-reject-rate", 1, "--workers", 1)
+    assert caplog.text.count("The tree has one level: no class lies below another") == 1
+    run_json("shard", prepared, shards, "--workers", 1)
+    assert run("tree", "show", shards).stdout.count("The tree has one level: no class lies below another") == 1
+    caplog.clear()
+    sets = ["--set", "model=resnet10t", "--set", "backend=torch", "--set", "batch_size=4", "--loss", loss]
+    run_json("train", "--data", shards, "--out", tmp_path / "run", *sets, "--dry-run")
+    assert ("The tree has one level" in caplog.text) == is_said
 
 
 def test_a_learning_rate_that_follows_the_batch_is_said(train_words: Words, tmp_path: Path) -> None:
