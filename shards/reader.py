@@ -51,9 +51,18 @@ class FileCache:
         self._lock = Lock()
 
     def read(self, path: Path, offset: int, num_bytes: int) -> bytes:
-        """Read `num_bytes` at `offset`; fewer come back at the end of the file. Raises OSError."""
+        """Read `num_bytes` at `offset`, fewer at the end of the file. Raises OSError, which names the file."""
         file = self._file(path)  # held while it is read from: another thread may drop it from the cache meanwhile
-        return os.pread(file.descriptor, num_bytes, offset)
+        data = b""
+        try:
+            # A disk that fails within the range gives what lies before, and its error to who asks again.
+            while part := os.pread(file.descriptor, num_bytes - len(data), offset + len(data)):
+                data = data + part if data else part
+                if len(data) == num_bytes:
+                    break
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        return data
 
     def _file(self, path: Path) -> _OpenFile:
         with self._lock:

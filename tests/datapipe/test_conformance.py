@@ -6,6 +6,7 @@ Which samples a loader handed out is told by their pixels, so that no promise re
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import itertools
 import multiprocessing
@@ -326,3 +327,28 @@ def test_a_shard_that_is_gone_is_named(make: MakeLoader, backend: str, shards_co
     (shards_copy / "train" / "in21k-train-000001.tar").unlink()
     with pytest.raises(OSError, match=r"in21k-train-000001\.tar"):
         list(make(backend, shards=shards_copy))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_shard_that_the_disk_fails_to_read_ends_the_epoch_by_its_name(
+    make: MakeLoader, backend: str, shard_set: ShardSet, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within a sample: the disk gives what lies before, and the sample is not taken for corrupt."""
+    failing, bad_sector = shard_set.path / shard_set.shard_names(split)[1], 5000
+    pread = os.pread
+
+    def failing_pread(descriptor: int, num_bytes: int, offset: int) -> bytes:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() != failing or offset + num_bytes <= bad_sector:
+            return pread(descriptor, num_bytes, offset)
+        if offset >= bad_sector:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, bad_sector - offset, offset)
+
+    loader = make(backend, split)
+    monkeypatch.setattr(os, "pread", failing_pread)
+    with pytest.raises(OSError, match=r"Input/output error") as caught:
+        list(loader)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(failing))
+    assert loader.num_bad == 0
+    monkeypatch.undo()
+    list(loader)
