@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from in21k.datapipe.plan import EpochPlan
-from in21k.shards import open_dataset
-from in21k.shards.files import write_json
+from in21k.shards import ShardSet, open_dataset
+from in21k.shards.files import sealed, write_json
 from in21k.shards.pack import ShardSettings, plan_shards, write_tables
+from in21k.shards.record import record_files
 
 from .synthetic import write_prepared
 
@@ -30,7 +31,13 @@ def make_tables(folder: Path) -> Path:
     """Write the tables of a shard set; returns its path."""
     prepared, out = write_prepared(folder / "prepared", with_images=False), folder / "shards"
     out.mkdir()
-    write_json(out / "dataset.json", write_tables(prepared, out, plan_shards(prepared, ShardSettings())))
+    info = write_tables(prepared, out, plan_shards(prepared, ShardSettings()))
+    names = ShardSet.recorded(info)
+    for name in names:
+        if name.endswith(".idx"):  # there are none, but dataset.json is as long as if there were
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).touch()
+    write_json(out / "dataset.json", sealed({**info, "files": record_files(out, names)}))
     return out
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from in21k.preprocess.label_spaces import read_classes
 from in21k.preprocess.taxonomy import build_tree
 from in21k.shards.class_table import ClassRow, write_class_table
-from in21k.shards.dataset import SPLITS, VERSION, PreparedSet
-from in21k.shards.files import write_json
+from in21k.shards.dataset import SPLITS, PreparedSet
+from in21k.shards.files import sealed, write_json
 from in21k.shards.manifest import REJECTS, STORED, TableWriter
+from in21k.shards.record import VERSION, record_files
 from in21k.shards.sample import checksum
 from in21k.shards.tree import SemanticTree
 from in21k.shards.writer import BLOCK_BYTES, TarWriter
@@ -48,14 +49,18 @@ def write_prepared(out: Path, num_samples: int = NUM_SAMPLES, *, with_images: bo
         "format": PreparedSet.format,
         "version": VERSION,
         "counts": {
+            "num_classes_seen": len(tree),
             "num_classes": len(tree),
+            "num_raw": num_samples,
+            "num_raw_kept": num_samples,
             "num_rejects": 0,
             "splits": {split: {"num_samples": sum(counts[split])} for split in SPLITS},
         },
         "source": {"name": "made-up.tar", "num_bytes": 0},
         "settings": {"resize": "squish", "size": 224},
     }
-    write_json(out / "dataset.json", info)
+    info["files"] = record_files(out, PreparedSet.recorded(info))
+    write_json(out / "dataset.json", sealed(info))
     return PreparedSet(out)
 
 

@@ -33,7 +33,8 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
     with ProgressLine("verify") as progress:
         verdict = verify_dataset(dataset, deep=deep, workers=num_workers(workers), on_progress=progress)
     # Without its class table, a problem that is named already, a data set cannot be compared with a release.
-    compare_with = release if (path / "classes.parquet").is_file() else None
+    lacks_classes = any(problem.startswith("classes.parquet") for problem in verdict.problems)
+    compare_with = None if lacks_classes else release
     differences = release_differences(dataset, compare_with) if compare_with else []
     kind = dataset.format.removeprefix("in21k-")
     how = "every image read, checksummed and decoded" if deep else "archives and tables compared, images not read"

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from ..shards.manifest import read_table
+from ..shards.manifest import STORED, read_table
 from .archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
 from .outcome import Outcome, lost_strays, unreadable_class
 from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
@@ -50,7 +50,7 @@ def _check_keys(parts: Sequence[ClassPart], job: Job, source: RawSource) -> None
     for part in parts:
         longer = names_beginning(part.wnid, names)
         if longer and part.kept and not part.from_chunks:
-            keys = read_table(job.class_part(part.wnid).with_suffix(".parquet"), ["key"])["key"].to_pylist()
+            keys = read_table(job.class_part(part.wnid).with_suffix(".parquet"), STORED, ["key"])["key"].to_pylist()
             for other in longer:
                 if any(key.startswith(f"{other}_") for key in keys):
                     raise ValueError(

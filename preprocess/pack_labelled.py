@@ -21,6 +21,7 @@ from ..shards.files import OutputFolder, differing, read_json
 from ..shards.manifest import TableWriter, read_table
 from ..shards.pack import ShardSettings, pack
 from ..shards.parallel import OnProgress, ignore_progress
+from ..shards.record import MARK, VERSION, FileRecord, parse_mark, record_files
 from ..shards.tree import SemanticTree
 from .archive import Member, Reject, from_os, readable, to_bytes
 from .engines import open_engine
@@ -33,7 +34,7 @@ from .sources import Seekable
 from .taxonomy import Taxonomy, build_tree
 from .wordnet import WordNet
 
-FORMAT, VERSION = "in21k-labelled", 1
+FORMAT, MADE_BY = "in21k-labelled", "in21k finetune"
 LABEL_SETS = "label_sets.parquet"
 _SHARDS, _PREPARED = "shards", "prepared"
 _SCHEMA = pa.schema(
@@ -72,16 +73,19 @@ def _labels_of(sets: Sequence[Sequence[str]] | None) -> list[str]:
 
 def is_labelled_set(path: Path) -> bool:
     """Tell whether a folder is one that `pack_labelled` finished."""
-    mark = path / "dataset.json"
+    mark = path / MARK
     return mark.is_file() and read_json(mark).get("format") == FORMAT
 
 
 def open_labelled(path: Path) -> LabelledSet:
     """Open a folder that `pack_labelled` finished; raises ValueError where its parts do not fit."""
+    info = parse_mark((path / MARK).read_bytes(), str(path), kind=FORMAT, made_by=MADE_BY)
     shards, table = ShardSet(path / _SHARDS), path / LABEL_SETS
-    if not table.exists():
+    if not table.exists() and LABEL_SETS not in info.get("files", ()):
         return LabelledSet(shards, None)
-    rows = read_table(table, _SCHEMA.names)
+    if problem := FileRecord(path, info.get("files")).problem(LABEL_SETS):
+        raise ValueError(f"{table}: {problem}; pack the images again")
+    rows = read_table(table, _SCHEMA)
     labels = dict(zip(rows["wnid"].to_pylist(), rows["labels"].to_pylist(), strict=True))
     if missing := set(shards.tree.wnids) - labels.keys():
         raise ValueError(f"{table}: lacks the label set {min(missing)} of its shards; pack the images again")
@@ -127,7 +131,7 @@ class LabelledData:
         """Tell whether `out` holds them, finished."""
         if not is_labelled_set(out):
             return False
-        made = read_json(out / "dataset.json")
+        made = read_json(out / MARK)
         return not differing({key: made.get(key) for key in self.facts}, self.facts)
 
 
@@ -193,7 +197,8 @@ def pack_labelled(
             with TableWriter(out / LABEL_SETS, _SCHEMA) as table:
                 rows = [{"wnid": wnid, "labels": list(labels)} for wnid, labels in sorted(sets.items())]
                 table.write(pa.Table.from_pylist(rows, schema=_SCHEMA))
-        folder.finish({"format": FORMAT, "version": VERSION})
+        files = record_files(out, [LABEL_SETS] if sets is not None else [])
+        folder.finish({"format": FORMAT, "version": VERSION, "files": files})
     return open_labelled(out)
 
 

@@ -17,6 +17,7 @@ from ..shards.dataset import SPLITS, PreparedSet
 from ..shards.files import OutputFolder, read_json, write_json
 from ..shards.manifest import pc, read_table
 from ..shards.parallel import OnProgress, Progress, ignore_progress
+from ..shards.record import record_files
 from .archive import DAMAGED, Reject, UselessError, readable, to_text
 from .checks import check_outcome, names_beginning, say_what_was_listed
 from .engines import RunTasks
@@ -26,7 +27,7 @@ from .outcome import Outcome
 from .resize import get_resizer
 from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource, Unit
-from .store import ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
+from .store import CHUNK, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
 from .tables import describe, write_tables
 from .taxonomy import Taxonomy
 
@@ -86,7 +87,8 @@ def prepare(
                 folder.discard()
             raise
         write_tables(job, outcome, taxonomy.with_names(outcome.names))
-        folder.finish(describe(outcome))
+        info = describe(outcome)
+        folder.finish({**info, "files": record_files(out, PreparedSet.recorded(info))})
     say_what_was_listed(select, outcome)
     return PreparedSet(out)
 
@@ -300,7 +302,7 @@ class _Run:
         tables: list[pa.Table] = []
         for number, part in sorted(self._chunks.items()):
             if not part.num_rows.keys().isdisjoint(wnids):
-                table = read_table(self._job.chunk_part(number).with_suffix(".parquet"))
+                table = read_table(self._job.chunk_part(number).with_suffix(".parquet"), CHUNK)
                 table = table.append_column("chunk", pa.array([number] * table.num_rows, pa.int64()))
                 tables.append(table.filter(pc.is_in(table["wnid"], value_set=wanted)))
         rows = pa.concat_tables(tables)

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from ..shards.class_table import ClassRow, write_class_table
-from ..shards.dataset import SPLITS, VERSION, PreparedSet
+from ..shards.dataset import SPLITS, PreparedSet
 from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
+from ..shards.record import VERSION
 from ..shards.tree import SemanticTree
 from .archive import Reject
 from .outcome import Outcome
@@ -29,7 +30,7 @@ def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
     with TableWriter(job.out / "manifest.parquet", STORED) as writer:
         for split in SPLITS:
             for class_index, part in enumerate(kept):
-                table = read_table(job.class_part(part.wnid).with_suffix(".parquet"))
+                table = read_table(job.class_part(part.wnid).with_suffix(".parquet"), STORED)
                 table = table.set_column(column, "class_index", pa.array([class_index] * table.num_rows, pa.int32()))
                 start = 0 if split == "train" else part.num_stored["train"]
                 writer.write(table.slice(start, part.num_stored[split]))

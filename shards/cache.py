@@ -35,6 +35,16 @@ def aside_path(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY)
 
 
+def check_no_link(path: Path, folder: Path) -> None:
+    """Raise ValueError where a path below a folder leads through a symbolic link, and so may lead out of it."""
+    for part in (path, *path.parents):
+        if part == folder:
+            return
+        if part.is_symlink():
+            raise ValueError(f"{part}: is a link; the cache {folder} holds none of its own: remove it")
+    raise ValueError(f"{path}: does not lie in {folder}")
+
+
 class _File(NamedTuple):
     """A file of the cache: when it was used last, in ns, its bytes, and where it lies."""
 

@@ -52,4 +52,4 @@ def write_class_table(path: Path, rows: Iterable[ClassRow]) -> None:
 
 def read_class_table(path: Path) -> list[ClassRow]:
     """Read `classes.parquet`; raises ValueError where it is none."""
-    return [ClassRow(**row) for row in read_table(path, list(ClassRow._fields)).to_pylist()]
+    return [ClassRow(**row) for row in read_table(path, _SCHEMA).to_pylist()]

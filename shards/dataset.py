@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,71 +14,104 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .class_table import ClassRow, read_class_table
-from .files import read_json
-from .manifest import checksum_numbers, num_rows, pc, read_row_groups, read_table
+from .index import index_path
+from .manifest import SHARDED, STORED, check_labels, checksum_numbers, num_rows, pc, read_row_groups, read_table
+from .names import archive_name
+from .record import MARK, FileRecord, parse_mark
 from .sample import checksum
+from .shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from .remote import RemoteShards
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
-VERSION = 1
 
 
 class Dataset:
-    """A finished folder of ours; raises ValueError where the path is none of that kind."""
+    """A finished folder of ours; raises ValueError where the path is none of that kind, or its `dataset.json` changed.
+
+    A table is compared with what `dataset.json` records of it when it is first read.
+    """
 
     format: ClassVar[str]
     made_by: ClassVar[str]
     contents: ClassVar[tuple[str, ...]]
+    shape: ClassVar[dict[str, Shape]]  # of what is read of dataset.json
 
     def __init__(self, path: str | Path, location: str = "") -> None:
         self.path = Path(path)
         self.location = location or str(path)  # as messages name it
         if not self.path.is_dir():
             raise ValueError(f"{self.location}: no such folder; wanted one that `{self.made_by}` made")
-        if not (self.path / "dataset.json").is_file():
+        if not (self.path / MARK).is_file():
             unfinished = (self.path / ".work").exists()
-            state = "unfinished: start the command that makes it again" if unfinished else "holds no dataset.json"
+            state = "unfinished: start the command that makes it again" if unfinished else f"holds no {MARK}"
             raise ValueError(f"{self.location}: {state}; wanted a folder that `{self.made_by}` made")
-        self.info: dict[str, Any] = read_json(self.path / "dataset.json")
-        if self.info.get("format") != self.format:
-            raise ValueError(
-                f"{self.location}: is {self.info.get('format')!r}; wanted {self.format!r}, which `{self.made_by}` makes"
-            )
-        if self.info.get("version") != VERSION:
-            raise ValueError(
-                f"{self.location}: version {self.info.get('version')!r} of the format; this in21k reads {VERSION}"
-            )
-
-        self._check_shape()
-
-    def _check_shape(self) -> None:
-        """Raise ValueError where dataset.json lacks what the properties below read."""
+        data = (self.path / MARK).read_bytes()
+        self.info: dict[str, Any] = parse_mark(data, self.location, kind=self.format, made_by=self.made_by)
         try:
-            sum(self.num_samples.values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise self._damaged() from error
+            check_shape(self.info, self.shape)
+            self._check_splits()
+        except ValueError as error:
+            raise ValueError(
+                f"{self.location}: its {MARK} is damaged ({error}); make the folder again with `{self.made_by}`"
+            ) from error
+        self.record = FileRecord(self.path, self.info.get("files"))
 
-    def _damaged(self) -> ValueError:
-        return ValueError(f"{self.location}: its dataset.json is damaged; make the folder again with `{self.made_by}`")
+    def _check_splits(self) -> None:
+        """Raise ValueError for splits that are none of ours."""
+        if strange := self.num_samples.keys() - set(SPLITS):
+            raise ValueError(f"it has the split {min(strange)!r}; wanted {' and '.join(SPLITS)}")
+
+    def checked(self, name: str) -> Path:
+        """Return where a file lies that is about to be read; raises ValueError where it is not as it was written."""
+        if problem := self.record.problem(name):
+            raise ValueError(
+                f"{self.location}/{name}: {problem}; copy it again from where it came, or make the folder again with "
+                f"`{self.made_by}`"
+            )
+        return self.path / name
+
+    @classmethod
+    def recorded(cls, info: Mapping[str, Any]) -> list[str]:
+        """Return the files that `dataset.json` records: tables and texts, and the indexes of the shards it lists."""
+        shards = [shard["name"] for listed in info.get("shards", {}).values() for shard in listed]
+        return [*(name for name in cls.contents if "." in name), *(str(index_path(Path(name))) for name in shards)]
 
     @cached_property
     def tree(self) -> SemanticTree:
         """The semantic tree over the kept classes."""
-        return SemanticTree.load(self.path / "tree.json")
+        path = self.checked("tree.json")
+        tree = SemanticTree.load(path)
+        if len(tree) != self.num_classes:
+            raise ValueError(f"{path}: has {len(tree):,} classes; {MARK} says {self.num_classes:,}; run `in21k verify`")
+        return tree
 
     @cached_property
     def classes(self) -> list[ClassRow]:
         """Every class that the source held, in wnid order."""
-        return read_class_table(self.path / "classes.parquet")
+        path = self.checked("classes.parquet")
+        rows = read_class_table(path)
+        kept = [row for row in rows if row.kept]
+        counts = {"train": sum(row.num_train for row in kept), "val": sum(row.num_val for row in kept)}
+        if [row.class_index for row in kept] != list(range(self.num_classes)) or any(
+            counts[split] != self.num_samples.get(split, 0) for split in SPLITS
+        ):
+            raise ValueError(f"{path}: its classes or their images are not those of {MARK}; run `in21k verify`")
+        return rows
 
     @property
     def manifest_path(self) -> Path:
-        """Where the table of stored images lies."""
-        return self.path / "manifest.parquet"
+        """Where the table of stored images lies, which is about to be read."""
+        return self.checked("manifest.parquet")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of kept classes."""
+        return self.info["counts"]["num_classes"]
 
     @property
     def num_samples(self) -> dict[str, int]:
@@ -90,6 +125,14 @@ class PreparedSet(Dataset):
     format = "in21k-prepared"
     made_by = "in21k preprocess"
     contents = ("classes.parquet", "tree.json", "manifest.parquet", "rejects.parquet", "train", "val")
+    shape: ClassVar[dict[str, Shape]] = {
+        "counts": {
+            **dict.fromkeys(("num_classes_seen", "num_classes", "num_raw", "num_raw_kept", "num_rejects"), COUNT),
+            "splits": Each({"num_samples": NUM_SAMPLES}),
+        },
+        "source": {"name": TEXT},
+        "settings": Each(ANY),
+    }
 
 
 class ShardSet(Dataset):
@@ -101,21 +144,38 @@ class ShardSet(Dataset):
     format = "in21k-shards"
     made_by = "in21k shard"
     contents = ("classes.parquet", "tree.json", "manifest.parquet", "_info.json", "README.md", "train", "val")
+    shape: ClassVar[dict[str, Shape]] = {
+        "images": {"resize": TEXT, "size": COUNT},
+        "counts": {"num_classes": COUNT, "splits": Each({"num_samples": NUM_SAMPLES, "num_bytes": COUNT})},
+        "shards": Each([{"name": TEXT, "num_samples": NUM_SAMPLES, "num_bytes": COUNT}]),
+    }
 
     def __init__(self, path: str | Path, remote: RemoteShards | None = None) -> None:
         self.remote = remote
         super().__init__(path, remote.store.url if remote else "")
 
-    def _check_shape(self) -> None:
-        super()._check_shape()
-        images, shards = self.info.get("images"), self.info.get("shards")
-        if not isinstance(images, dict) or not isinstance(shards, dict) or {"resize", "size"} - images.keys():
-            raise self._damaged()
+    def _check_splits(self) -> None:
+        super()._check_splits()
+        shards: dict[str, list[dict[str, Any]]] = self.info["shards"]
+        if shards.keys() != self.num_samples.keys():
+            raise ValueError(f"it lists shards of {', '.join(shards)} and counts {', '.join(self.num_samples)}")
+        for split, listed in shards.items():
+            names = [archive_name(shard["name"], "it") for shard in listed]
+            if any(not name.startswith(f"{split}/") for name in names) or len(set(names)) < len(names):
+                raise ValueError(f"its shards of {split} are not all in {split}/, or one stands twice")
+
+    def checked(self, name: str) -> Path:
+        """Return where a file lies, as of every data set; what a cache has otherwise is fetched again."""
+        num_bytes = self.record.num_bytes(name)
+        if self.remote and num_bytes is not None and (problem := self.record.problem(name)):
+            log.warning("%s/%s: %s in the cache; it is fetched again", self.location, name, problem)
+            self.remote.fetch_again(name, num_bytes)
+        return super().checked(name)
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that are equal for equal shard sets."""
-        return checksum((self.path / "dataset.json").read_bytes())
+        return checksum((self.path / MARK).read_bytes())
 
     @property
     def image_size(self) -> int | None:
@@ -144,11 +204,10 @@ class ShardSet(Dataset):
         before = SPLITS[: SPLITS.index(split)]  # the manifest's rows are sorted by split
         start = sum(self.num_samples.get(name, 0) for name in before)
         rows = range(start, start + self.num_samples.get(split, 0))
-        sizes, places = _read_places(self.manifest_path, rows, names)
+        path = self.manifest_path
+        sizes, places = _read_places(path, rows, names)
         if sizes.tolist() != [shard["num_samples"] for shard in shards]:
-            raise ValueError(
-                f"{self.manifest_path}: counts per shard of {split} differ from dataset.json; run `in21k verify`"
-            )
+            raise ValueError(f"{path}: counts per shard of {split} differ from dataset.json; run `in21k verify`")
         places.sort()
         row_bits = len(rows).bit_length()
         order = np.empty(len(rows), np.int32)
@@ -156,7 +215,7 @@ class ShardSet(Dataset):
         places >>= row_bits
         places &= (1 << _block_bits(len(rows), len(shards))) - 1
         places *= BLOCK_BYTES
-        num_bytes, labels, checksums = _read_images(self.manifest_path, rows, order)
+        num_bytes, labels, checksums = _read_images(path, rows, order, self.num_classes)
         order += start
         return ShardSplit(
             name=split,
@@ -202,7 +261,7 @@ def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np
 
 
 def _read_images(
-    path: Path, rows: range, order: NDArray[np.int32]
+    path: Path, rows: range, order: NDArray[np.int32], num_classes: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint64]]:
     """Return bytes, label and checksum of images in an order, given as positions in `rows`."""
     position, labels = np.empty_like(order), np.empty_like(order)
@@ -212,12 +271,12 @@ def _read_images(
     start = 0
     for table in read_row_groups(path, ["num_bytes", "class_index", "checksum"], rows=rows):
         positions = position[start : start + table.num_rows].astype(np.intp)
-        num_bytes[positions] = table["num_bytes"].to_numpy()
-        labels[positions] = table["class_index"].to_numpy()
-        try:
-            checksums[positions] = checksum_numbers(table["checksum"])
-        except ValueError as error:
-            raise ValueError(f"{path}: a checksum is not 16 hex digits ({error}); run `in21k verify`") from error
+        sizes, classes = table["num_bytes"].to_numpy(), table["class_index"].to_numpy()
+        check_labels(classes, num_classes, path)
+        if sizes.min() < 1:
+            raise ValueError(f"{path}: an image has {sizes.min()} bytes; run `in21k verify`")
+        num_bytes[positions], labels[positions] = sizes, classes
+        checksums[positions] = checksum_numbers(table["checksum"], path)
         start += table.num_rows
     return num_bytes, labels, checksums
 
@@ -297,4 +356,4 @@ def open_dataset(path: str | Path) -> ShardSet:
 
 def read_manifest(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:
     """Read the table of stored images, or some columns of it."""
-    return read_table(dataset.manifest_path, columns)
+    return read_table(dataset.manifest_path, SHARDED if isinstance(dataset, ShardSet) else STORED, columns)

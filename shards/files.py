@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ TEMPORARY = ".tmp"
 _writer = ""  # a part of temporary names, where others could write the same file at the same time
 
 WORK = ".work"
+SELF = "self_sha256"  # of a dataset.json
 
 
 def write_as(writer: str) -> None:
@@ -88,17 +90,38 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file, whole or not at all; equal content gives equal bytes."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, render_json(content))
+
+
+def render_json(content: object) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a `dataset.json` with its `self_sha256` last: the sha256 of the rest as canonical JSON.
+
+    Canonical are sorted keys, no white space and ASCII alone: what `json.dumps(sort_keys=True, separators=(",", ":"))`
+    gives.
+    """
+    rest = {key: value for key, value in content.items() if key != SELF}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, SELF: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises ValueError naming the file."""
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, name: str, wanted: str = "wanted a JSON object") -> dict[str, Any]:
+    """Return the JSON object in the bytes of a file, called `name` in messages; raises ValueError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+        content = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not readable as JSON ({error}); {wanted}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
+        raise ValueError(f"{name} holds a {type(content).__name__}; {wanted}")
     return content
 
 
@@ -190,7 +213,7 @@ class OutputFolder:
     def finish(self, content: Mapping[str, Any]) -> None:
         """Write `dataset.json`, which makes the folder finished, and remove the traces of the work."""
         self._sweep()
-        write_json(self.path / "dataset.json", {**content, **self._made_from})
+        write_json(self.path / "dataset.json", sealed({**content, **self._made_from}))
         shutil.rmtree(self.work, ignore_errors=True)
 
     def discard(self) -> None:

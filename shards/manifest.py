@@ -116,30 +116,106 @@ def _readable(path: Path) -> Generator[None]:
         raise ValueError(f"{path}: missing")
     try:
         yield
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not readable as a Parquet table ({str(error).splitlines()[0]})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Arrow's
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not readable as a Parquet table ({reason})") from error
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table (some columns); raises ValueError, naming the file, where it is none or lacks a column."""
-    with _readable(path):
-        return pq.read_table(path, columns=columns, use_threads=True)
+class TableReader(AbstractContextManager["TableReader"]):
+    """Read a Parquet table a row group at a time; everything that is read is checked.
+
+    schema:         the columns that are wanted. Each has to be there once, of its type, UTF-8 where it is text, without
+                    nulls unless it may have them, and no number below 0.
+    as_dictionary:  columns that come as numbers into the row group's few values, which is much faster.
+
+    Raises ValueError, naming the file, where the table is none or not of that kind.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, as_dictionary: Sequence[str] = ()) -> None:
+        self.path, self._schema = path, schema
+        with _readable(path):
+            self._file = pq.ParquetFile(path, read_dictionary=list(as_dictionary))
+        try:
+            with _readable(path):
+                self._check_columns(self._file.schema_arrow)
+                groups = range(self._file.num_row_groups)
+                self.group_rows = [self._file.metadata.row_group(group).num_rows for group in groups]
+            if min(self.group_rows, default=0) < 0 or sum(self.group_rows) != self._file.metadata.num_rows:
+                raise ValueError(f"{path}: its row groups do not hold as many rows as it says")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all row groups."""
+        return sum(self.group_rows)
+
+    def _check_columns(self, found: pa.Schema) -> None:
+        for field in self._schema:
+            count = found.names.count(field.name)
+            if count != 1:
+                there_are = f"has the column {field.name} {count} times" if count else f"lacks the column {field.name}"
+                raise ValueError(f"{self.path}: {there_are}")
+            if (kind := _plain_type(found.field(field.name).type)) != _plain_type(field.type):
+                raise ValueError(f"{self.path}: its column {field.name} is of type {kind}; wanted {field.type}")
+
+    def read(self, group: int) -> pa.Table:
+        """Read a row group."""
+        with _readable(self.path):
+            table = self._file.read_row_group(group, columns=self._schema.names)
+            # Checksums are taken for hex digits alone; to look for UTF-8 in them takes as long as to read them.
+            table.select([name for name in table.column_names if name != "checksum"]).validate(full=True)
+        if table.num_rows != self.group_rows[group]:
+            raise ValueError(
+                f"{self.path}: row group {group} has {table.num_rows:,} of {self.group_rows[group]:,} rows"
+            )
+        for field in self._schema:
+            column = table[field.name]
+            inner = pc.list_flatten(column).null_count if pa.types.is_list(field.type) else 0
+            if inner or (column.null_count and not field.nullable):
+                raise ValueError(f"{self.path}: its column {field.name} has nulls")
+            if pa.types.is_integer(field.type) and (least := pc.min(column).as_py()) is not None and least < 0:
+                raise ValueError(f"{self.path}: its column {field.name} has the value {least}; wanted 0 or more")
+        return table
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Yield the row groups in turn."""
+        return map(self.read, range(len(self.group_rows)))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type without how its values are stored: of dictionaries that of the values, of lists without a name."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    return pa.list_(_plain_type(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet table of that schema, or some columns of it; raises ValueError as `TableReader`."""
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    with TableReader(path, wanted) as reader:
+        return pa.concat_tables([wanted.empty_table(), *(table.cast(wanted) for table in reader)])
 
 
 def num_rows(path: Path) -> int:
     """Return how many rows a Parquet table has; raises ValueError, naming the file, where it is none."""
-    with _readable(path):
-        return pq.read_metadata(path).num_rows
+    with TableReader(path, pa.schema([])) as reader:
+        return reader.num_rows
 
 
 def read_row_groups(
     path: Path, columns: Sequence[str], *, rows: range | None = None, as_dictionary: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
-    """Read some columns of a Parquet table a row group at a time: all rows, or those of a range.
+    """Read some columns of a manifest a row group at a time: all rows, or those of a range.
 
-    Two row groups are in memory, as the next is read while one is worked on. Columns named in `as_dictionary` come as
-    numbers into the row group's few values, which is much faster. Raises ValueError, naming the file, where it is no
-    table, lacks a column or has fewer rows.
+    Two row groups are in memory, as the next is read while one is worked on. Raises ValueError as `TableReader`, which
+    takes `as_dictionary`, and where there are fewer rows.
     """
     tables = _read_row_groups(path, columns, rows, as_dictionary)
     with ThreadPoolExecutor(1) as thread:
@@ -152,23 +228,30 @@ def read_row_groups(
 def _read_row_groups(
     path: Path, columns: Sequence[str], rows: range | None, as_dictionary: Sequence[str]
 ) -> Iterator[pa.Table]:
-    with _readable(path), pq.ParquetFile(path, read_dictionary=list(as_dictionary)) as file:
-        lacking = set(columns) - set(file.schema_arrow.names)
-        if lacking:
-            raise ValueError(f"{path}: lacks the column {min(lacking)}")
-        wanted = range(file.metadata.num_rows) if rows is None else rows
-        if wanted.stop > file.metadata.num_rows:
-            raise ValueError(f"{path}: has {file.metadata.num_rows:,} rows; wanted {wanted.stop:,} by dataset.json")
+    schema = pa.schema([SHARDED.field(name) for name in columns])
+    with TableReader(path, schema, as_dictionary=as_dictionary) as reader:
+        wanted = range(reader.num_rows) if rows is None else rows
+        if wanted.stop > reader.num_rows:
+            raise ValueError(f"{path}: has {reader.num_rows:,} rows; wanted {wanted.stop:,} by dataset.json")
         first = 0
-        for group in range(file.num_row_groups):
-            end = first + file.metadata.row_group(group).num_rows
-            start, stop = max(first, wanted.start), min(end, wanted.stop)
+        for group, num_rows in enumerate(reader.group_rows):
+            start, stop = max(first, wanted.start), min(first + num_rows, wanted.stop)
             if start < stop:
-                yield file.read_row_group(group, columns=list(columns)).slice(start - first, stop - start)
-            first = end
+                yield reader.read(group).slice(start - first, stop - start)
+            first += num_rows
 
 
-def checksum_numbers(column: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """Return checksums, which tables hold as hex digits, as numbers; raises ValueError where they are none."""
-    digits = column.combine_chunks().cast(pa.binary(16))
-    return np.frombuffer(binascii.unhexlify(digits.buffers()[1]), ">u8").astype(np.uint64)
+def checksum_numbers(column: pa.ChunkedArray, path: Path) -> NDArray[np.uint64]:
+    """Return checksums, which the table at `path` holds as hex digits, as numbers; raises ValueError for others."""
+    try:
+        digits = column.combine_chunks().cast(pa.binary(16))
+        return np.frombuffer(binascii.unhexlify(digits.buffers()[1]), ">u8").astype(np.uint64)
+    except ValueError as error:
+        raise ValueError(f"{path}: a checksum is not 16 hex digits ({error}); run `in21k verify`") from error
+
+
+def check_labels(labels: NDArray[np.int32], num_classes: int, path: Path) -> None:
+    """Raise ValueError, naming the table at `path`, for a class index that no class has."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"{path}: has the class_index {wrong}; wanted 0 to {num_classes - 1}; run `in21k verify`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .card import render_card
-from .dataset import SPLITS, VERSION, PreparedSet, ShardSet
+from .dataset import SPLITS, PreparedSet, ShardSet
 from .files import OutputFolder, write_json, write_text
 from .index import index_path
-from .manifest import SHARDED, STORED, TableWriter, checksum_numbers, num_rows, read_row_groups
+from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
+from .names import archive_name
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks
 from .reader import FileCache
+from .record import VERSION, record_files
 from .sample import Sample, checksum
 from .shuffle import permutation
 from .writer import BLOCK_BYTES, ShardWriter, tar_header
@@ -145,7 +146,8 @@ class _Whereabouts:
     """
 
     def __init__(self, prepared: PreparedSet) -> None:
-        total = num_rows(prepared.manifest_path)
+        path, num_classes = prepared.manifest_path, prepared.num_classes
+        total = num_rows(path)
         self.offsets = np.empty(total, np.int64)
         self.checksums = np.empty(total, np.uint64)
         self._starts: list[int] = []
@@ -153,11 +155,15 @@ class _Whereabouts:
         self._labels: list[int] = []
         start = 0
         columns = ["archive", "class_index", "offset", "checksum"]
-        for rows in read_row_groups(prepared.manifest_path, columns, as_dictionary=["archive"]):
+        for rows in read_row_groups(path, columns, as_dictionary=["archive"]):
             stop = start + rows.num_rows
             self.offsets[start:stop] = rows["offset"].to_numpy()
-            self.checksums[start:stop] = checksum_numbers(rows["checksum"])
-            self._add_runs(start, rows["archive"].combine_chunks(), rows["class_index"].to_numpy())
+            self.checksums[start:stop] = checksum_numbers(rows["checksum"], path)
+            labels, archives = rows["class_index"].to_numpy(), rows["archive"].combine_chunks()
+            check_labels(labels, num_classes, path)
+            for name in archives.dictionary.to_pylist():
+                archive_name(name, str(path))
+            self._add_runs(start, archives, labels)
             start = stop
 
     def _add_runs(self, start: int, archives: pa.DictionaryArray, labels: NDArray[np.int32]) -> None:
@@ -251,15 +257,15 @@ def pack(
         for num_samples, shard_bytes in run_tasks(_write_shard, _tasks(prepared, out, plan, missing), workers):
             done, num_bytes = done + num_samples, num_bytes + shard_bytes
             on_progress(Progress(done / total, done, num_bytes))
-        folder.finish(write_tables(prepared, out, plan))
+        info = write_tables(prepared, out, plan)
+        folder.finish({**info, "files": record_files(out, ShardSet.recorded(info))})
     return ShardSet(out)
 
 
 def _made_from(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]:
-    with prepared.manifest_path.open("rb") as manifest:
-        digest = hashlib.file_digest(manifest, "sha256").hexdigest()
+    manifest = record_files(prepared.path, ["manifest.parquet"])["manifest.parquet"]
     return {
-        "source": {"manifest": digest[:16]},
+        "source": {"manifest": manifest["sha256"][:16]},
         "settings": {
             "shard_samples": settings.shard_samples,
             "shard_bytes": settings.shard_bytes,
@@ -285,10 +291,10 @@ def _tasks(prepared: PreparedSet, out: Path, plan: ShardPlan, shards: list[Plann
 
 
 def write_tables(prepared: PreparedSet, out: Path, plan: ShardPlan) -> dict[str, Any]:
-    """Write all that lies beside the shards; returns the content of `dataset.json`."""
+    """Write all that lies beside the shards; returns what `dataset.json` says of the set itself."""
     _write_manifest(prepared, out, plan)
     for name in ("classes.parquet", "tree.json"):
-        shutil.copyfile(prepared.path / name, out / name)
+        shutil.copyfile(prepared.checked(name), out / name)
     info = _describe(prepared, plan)
     write_json(out / "_info.json", timm_info(info))
     write_text(out / "README.md", render_card(info, prepared.tree))

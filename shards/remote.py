@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
+import re
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .background import run
-from .cache import BYTES, FOLDER, Cache, aside_path, lock_path
+from .cache import BYTES, FOLDER, Cache, aside_path, check_no_link, lock_path
 from .lock import FileLock
+from .names import file_name
+from .record import MARK, parse_mark
 from .sample import checksum
 from .store import Connection, RemoteError, Store, write_at
 
-MARK = "dataset.json"
 TABLES = ("classes.parquet", "tree.json", "manifest.parquet")
+MAX_MARK_BYTES = 64_000_000
+MAX_NAME_CHARACTERS = 80  # of a URL, in a folder's name
 IDENTITY = ("ETag", "Last-Modified", "LastModified", "mtime", "created")  # of a file's content, by fsspec's many names
 FILES_AT_ONCE = 4  # that one process downloads; others on the machine take those after them
 POLL_S = 0.05  # how often is looked for room, and at a file that another process has
@@ -76,8 +80,16 @@ class RemoteShards:
 
     def mend(self, name: str, offset: int, data: bytes) -> None:
         """Write what a file has to hold at `offset` over what the cache has there, where it has the file."""
+        path = self.folder / file_name(name, self.store.url)
+        check_no_link(path, self.cache.folder)
         with suppress(FileNotFoundError):
-            write_at(self.folder / name, data, offset)
+            write_at(path, data, offset)
+
+    def fetch_again(self, name: str, num_bytes: int) -> None:
+        """Put a file of the cache in place anew. Raises OSError."""
+        (self.folder / file_name(name, self.store.url)).unlink(missing_ok=True)
+        with self.held(name, num_bytes):
+            pass
 
     def check_room(self, shard_bytes: NDArray[np.int64], num_shards: int) -> None:
         """Raise ValueError where the cache cannot hold the `num_shards` largest shards beside the tables."""
@@ -105,9 +117,11 @@ class Fetcher:
         num_bytes: of the file; None where nobody knows.
         content:   what it holds; None: it is downloaded.
 
-        Raises RemoteError, and OSError where the cache cannot be written to.
+        Raises RemoteError, OSError where the cache cannot be written to, and ValueError where it holds a link.
         """
-        path, place = self._remote.folder / name, next(self._places)
+        path, place = self._remote.folder / file_name(name, self._remote.store.url), next(self._places)
+        for each in (path, lock_path(path)):
+            check_no_link(each, self._remote.cache.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock, aside = FileLock(lock_path(path)), aside_path(path)
         others, room = _OthersPatience(path), _RoomPatience(self._remote, name, num_bytes or 0)
@@ -220,21 +234,35 @@ def open_remote(url: str) -> RemoteShards:
 async def _open_remote(url: str) -> RemoteShards:
     store, cache = Store(url.rstrip("/")), Cache.from_environment()
     async with store.connect() as connection:
-        content = await connection.read(MARK)
-        try:
-            json.loads(content)
-        except ValueError as error:
-            raise RemoteError(
-                f"{url}: its {MARK} is not readable as JSON ({error}); wanted the URL of what `in21k shard` made"
-            ) from error
+        content = await connection.read_whole(MARK, MAX_MARK_BYTES)
+        files = parse_mark(content, store.url, kind="in21k-shards", made_by="in21k shard").get("files")
         store = replace(store, ranged=await connection.knows_ranges(MARK))
-        infos = {name: await connection.info(name) for name in TABLES}
-    stamps = [[info.get(key) for key in ("size", *IDENTITY)] for info in infos.values()]
+        sizes, stamps = await _sizes(connection, files)
     key = checksum(f"{store.url} {stamps}".encode() + content)
-    remote = RemoteShards(store, cache, cache.folder / f"{store.url.rpartition('/')[2]}-{key}")
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", store.url.rpartition("/")[2])[-MAX_NAME_CHARACTERS:]
+    remote = RemoteShards(store, cache, cache.folder / f"{name}-{key}")
 
     async with remote.fetching() as fetcher:
+        if _is_other(remote.folder / MARK, content):
+            (remote.folder / MARK).unlink()
         (await fetcher.obtain(MARK, len(content), content)).release()
-        for name, info in infos.items():
-            (await fetcher.obtain(name, info.get("size"))).release()
+        for name, num_bytes in sizes.items():
+            (await fetcher.obtain(name, num_bytes)).release()
     return remote
+
+
+async def _sizes(
+    connection: Connection, files: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[dict[str, int | None], list[list[Any]]]:
+    """Return the bytes of each table, as far as anybody tells, and what tells its content from other."""
+    if files is not None:
+        if missing := set(TABLES) - files.keys():
+            raise RemoteError(f"{connection.store.url}: its {MARK} records no {min(missing)}")
+        return {name: files[name]["num_bytes"] for name in TABLES}, []
+    infos = {name: await connection.info(name) for name in TABLES}
+    stamps = [[info.get(key) for key in ("size", *IDENTITY)] for info in infos.values()]
+    return {name: info.get("size") for name, info in infos.items()}, stamps
+
+
+def _is_other(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() != content

@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 PART_BYTES = 8 << 20  # as object stores advise; a part that gets lost is all that is asked for again
 PARTS_AT_ONCE = 16  # of one connection: 128 MB in memory at most
+READ_BYTES = 1 << 20  # at a time, of an answer whose length nobody knows
+UNTOLD_BYTES = 1 << 30  # the most of a table whose size nobody tells; 21K-P's largest has 290 MB
+PARTIAL_CONTENT = 206
 PATIENCE_S = 60.0  # for one part, or for anything at all of a stream
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between tries
 ASKING_FOR_TIME = (408, 425, 429)  # of a server's answers from 400 to 499 those that time may mend
@@ -58,7 +61,7 @@ class Connection:
     """Reads files of a store by their names below its URL; raises RemoteError. It begins with the first request."""
 
     def __init__(self, store: Store, files: Any, root: str) -> None:
-        self._store, self._files, self._root = store, files, root.rstrip("/")
+        self.store, self._files, self._root = store, files, root.rstrip("/")
         self._parts = asyncio.Semaphore(PARTS_AT_ONCE)
         self._beginning = asyncio.Lock()
         self._session: Any = None
@@ -75,7 +78,7 @@ class Connection:
 
     async def ask(self, request: Callable[[], Awaitable[Result]], name: str, *, in_time: bool = True) -> Result:
         """Ask for something, and again after a while where no answer comes (in time); `name` is for the message."""
-        url = f"{self._store.url}/{name}"
+        url = f"{self.store.url}/{name}"
         for pause in (*PAUSES_S, None):
             try:
                 await self._begin()
@@ -96,54 +99,110 @@ class Connection:
         """Return what the store says of a file: `size`, where it knows it, and what tells its content from other."""
         return await self.ask(lambda: self._files._info(f"{self._root}/{name}"), name)
 
-    async def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Return a file, or bytes `start` to `stop` of it, which a store without ranges sends whole all the same."""
+    async def read(self, name: str, start: int, stop: int) -> bytes:
+        """Return bytes `start` to `stop` of a file. No more are ever taken in, whatever the store sends."""
 
         async def request() -> bytes:
-            data = await self._files._cat_file(f"{self._root}/{name}", start=start, end=stop)
-            if start is None or stop is None or len(data) == stop - start:
-                return data
-            if len(data) < stop:
+            data = await self._part(name, start, stop)
+            if len(data) != stop - start:
                 raise ConnectionError(f"{len(data):,} bytes came instead of {stop - start:,}")
-            return data[start:stop]
+            return data
+
+        return await self.ask(request, name)
+
+    async def read_whole(self, name: str, max_bytes: int) -> bytes:
+        """Return a small file; raises RemoteError where it has more than `max_bytes`."""
+
+        async def request() -> bytes:
+            data = await (self._whole(name, max_bytes + 1) if self._is_http else self._part(name, 0, max_bytes + 1))
+            if len(data) > max_bytes:
+                raise ValueError(f"has more than {max_bytes:,} bytes, the most that it may have")
+            return data
 
         return await self.ask(request, name)
 
     async def knows_ranges(self, name: str) -> bool:
         """Return whether the store sends a part of a file where a part is asked for."""
-        data = await self.ask(lambda: self._files._cat_file(f"{self._root}/{name}", start=0, end=1), name)
-        return len(data) == 1
+        if not self._is_http:
+            return len(await self.read(name, 0, 1)) == 1
+
+        async def request() -> bool:
+            async with self._answer(name, 0, 1) as answer:
+                return answer.status == PARTIAL_CONTENT
+
+        return await self.ask(request, name)
 
     async def download(self, name: str, path: Path, num_bytes: int | None) -> None:
         """Write a file of `num_bytes` (None: nobody knows) over one that is there. Raises OSError of that one too."""
-        if num_bytes is None or not self._store.ranged:
+        if num_bytes is None or not self.store.ranged:
             await self.ask(lambda: self._stream(name, path, num_bytes), name, in_time=False)
             return
         async with task_group() as group:
             for start in range(0, num_bytes, PART_BYTES):
-                group.create_task(self._part(name, path, start, min(start + PART_BYTES, num_bytes)))
+                group.create_task(self._download_part(name, path, start, min(start + PART_BYTES, num_bytes)))
 
-    async def _part(self, name: str, path: Path, start: int, stop: int) -> None:
+    async def _download_part(self, name: str, path: Path, start: int, stop: int) -> None:
         async with self._parts:
             data = await self.read(name, start, stop)
             await asyncio.to_thread(write_at, path, data, start)  # while other parts come
 
-    async def _stream(self, name: str, path: Path, num_bytes: int | None) -> None:
-        """Download from the first byte to the last. Only servers of http lack ranges or sizes."""
+    @property
+    def _is_http(self) -> bool:
+        """Whether anybody may answer, with anything; the other stores' own packages ask for no more than is wanted."""
+        return "http" in self._files.protocol
+
+    async def _part(self, name: str, start: int, stop: int) -> bytes:
+        if not self._is_http:
+            return await self._files._cat_file(f"{self._root}/{name}", start=start, end=stop)
+        async with self._answer(name, start, stop) as answer:
+            skipped = 0 if answer.status == PARTIAL_CONTENT else start  # a store without ranges sends the whole
+            while skipped and (data := await answer.content.read(min(skipped, READ_BYTES))):
+                skipped -= len(data)
+            return await _at_most(answer.content, stop - start)
+
+    async def _whole(self, name: str, max_bytes: int) -> bytes:
+        async with self._answer(name) as answer:
+            return await _at_most(answer.content, max_bytes)
+
+    @asynccontextmanager
+    async def _answer(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Any]:
+        """Ask an http server for a file, or bytes `start` to `stop` of it; yield its answer, nothing of it read."""
         import aiohttp
 
-        endless = aiohttp.ClientTimeout(total=None)
-        file = await self._files.open_async(f"{self._root}/{name}", size=num_bytes or 0, timeout=endless)
+        options = dict(self._files.kwargs)
+        headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
+        if stop is not None:
+            headers["Range"] = f"bytes={start}-{stop - 1}"
+        options["timeout"] = aiohttp.ClientTimeout(total=None, sock_read=PATIENCE_S)
+        url = self._files.encode_url(f"{self._root}/{name}")
+        async with self._session.get(url, headers=headers, **options) as answer:
+            self._files._raise_not_found_for_status(answer, url)
+            yield answer
+
+    async def _stream(self, name: str, path: Path, num_bytes: int | None) -> None:
+        """Download from the first byte to the last. Only servers of http lack ranges or sizes."""
+        if not self._is_http:
+            raise ValueError("the store does not tell its size")
+        max_bytes = UNTOLD_BYTES if num_bytes is None else num_bytes
         come = 0
-        try:
-            while data := await asyncio.wait_for(file.read(PART_BYTES), PATIENCE_S):
+        async with self._answer(name) as answer:
+            while data := await answer.content.read(READ_BYTES):
+                if come + len(data) > max_bytes:
+                    raise ValueError(f"has more than {max_bytes:,} bytes, the most that it may have")
                 await asyncio.to_thread(write_at, path, data, come)
                 come += len(data)
-        finally:
-            await file.close()
         if num_bytes not in (None, come):
             raise ConnectionError(f"{come:,} bytes came instead of {num_bytes:,}")
         os.truncate(path, come)
+
+
+async def _at_most(stream: Any, num_bytes: int) -> bytes:
+    """Read a stream to its end, or so many bytes of it."""
+    parts: list[bytes] = []
+    while num_bytes and (data := await stream.read(min(num_bytes, READ_BYTES))):
+        parts.append(data)
+        num_bytes -= len(data)
+    return b"".join(parts)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import io
-import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .files import whole_file, write_json
+from .files import parse_json, whole_file, write_json
 from .miil import read_miil
+from .shape import ANY, INDEX, TEXT, check_shape
 
 FORMAT = "in21k-tree"
 VERSION = 1
@@ -90,13 +90,13 @@ class SemanticTree:
             if file.read(2).startswith(_TORCH_MAGIC):
                 return cls._from_miil(Path(path))
         try:
-            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(Path(path).read_bytes(), "it")
+            check_shape(content, {"format": ANY, "version": ANY})
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {content['format']!r} version {content['version']!r}")
+            check_shape(content, {"wnids": [TEXT], "names": [TEXT], "parents": [INDEX]})
             return cls.from_parents(content["wnids"], content["names"], content["parents"])
-        except KeyError as error:
-            raise ValueError(f"{path}: no {FORMAT} of version {VERSION} (it lacks {error})") from error
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: no {FORMAT} of version {VERSION} ({error})") from error
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,17 +14,24 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from .class_table import ClassRow
+from .class_table import read_class_table
 from .dataset import PreparedSet, ShardSet
-from .files import read_json
+from .files import read_json, render_json
 from .index import IndexEntry, index_path, read_index, render_index
-from .manifest import num_rows, pc, read_row_groups
+from .manifest import REJECTS, num_rows, pc, read_row_groups, read_table
+from .names import archive_name
 from .pack import timm_info
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks
-from .sample import checksum
+from .record import MARK
+from .sample import MAX_KEY_BYTES, checksum
+from .tree import SemanticTree
 from .writer import BLOCK_BYTES, padded, tar_header
 
 MAX_NAMED = 20
+TEXTS = {  # of the manifest, and what they look like
+    "key": (rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}", f"1 to {MAX_KEY_BYTES} characters of [A-Za-z0-9_-]"),
+    "checksum": ("[0-9a-f]{16}", "16 hex digits"),
+}
 ROWS_AT_ONCE = 1 << 20  # of the manifest, with their keys; a hundred shards of 21K-P
 _COLUMNS = ["key", "class_index", "num_bytes", "width", "height", "checksum"]
 
@@ -52,18 +59,14 @@ class _ArchiveTask:
 
 def open_any(path: str | Path) -> PreparedSet | ShardSet:
     """Open a folder as whichever of our data sets it is; raises ValueError where it is neither."""
-    try:
-        return ShardSet(path)
-    except ValueError as no_shards:
-        try:
-            return PreparedSet(path)
-        except ValueError:
-            if not Path(path).is_dir() or (Path(path) / "dataset.json").exists():
-                raise no_shards from None
-            raise ValueError(
-                f"{path}: no finished prepared data set nor shard set (no dataset.json); "
-                "wanted a folder that `in21k preprocess` or `in21k shard` made"
-            ) from None
+    mark = Path(path) / MARK
+    if Path(path).is_dir() and not mark.is_file():
+        raise ValueError(
+            f"{path}: no finished prepared data set nor shard set (no {MARK}); "
+            "wanted a folder that `in21k preprocess` or `in21k shard` made"
+        )
+    is_prepared = mark.is_file() and read_json(mark).get("format") == PreparedSet.format
+    return PreparedSet(path) if is_prepared else ShardSet(path)
 
 
 def verify(
@@ -75,14 +78,18 @@ def verify(
 ) -> Verdict:
     """Compare the files of a data set with its tables; `deep` also reads, checksums and decodes every image.
 
-    Memory: at most half a gigabyte at 21K-P's size; a worker holds the rows of one archive. Raises ValueError where the
-    manifest itself cannot be read.
+    A table that has changed since it was written is a problem by itself, and nothing is compared with it.
+    Memory: at most half a gigabyte at 21K-P's size; a worker holds the rows of one archive.
     """
-    missing = [name for name in dataset.contents if "." in name and not (dataset.path / name).is_file()]
-    if missing:
-        return Verdict(0, 0, [f"{name}: missing" for name in missing])
-    manifest = _Counts(dataset)
-    problems = list(_check_tables(dataset, manifest))
+    changed = _changed_files(dataset)
+    problems = [f"{name}: {problem}" for name, problem in changed.items()]
+    try:
+        manifest = _Counts(dataset)
+    except ValueError as error:
+        what = [] if "manifest.parquet" in changed else [str(error)]
+        lost = "manifest.parquet: cannot be relied on, so the archives were not compared with it"
+        return Verdict(0, 0, sorted([*problems, *what, lost]))
+    problems += _check_tables(dataset, manifest, changed)
     is_shard = isinstance(dataset, ShardSet)
     archives = {dataset.path / name for name in manifest.per_archive}
     problems += _check_strays(dataset.path, archives, is_shard=is_shard)
@@ -92,6 +99,21 @@ def verify(
         done, num_bytes = done + num_samples, num_bytes + read_bytes
         on_progress(Progress(done / manifest.num_rows, done, num_bytes))
     return Verdict(len(archives), manifest.num_rows, sorted(problems))
+
+
+def _changed_files(dataset: PreparedSet | ShardSet) -> dict[str, str]:
+    """Return what is wrong with files that `dataset.json` records, and with itself, by their names."""
+    problems: dict[str, str] = {}
+    if (dataset.path / MARK).read_bytes() != render_json(dataset.info).encode():
+        problems[MARK] = "says the same as when it was written, in other bytes"
+    wanted = dataset.recorded(dataset.info)
+    for name in dict.fromkeys([*wanted, *(dataset.record.files or ())]):
+        path = dataset.path / name
+        if problem := dataset.record.problem(name) or ("" if path.is_file() else "missing"):
+            problems[name] = problem
+        elif name not in wanted:
+            problems[name] = f"{MARK} records it, and no such data set has one"
+    return problems
 
 
 def _place_columns(dataset: PreparedSet | ShardSet) -> tuple[str, str]:
@@ -104,13 +126,14 @@ class _Counts:
 
     def __init__(self, dataset: PreparedSet | ShardSet) -> None:
         by, _ = _place_columns(dataset)
-        self.num_rows = num_rows(dataset.manifest_path)
+        path = dataset.manifest_path
+        self.num_rows = num_rows(path)
         self.splits: list[str] = []  # as they follow one another
         self.per_class: Counter[tuple[str, str, int]] = Counter()  # wnid, split, class index
         self.per_archive: Counter[str] = Counter()
         keys = np.empty(self.num_rows, np.int64)
-        columns, start = ["key", "wnid", "split", "class_index", by], 0
-        for rows in read_row_groups(dataset.manifest_path, columns):
+        columns, start = [*TEXTS, "wnid", "split", "class_index", by], 0
+        for rows in read_row_groups(path, columns):
             stop = start + rows.num_rows
             keys[start:stop] = np.fromiter(map(hash, rows["key"].to_pylist()), np.int64, rows.num_rows)
             start = stop
@@ -120,7 +143,10 @@ class _Counts:
             for group in groups:
                 self.per_class[group["wnid"], group["split"], group["class_index"]] += group["count_all"]
             for each in pc.value_counts(rows[by]).to_pylist():
-                self.per_archive[each["values"]] += each["counts"]
+                self.per_archive[archive_name(each["values"], str(path))] += each["counts"]
+            for name, (pattern, wanted) in TEXTS.items():
+                if not pc.all(pc.match_substring_regex(rows[name], f"^(?:{pattern})$")).as_py():
+                    raise ValueError(f"{path}: a {name} is not {wanted}")
         keys.sort()
         # That two keys of 21K-P's 12 million have one hash, and are taken for one, happens in 1 of 200,000 data sets.
         self.repeats_a_key = bool((keys[1:] == keys[:-1]).any())
@@ -161,30 +187,49 @@ def _tasks_of(dataset: PreparedSet | ShardSet, archives: dict[str, int], *, deep
         start += count
 
 
-def _check_tables(dataset: PreparedSet | ShardSet, manifest: _Counts) -> Iterator[str]:
+def _check_tables(dataset: PreparedSet | ShardSet, manifest: _Counts, changed: Collection[str]) -> Iterator[str]:
+    """Compare the tables with one another, those that have not changed."""
     if manifest.per_split != {split: count for split, count in dataset.num_samples.items() if count}:
         yield f"manifest.parquet: samples per split {manifest.per_split}; dataset.json says {dataset.num_samples}"
     if manifest.splits != sorted(set(manifest.splits)):
         yield "manifest.parquet: its rows are not sorted by split"
-    kept = [row for row in dataset.classes if row.kept]
-    if [row.class_index for row in kept] != list(range(len(kept))) or [row.wnid for row in kept] != list(
-        dataset.tree.wnids
-    ):
-        yield "classes.parquet: the kept classes are not those of tree.json in wnid order"
-    if [row.level for row in kept] != list(dataset.tree.levels):
-        yield "classes.parquet: levels differ from tree.json"
-    yield from _check_classes(kept, manifest)
     if manifest.repeats_a_key:
         yield "manifest.parquet: a key stands twice"
     if isinstance(dataset, ShardSet):
         yield from _check_shard_counts(dataset, manifest)
-    else:
-        num_rejects = num_rows(dataset.path / "rejects.parquet")
-        if num_rejects != dataset.info["counts"]["num_rejects"]:
-            yield f"rejects.parquet: {num_rejects} rows; dataset.json says {dataset.info['counts']['num_rejects']}"
+    checks: list[tuple[set[str], Callable[[], Iterator[str]]]] = [
+        ({"classes.parquet"}, lambda: _check_classes(dataset, manifest)),
+        ({"classes.parquet", "tree.json"}, lambda: _check_tree(dataset)),
+        ({"_info.json"}, lambda: _check_timm_info(dataset)),
+        ({"rejects.parquet"}, lambda: _check_rejects(dataset)),
+    ]
+    for tables, check in checks:
+        if tables <= set(dataset.contents) - set(changed):
+            try:
+                yield from check()
+            except ValueError as error:
+                yield str(error)
 
 
-def _check_classes(kept: list[ClassRow], manifest: _Counts) -> Iterator[str]:
+def _check_tree(dataset: PreparedSet | ShardSet) -> Iterator[str]:
+    tree = SemanticTree.load(dataset.path / "tree.json")
+    kept = [row for row in read_class_table(dataset.path / "classes.parquet") if row.kept]
+    if [row.class_index for row in kept] != list(range(len(kept))) or [row.wnid for row in kept] != list(tree.wnids):
+        yield "classes.parquet: the kept classes are not those of tree.json in wnid order"
+    if [row.level for row in kept] != list(tree.levels):
+        yield "classes.parquet: levels differ from tree.json"
+    if len(tree) != dataset.num_classes:
+        yield f"tree.json: {len(tree)} classes; dataset.json says {dataset.num_classes}"
+
+
+def _check_rejects(dataset: PreparedSet | ShardSet) -> Iterator[str]:
+    num_rejects = read_table(dataset.path / "rejects.parquet", REJECTS).num_rows
+    if num_rejects != dataset.info["counts"]["num_rejects"]:
+        yield f"rejects.parquet: {num_rejects} rows; dataset.json says {dataset.info['counts']['num_rejects']}"
+
+
+def _check_classes(dataset: PreparedSet | ShardSet, manifest: _Counts) -> Iterator[str]:
+    kept = [row for row in read_class_table(dataset.path / "classes.parquet") if row.kept]
     stored = {(wnid, split): (index, count) for (wnid, split, index), count in manifest.per_class.items()}
     for row in kept:
         for split, count in (("train", row.num_train), ("val", row.num_val)):
@@ -198,17 +243,18 @@ def _check_classes(kept: list[ClassRow], manifest: _Counts) -> Iterator[str]:
 
 
 def _check_shard_counts(dataset: ShardSet, manifest: _Counts) -> Iterator[str]:
-    """Check what dataset.json and timm's `_info.json` say of each shard, which readers rely on."""
+    """Check what dataset.json says of each shard, which readers rely on."""
     counted = manifest.per_archive
     said = {shard["name"]: shard["num_samples"] for shards in dataset.info["shards"].values() for shard in shards}
     for name in sorted({*counted, *said}):
         if counted.get(name, 0) != said.get(name, 0):
             yield f"{name}: manifest.parquet has {counted.get(name, 0)} samples; dataset.json {said.get(name, 0)}"
-    try:
-        if read_json(dataset.path / "_info.json") != timm_info(dataset.info):
-            yield "_info.json: differs from dataset.json"
-    except (OSError, ValueError) as error:
-        yield f"_info.json: not readable ({error})"
+
+
+def _check_timm_info(dataset: PreparedSet | ShardSet) -> Iterator[str]:
+    """Check what timm's reader relies on."""
+    if read_json(dataset.path / "_info.json") != timm_info(dataset.info):
+        yield "_info.json: differs from dataset.json"
 
 
 def _check_strays(folder: Path, known: set[Path], *, is_shard: bool) -> Iterator[str]:

@@ -19,7 +19,9 @@ from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import open_raw_tar
 from in21k.shards.dataset import PreparedSet, ShardSet
+from in21k.shards.files import read_json, sealed, write_json
 from in21k.shards.pack import ShardSettings, pack
+from in21k.shards.record import record_files
 
 settings.register_profile("in21k", deadline=None, max_examples=40)
 settings.load_profile("in21k")
@@ -206,6 +208,31 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSet) -
     """The shard set of `prepared`: 6 training and 2 validation shards. Not to be changed; see `shards_copy`."""
     out = tmp_path_factory.mktemp("shards") / "out"
     return pack(prepared, out, ShardSettings(shard_samples=SHARD_SAMPLES))
+
+
+@pytest.fixture(scope="session")
+def reseal() -> Callable[[Path], None]:
+    """Record the files of a damaged folder anew, as whoever forges a data set would: what it says is all there is."""
+
+    def reseal(path: Path) -> None:
+        info = read_json(path / "dataset.json")
+        kind = ShardSet if info.get("format") == ShardSet.format else PreparedSet
+        names = [name for name in kind.recorded(info) if (path / name).is_file()]
+        write_json(path / "dataset.json", sealed({**info, "files": record_files(path, names)}))
+
+    return reseal
+
+
+@pytest.fixture(scope="session")
+def as_version_1() -> Callable[[Path], None]:
+    """Make a folder what it was before `dataset.json` recorded its files."""
+
+    def as_version_1(path: Path) -> None:
+        info = {**read_json(path / "dataset.json"), "version": 1}
+        del info["files"], info["self_sha256"]
+        write_json(path / "dataset.json", info)
+
+    return as_version_1
 
 
 @pytest.fixture

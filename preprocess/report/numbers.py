@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...shards.dataset import PreparedSet
-from ...shards.manifest import pc, read_table
+from ...shards.manifest import REJECTS, pc, read_row_groups, read_table
 from ...shards.parallel import OnProgress, Progress, ignore_progress
 
 NUM_OCTAVES = 31  # every int32
@@ -121,28 +118,11 @@ def _without_numbers(change: str) -> str:
     return re.sub(r"\d+", "…", change) if change.startswith("warning:") else change
 
 
-def row_groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, pq.ParquetFile]]:
-    """Yield (number, first row, file) of a Parquet file's row groups; raises ValueError where it is none of ours."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; run `in21k verify`")
-    try:
-        with pq.ParquetFile(path) as file:
-            lacking = set(columns) - set(file.schema_arrow.names)
-            if lacking:
-                raise ValueError(f"{path}: lacks the column {min(lacking)}; run `in21k verify`")
-            first = 0
-            for group in range(file.num_row_groups):
-                yield group, first, file
-                first += file.metadata.row_group(group).num_rows
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not readable as a Parquet table ({str(error).splitlines()[0]})") from error
-
-
 def count_images(prepared: PreparedSet, on_progress: OnProgress = ignore_progress) -> ImageNumbers:
     """Count the stored images, one row group in memory at a time; raises ValueError where the manifest is damaged."""
     numbers, expected = ImageNumbers(), sum(prepared.num_samples.values())
-    for group, _, file in row_groups(prepared.manifest_path, COLUMNS):
-        numbers.add(file.read_row_group(group, columns=COLUMNS))
+    for rows in read_row_groups(prepared.manifest_path, COLUMNS):
+        numbers.add(rows)
         on_progress(Progress(min(1.0, numbers.num_images / max(1, expected)), numbers.num_images, numbers.num_bytes))
     if numbers.num_images != expected:
         raise ValueError(
@@ -164,7 +144,7 @@ class RejectReason:
 def reject_reasons(prepared: PreparedSet) -> list[RejectReason]:
     """Count the rejects by reason, the commonest first."""
     names = {row.wnid: row.name for row in prepared.classes}
-    table = read_table(prepared.path / "rejects.parquet", ["wnid", "name", "reason", "detail"])
+    table = read_table(prepared.checked("rejects.parquet"), REJECTS)
     counts = sorted(_counted(table["reason"]).items(), key=lambda item: (-item[1], item[0]))
     reasons: list[RejectReason] = []
     for reason, count in counts:

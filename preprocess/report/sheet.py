@@ -15,10 +15,11 @@ import pyarrow as pa
 from PIL import Image
 
 from ...shards.dataset import PreparedSet
+from ...shards.manifest import STORED, TableReader, check_labels
+from ...shards.names import archive_name
 from ...shards.reader import FileCache
 from ...shards.sample import checksum
 from ...shards.tree import SemanticTree
-from .numbers import row_groups
 
 MAX_ROWS = 12
 SMALL_BRANCH = 0.1  # of all images: a larger branch is opened, so that no one branch fills the sheet
@@ -95,23 +96,26 @@ def _read(prepared: PreparedSet, rows: Sequence[int]) -> dict[int, SheetImage]:
     """Read the images of some manifest rows (ascending)."""
     wanted, images, files = list(rows), dict[int, SheetImage](), FileCache()
     try:
-        for group, first, file in row_groups(prepared.manifest_path, COLUMNS):
-            here = [row for row in wanted if first <= row < first + file.metadata.row_group(group).num_rows]
-            if here:
-                table = file.read_row_group(group, columns=COLUMNS).take(pa.array([row - first for row in here]))
-                for row, entry in zip(here, table.to_pylist(), strict=True):
-                    images[row] = _image(prepared, entry, files)
+        with TableReader(prepared.manifest_path, pa.schema([STORED.field(name) for name in COLUMNS])) as reader:
+            first = 0
+            for group, num_rows in enumerate(reader.group_rows):
+                here = [row for row in wanted if first <= row < first + num_rows]
+                if here:
+                    table = reader.read(group).take(pa.array([row - first for row in here]))
+                    check_labels(table["class_index"].to_numpy(), prepared.num_classes, reader.path)
+                    for row, entry in zip(here, table.to_pylist(), strict=True):
+                        images[row] = _image(prepared, entry, files)
+                first += num_rows
     finally:
         files.close()
     return images
 
 
 def _image(prepared: PreparedSet, entry: dict[str, Any], files: FileCache) -> SheetImage:
-    data = files.read(prepared.path / entry["archive"], entry["offset"], entry["num_bytes"])
+    archive = prepared.path / archive_name(entry["archive"], str(prepared.path))
+    data = files.read(archive, entry["offset"], entry["num_bytes"])
     if checksum(data) != entry["checksum"] or entry["split"] != "train":
-        raise ValueError(
-            f"{prepared.path / entry['archive']}: image {entry['key']} is not what was written; run `in21k verify`"
-        )
+        raise ValueError(f"{archive}: image {entry['key']} is not what was written; run `in21k verify`")
     with Image.open(io.BytesIO(data)) as image:
         return SheetImage(prepared.tree.names[entry["class_index"]], entry["source_name"], data_uri(image))
 

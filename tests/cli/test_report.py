@@ -21,6 +21,7 @@ from in21k.cli.run_report.look import coloured_branches
 from in21k.datapipe.rows import read_images
 from in21k.preprocess.report.sheet import data_uri
 from in21k.shards import open_dataset
+from in21k.shards.files import sealed, write_json
 from in21k.shards.reader import SampleReader
 from in21k.shards.tree import SemanticTree
 from in21k.training import load_predictions
@@ -293,7 +294,7 @@ def reshuffled(shards: Path, tmp_path: Path) -> Path:
     path = tmp_path / "reshuffled"
     shutil.copytree(shards, path)
     content = json.loads((path / "dataset.json").read_text())
-    (path / "dataset.json").write_text(json.dumps({**content, "another": True}))
+    write_json(path / "dataset.json", sealed({**content, "another": True}))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def report(prepared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hostile_report(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile_report(prepared: Path, tmp_path_factory: pytest.TempPathFactory, reseal: Callable[[Path], None]) -> Path:
     """A report of a data set that holds markup in names of files, of classes and of the source."""
     folder = tmp_path_factory.mktemp("hostile")
     path = Path(shutil.copytree(prepared, folder / "prepared"))
@@ -91,6 +91,7 @@ def hostile_report(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     info = read_json(path / "dataset.json")
     info["source"]["name"] = HOSTILE
     write_json(path / "dataset.json", info)
+    reseal(path)
     run_json("report", path, folder / "report.html", "--images", 30)
     return folder / "report.html"
 

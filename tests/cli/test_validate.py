@@ -19,7 +19,6 @@ from PIL import Image
 
 from in21k.models import create_model, label_space_of, save_weights, timm_config
 from in21k.shards import open_dataset
-from in21k.shards.manifest import read_table
 from in21k.training import fit_image, load_predictions, load_run, open_model, path_distance
 
 from .conftest import run, run_json, write_label_list
@@ -66,7 +65,7 @@ def test_metrics_from_saved_predictions_are_those_of_the_network(trained: Path, 
     classes = pq.read_table(one).to_pylist()
     assert [row["wnid"] for row in classes] == list(open_dataset(shards).tree.wnids)
     assert sum(row["num_samples"] for row in classes) == direct["num_samples"]
-    manifest = {row["key"]: row["class_index"] for row in read_table(shards / "manifest.parquet").to_pylist()}
+    manifest = {row["key"]: row["class_index"] for row in pq.read_table(shards / "manifest.parquet").to_pylist()}
     stored = pq.read_table(saved).to_pylist()
     assert len({row["key"] for row in stored}) == direct["num_samples"]
     assert all(manifest[row["key"]] == row["class_index"] for row in stored)
@@ -192,7 +191,7 @@ def test_what_is_measured_is_what_predict_answers(labels_run: Path) -> None:
     data = labels_run.parent / "run-data"
     result = run_json("validate", labels_run, "--data", data)
     label_sets = {row["wnid"]: row["labels"] for row in pq.read_table(data / "label_sets.parquet").to_pylist()}
-    manifest = read_table(data / "shards" / "manifest.parquet").to_pylist()
+    manifest = pq.read_table(data / "shards" / "manifest.parquet").to_pylist()
     labels_of = {row["key"]: {*label_sets[row["wnid"]]} for row in manifest}
     right, taken, held = Counter[str](), Counter[str](), Counter[str]()
     rows = run_json("predict", labels_run, data / "shards" / "val")

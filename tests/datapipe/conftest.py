@@ -61,7 +61,7 @@ def originals(shard_set: ShardSet) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def damage(shards_copy: Path) -> Callable[..., Path]:
+def damage(shards_copy: Path, reseal: Callable[[Path], None]) -> Callable[..., Path]:
     """Break samples of a copy of `shard_set`: `damage({position: kind}, split)` returns the folder.
 
     changed:      bytes other than those written.
@@ -92,6 +92,7 @@ def damage(shards_copy: Path) -> Callable[..., Path]:
             written[row] = digits
         table = table.set_column(table.schema.get_field_index("checksum"), "checksum", pa.array(written))
         pq.write_table(table, shards_copy / "manifest.parquet")
+        reseal(shards_copy)
         return shards_copy
 
     return damage

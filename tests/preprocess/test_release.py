@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from in21k.preprocess.label_spaces import read_classes, timm_list
 from in21k.preprocess.release import MAX_NAMED, RELEASES, release_differences
 from in21k.shards import PreparedSet
 from in21k.shards.class_table import ClassRow, write_class_table
-from in21k.shards.dataset import VERSION
 from in21k.shards.files import OutputFolder
+from in21k.shards.record import VERSION, record_files
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -46,8 +47,23 @@ def prepared_of(tmp_path: Path) -> Callable[[list[ClassRow]], PreparedSet]:
     def prepared_of(rows: list[ClassRow]) -> PreparedSet:
         out = tmp_path / "prepared"
         with OutputFolder(out, made_from={}, contents=PreparedSet.contents) as folder:
-            write_class_table(out / "classes.parquet", rows)
-            folder.finish({"format": PreparedSet.format, "version": VERSION, "counts": {"splits": {}}})
+            numbers = count()
+            indexed = [row._replace(class_index=next(numbers)) if row.kept else row for row in sorted(rows)]
+            write_class_table(out / "classes.parquet", indexed)
+            kept = [row for row in indexed if row.kept]
+            totals = {"train": sum(row.num_train for row in kept), "val": sum(row.num_val for row in kept)}
+            info = {
+                "format": PreparedSet.format,
+                "version": VERSION,
+                "source": {"name": "made-up.tar"},
+                "settings": {},
+                "counts": {
+                    **dict.fromkeys(("num_classes_seen", "num_raw", "num_raw_kept", "num_rejects"), 0),
+                    "num_classes": len(kept),
+                    "splits": {split: {"num_samples": total} for split, total in totals.items() if total},
+                },
+            }
+            folder.finish({**info, "files": record_files(out, ["classes.parquet"])})
         return PreparedSet(out)
 
     return prepared_of

@@ -29,6 +29,7 @@ from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.files import read_json, write_json
 from in21k.shards.manifest import REJECTS, TableWriter
 
+Reseal = Callable[[Path], None]
 HOSTILE = (
     "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\"'&\N{RIGHT-TO-LEFT OVERRIDE}"
 )
@@ -67,7 +68,7 @@ def tags_of(html: str) -> Counter[str]:
     return tags.seen
 
 
-def make_hostile(path: Path) -> PreparedSet:
+def make_hostile(path: Path, reseal: Reseal) -> PreparedSet:
     """Put markup wherever a prepared data set holds text of others."""
     prepared = PreparedSet(path)
     rows = [row._replace(name=HOSTILE, definition=HOSTILE) for row in prepared.classes]
@@ -83,6 +84,7 @@ def make_hostile(path: Path) -> PreparedSet:
     info = read_json(path / "dataset.json")
     info["source"]["name"] = info["settings"]["resizer_version"] = HOSTILE
     write_json(path / "dataset.json", info)
+    reseal(path)
     return PreparedSet(path)
 
 
@@ -134,18 +136,19 @@ def test_a_histogram_counts_every_value_in_a_bin_that_holds_it(values: list[int]
     assert median <= histogram.quantile(0.5) < 1.03 * median
 
 
-def test_warnings_are_counted_without_their_numbers(prepared_copy: Path) -> None:
+def test_warnings_are_counted_without_their_numbers(prepared_copy: Path, reseal: Reseal) -> None:
     manifest = pq.read_table(prepared_copy / "manifest.parquet")
     changes = [["I;16 to L", f"warning: read {row} of 8 bytes"] for row in range(manifest.num_rows)]
     place = manifest.schema.get_field_index("changes")
     manifest = manifest.set_column(place, manifest.schema.field("changes"), pa.array(changes))
     pq.write_table(manifest, prepared_copy / "manifest.parquet", row_group_size=10)
+    reseal(prepared_copy)
     assert count_images(PreparedSet(prepared_copy)).changes == {"I;16 to L": 67, "warning: read … of … bytes": 67}
 
 
-def test_text_of_the_data_is_never_markup(prepared: PreparedSet, prepared_copy: Path) -> None:
+def test_text_of_the_data_is_never_markup(prepared: PreparedSet, prepared_copy: Path, reseal: Reseal) -> None:
     plain = tags_of(html_of(render_prepared(prepared, num_images=9)))
-    report = render_prepared(make_hostile(prepared_copy), num_images=9)
+    report = render_prepared(make_hostile(prepared_copy, reseal), num_images=9)
     html = html_of(report)
     hostile = tags_of(html)
     assert (hostile["script"], hostile["img"]) == (plain["script"], plain["img"]) == (1, 9)
@@ -163,10 +166,11 @@ def test_any_text_survives_being_embedded(words: str) -> None:
     assert json.loads(embedded.partition(">")[2].removesuffix("</script>")) == {"words": words}
 
 
-def test_rejects_are_counted_by_reason_with_a_few_examples(prepared_copy: Path) -> None:
+def test_rejects_are_counted_by_reason_with_a_few_examples(prepared_copy: Path, reseal: Reseal) -> None:
     rows = [("n01503061", f"bird_{n}.JPEG", "truncated", "ends early") for n in range(9)]
     rows += [(None, "README", "no class", "no class tar"), ("n01858441", "x", "empty", "0 bytes")]
     write_rejects(prepared_copy, rows)
+    reseal(prepared_copy)
     truncated, empty, no_class = reject_reasons(PreparedSet(prepared_copy))
     assert (truncated.reason, truncated.count) == ("truncated", 9)
     assert [member for _, member, _ in truncated.examples] == ["bird_0.JPEG", "bird_4.JPEG", "bird_8.JPEG"]
@@ -196,7 +200,7 @@ def test_a_contact_sheet_of_more_images_than_there_are_shows_them_all(prepared: 
 
 
 def test_without_validation_dropped_classes_rejects_or_images_and_from_a_stream_there_is_a_report_too(
-    prepared: PreparedSet, prepared_copy: Path
+    prepared: PreparedSet, prepared_copy: Path, reseal: Reseal
 ) -> None:
     kept = [row._replace(num_raw=row.num_train, num_val=0) for row in prepared.classes if row.kept]
     write_class_table(prepared_copy / "classes.parquet", kept)
@@ -205,6 +209,7 @@ def test_without_validation_dropped_classes_rejects_or_images_and_from_a_stream_
     info["source"]["num_bytes"] = None
     del info["counts"]["splits"]["val"]
     write_json(prepared_copy / "dataset.json", info)
+    reseal(prepared_copy)
     html = html_of(render_prepared(PreparedSet(prepared_copy), num_images=0))
     tags_of(html)
     assert "Every class was kept; 100 % of the 52 images are stored." in html
@@ -212,11 +217,14 @@ def test_without_validation_dropped_classes_rejects_or_images_and_from_a_stream_
     assert "No rejects." in html
 
 
-def test_the_cut_is_drawn_only_where_a_threshold_chose_the_classes(prepared: PreparedSet, prepared_copy: Path) -> None:
+def test_the_cut_is_drawn_only_where_a_threshold_chose_the_classes(
+    prepared: PreparedSet, prepared_copy: Path, reseal: Reseal
+) -> None:
     assert "the cut: 6 images" in html_of(render_prepared(prepared, num_images=0))
     info = read_json(prepared_copy / "dataset.json")
     info["settings"]["rare_threshold"] = 12  # and yet smaller classes were kept
     write_json(prepared_copy / "dataset.json", info)
+    reseal(prepared_copy)
     html = html_of(render_prepared(PreparedSet(prepared_copy), num_images=0))
     assert "the cut:" not in html
     assert "5 kept" in html
@@ -224,18 +232,20 @@ def test_the_cut_is_drawn_only_where_a_threshold_chose_the_classes(prepared: Pre
 
 
 def test_a_damaged_data_set_is_refused_with_the_way_out(
-    prepared: PreparedSet, prepared_copy: Path, tmp_path: Path
+    prepared: PreparedSet, prepared_copy: Path, tmp_path: Path, reseal: Reseal
 ) -> None:
     def damaged(name: str) -> Path:
         return Path(shutil.copytree(prepared_copy, tmp_path / name))
 
     short = damaged("short")
     pq.write_table(pq.read_table(short / "manifest.parquet").slice(1), short / "manifest.parquet")
+    reseal(short)
     with pytest.raises(ValueError, match=r"66 rows where dataset.json says 67; run `in21k verify`"):
         render_prepared(PreparedSet(short))
     other_tree = damaged("other_tree")
     tree = read_json(other_tree / "tree.json")
     write_json(other_tree / "tree.json", {**tree, "wnids": [f"{wnid}0" for wnid in tree["wnids"]]})
+    reseal(other_tree)
     with pytest.raises(ValueError, match=r"classes.parquet and tree.json differ"):
         render_prepared(PreparedSet(other_tree))
     other_bytes = damaged("other_bytes")
@@ -245,6 +255,7 @@ def test_a_damaged_data_set_is_refused_with_the_way_out(
         render_prepared(PreparedSet(other_bytes))
     no_table = damaged("no_table")
     (no_table / "manifest.parquet").write_bytes(b"no table")
+    reseal(no_table)
     with pytest.raises(ValueError, match="not readable as a Parquet table"):
         render_prepared(PreparedSet(no_table))
     with pytest.raises(ValueError, match="401 images: wanted 0 to 400"):

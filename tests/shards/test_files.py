@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from in21k.shards.files import OutputFolder, differing, read_json, whole_file, write_json, write_text
+from in21k.shards.files import OutputFolder, differing, read_json, sealed, whole_file, write_json, write_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -85,7 +85,9 @@ def test_a_finished_folder_holds_its_contents_and_what_it_was_made_from(
     assert not out.parent.exists()
     fill(out)
     assert set(files_of(out)) == {"dataset.json", "table"}
-    assert read_json(out / "dataset.json") == {"format": "test", **MADE_FROM}
+    info = read_json(out / "dataset.json")
+    assert list(info) == ["format", *MADE_FROM, "self_sha256"]
+    assert info == sealed({"format": "test", **MADE_FROM})
     assert folder_at(out).finished
 
 

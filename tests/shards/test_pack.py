@@ -26,10 +26,12 @@ from in21k.shards import PreparedSet, ShardSet
 from in21k.shards import manifest as manifest_module
 from in21k.shards import pack as pack_module
 from in21k.shards.dataset import read_manifest
+from in21k.shards.files import sealed, write_json
 from in21k.shards.index import index_path
 from in21k.shards.manifest import STORED, TableWriter
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.parallel import Progress
+from in21k.shards.record import record_files
 from in21k.shards.sample import checksum
 from in21k.shards.verify import verify
 from in21k.shards.writer import TarWriter
@@ -102,7 +104,7 @@ def test_the_folder_holds_what_it_should_and_names_no_place(shard_set: ShardSet,
     for name in ("dataset.json", "_info.json", "tree.json", "README.md", "manifest.parquet", "classes.parquet"):
         assert str(shard_set.path.parent).encode() not in files[name]
     info = json.loads(files["dataset.json"])
-    assert (info["format"], info["version"]) == ("in21k-shards", 1)
+    assert (info["format"], info["version"]) == ("in21k-shards", 2)
     assert info["settings"] == {"shard_samples": 9, "shard_bytes": None, "seed": 0}
     assert {split: counts["num_samples"] for split, counts in info["counts"]["splits"].items()} == {
         "train": 52,
@@ -270,23 +272,32 @@ def test_a_prepared_header_that_changed_is_refused_by_name(tmp_path: Path, prepa
         pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
 
 
-def test_a_manifest_of_another_length_than_dataset_json_says_is_refused(tmp_path: Path, prepared_copy: Path) -> None:
+def test_a_manifest_of_another_length_than_dataset_json_says_is_refused(
+    tmp_path: Path, prepared_copy: Path, reseal: Callable[[Path], None]
+) -> None:
     rows = read_manifest(PreparedSet(prepared_copy))
     with TableWriter(prepared_copy / "manifest.parquet", STORED) as writer:
         writer.write(rows.slice(1))
+    reseal(prepared_copy)
     with pytest.raises(ValueError, match=r"has 66 rows where dataset\.json says 67; run `in21k verify`"):
         pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_of_several_row_groups_gives_the_same_shards(
-    tmp_path: Path, prepared_copy: Path, shard_set: ShardSet, files_of: FilesOf, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    prepared_copy: Path,
+    shard_set: ShardSet,
+    files_of: FilesOf,
+    reseal: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Row groups of 7 cut through classes and splits."""
     monkeypatch.setattr(manifest_module, "ROW_GROUP_ROWS", 7)
     rows = read_manifest(PreparedSet(prepared_copy))
     with TableWriter(prepared_copy / "manifest.parquet", STORED) as writer:
         writer.write(rows)
+    reseal(prepared_copy)
     shards = pack(PreparedSet(prepared_copy), tmp_path / "out", SETTINGS)
     made, wanted = files_of(shards.path), files_of(shard_set.path)
     assert {name: made[name] for name in made if ".tar" in name or ".idx" in name} == {
@@ -315,7 +326,8 @@ def of_one_class(prepared: PreparedSet, path: Path, count: int, image: bytes) ->
         writer.write(rows)
     info = json.loads((path / "dataset.json").read_text())
     info["counts"]["splits"] = {"train": {"num_samples": count}}
-    (path / "dataset.json").write_text(json.dumps(info))
+    info["files"] = record_files(path, PreparedSet.recorded(info))
+    write_json(path / "dataset.json", sealed(info))
     return path
 
 

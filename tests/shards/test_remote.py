@@ -27,6 +27,7 @@ from in21k.shards import ShardSet, open_dataset, remote, store
 from in21k.shards.ahead import Ahead, uses
 from in21k.shards.cache import Cache, lock_path
 from in21k.shards.dataset import PreparedSet, ShardSplit
+from in21k.shards.files import read_json, sealed, write_json
 from in21k.shards.lock import FileLock
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.reader import CorruptSampleError, SampleReader
@@ -58,7 +59,8 @@ class FileServer:
     def fail(self, fault: str | int, numbers: range = range(1_000_000), name: str = "") -> None:
         """Answer requests of these numbers, counted for each file, for files that have `name` in theirs, with a fault.
 
-        `drop`: half of the answer comes; `stall`: half of it, and then nothing; a number: this status.
+        `drop`: half of the answer comes; `stall`: half of it, and then nothing; `endless`: all of it, and zeros until
+        nobody listens; a number: this status.
         """
         self._fault = (fault, numbers, name)
 
@@ -94,11 +96,17 @@ class FileServer:
                     self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(body)}")
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(len(part)))
+                if fault != "endless":
+                    self.send_header("Content-Length", str(len(part)))
                 self.send_header("ETag", f'"{hash(body)}"')
                 self.end_headers()
                 if with_body:
-                    self.wfile.write(part if fault is None else part[: len(part) // 2])
+                    self.wfile.write(part if fault in (None, "endless") else part[: len(part) // 2])
+                while fault == "endless":
+                    try:
+                        self.wfile.write(bytes(10_000))
+                    except OSError:
+                        break
                 if fault == "stall":
                     files.stalled.set()
                     files.released.wait(20)
@@ -144,6 +152,13 @@ def images_of(split: ShardSplit) -> list[bytes]:
 def cached_shard(cache_folder: Path, name: str = SHARD) -> Path:
     (path,) = cache_folder.glob(f"*/{name}")
     return path
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def bytes_below(folder: Path) -> int:
@@ -194,13 +209,20 @@ def test_another_data_set_at_the_same_url_is_another(server: FileServer, prepare
     assert images_of(first.split("train")) == wanted  # all of it is in the cache
 
 
-def test_another_manifest_beside_the_same_dataset_json_is_noticed(server: FileServer) -> None:
+def test_another_manifest_beside_the_same_dataset_json_is_noticed_where_that_records_no_files(
+    server: FileServer, as_version_1: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    as_version_1(server.folder)
     first = open_dataset(server.url)
     table = pq.read_table(server.folder / "manifest.parquet")
     pq.write_table(table, server.folder / "manifest.parquet", compression="none")
     second = open_dataset(server.url)
     assert second.path != first.path
     assert second.manifest_path.read_bytes() == (server.folder / "manifest.parquet").read_bytes()
+    assert [record.message for record in caplog.records if "version 1" in record.message] == [
+        f"{server.url}: is of version 1 of the format, which has no checksums of its tables: changed labels go "
+        "unnoticed; `in21k shard` makes version 2"
+    ]
 
 
 def test_a_local_shard_set_needs_no_fsspec(shard_set: ShardSet) -> None:
@@ -251,7 +273,7 @@ def test_denied_access_says_how_to_get_it(server: FileServer) -> None:
         ("dataset.json", b"<html>", r"http\S+/shards: its dataset\.json is not readable as JSON"),
         ("dataset.json", b'{"format": "other"}', r"http\S+/shards: is 'other'; wanted 'in21k-shards'"),
         ("manifest.parquet", None, r"http\S+/shards/manifest\.parquet: is not there"),
-        ("manifest.parquet", b"PAR1 cut off", r"manifest\.parquet: not readable as a Parquet table"),
+        ("manifest.parquet", b"PAR1 cut off", r"manifest\.parquet: no answer in 3 tries .12 bytes came instead of"),
     ],
 )
 def test_a_damaged_source_is_refused(server: FileServer, name: str, content: bytes | None, line: str) -> None:
@@ -260,9 +282,16 @@ def test_a_damaged_source_is_refused(server: FileServer, name: str, content: byt
         open_dataset(server.url)
 
 
-def test_a_manifest_of_other_rows_is_refused(server: FileServer) -> None:
+def test_a_table_that_changed_at_the_source_is_refused(server: FileServer) -> None:
+    flip(server.folder / "manifest.parquet")
+    with pytest.raises(ValueError, match=r"http.*/manifest\.parquet: has changed since it was written"):
+        open_dataset(server.url)
+
+
+def test_a_manifest_of_other_rows_is_refused(server: FileServer, reseal: Callable[[Path], None]) -> None:
     table = pq.read_table(server.folder / "manifest.parquet")
     pq.write_table(table.slice(0, 60), server.folder / "manifest.parquet")
+    reseal(server.folder)
     with pytest.raises(ValueError, match=r"http.*: its manifest\.parquet has 60 rows; dataset\.json says 67"):
         open_dataset(server.url)
 
@@ -329,6 +358,83 @@ def test_a_bit_that_flips_in_the_cache_is_mended_from_the_source(
     assert [record.message for record in caplog.records] == [
         f"{split.describe(2)} had other bytes in the cache; they were fetched again"
     ]
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", "classes.parquet", "tree.json"])
+def test_a_table_that_changed_in_the_cache_is_fetched_again(
+    name: str, server: FileServer, cache_folder: Path, shard_set: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cached,) = [open_dataset(server.url).path / name]
+    flip(cached)
+    server.asked.clear()
+    opened = open_dataset(server.url)
+    np.testing.assert_array_equal(opened.split("train").labels, shard_set.split("train").labels)
+    assert (opened.classes, opened.tree) == (shard_set.classes, shard_set.tree)
+    assert cached.read_bytes() == (server.folder / name).read_bytes()
+    assert set(server.asked) == {"dataset.json", name}
+    assert [f"/{name}: has changed" in record.message for record in caplog.records] == [True] * (name != "dataset.json")
+
+
+# What a server may not do
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", SHARD])
+def test_a_body_without_an_end_is_refused_and_neither_disk_nor_memory_takes_more_than_was_told(
+    name: str, ranges: bool, server: FileServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_MARK_BYTES", 20_000)
+    monkeypatch.setattr(store, "READ_BYTES", 1000)
+    server.ranges = ranges
+    server.fail("endless", name=name)
+    largest = 0
+    write_at = remote.write_at
+
+    def watch(path: Path, data: bytes, offset: int) -> None:
+        nonlocal largest
+        largest = max(largest, offset + len(data))
+        write_at(path, data, offset)
+
+    monkeypatch.setattr(store, "write_at", watch)
+    if ranges and name != "dataset.json":  # what was asked for is all that is taken of the answer
+        SampleReader(open_dataset(server.url).split("train")).image(0)
+        assert cached_shard(cache_folder).read_bytes() == (server.folder / SHARD).read_bytes()
+    else:
+        with pytest.raises(OSError, match=rf"{name}: has more than [\d,]+ bytes, the most that it may have"):
+            SampleReader(open_dataset(server.url).split("train")).image(0)
+    assert largest <= max((server.folder / each).stat().st_size for each in (SHARD, "manifest.parquet"))
+
+
+@pytest.mark.parametrize("name", ["../../../x.tar", "/tmp/x.tar", "train/../../x.tar", "train/a b.tar", "val/x.tar"])
+def test_a_shard_set_whose_names_lead_elsewhere_is_refused_and_nothing_is_written(
+    name: str, server: FileServer, tmp_path: Path, reseal: Callable[[Path], None]
+) -> None:
+    info = read_json(server.folder / "dataset.json")
+    info["shards"]["train"][0]["name"] = name
+    info["files"] = {}
+    write_json(server.folder / "dataset.json", sealed(info))
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    with pytest.raises(ValueError, match=r"http.*dataset\.json"):
+        open_dataset(server.url)
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+
+
+@pytest.mark.parametrize("place", ["train", SHARD, f"{SHARD}.tmp"])
+def test_a_link_in_the_cache_is_not_followed(place: str, server: FileServer, tmp_path: Path) -> None:
+    split = open_dataset(server.url).split("train")
+    elsewhere = tmp_path / "elsewhere"
+    if place == "train":
+        elsewhere.mkdir()
+    else:
+        elsewhere.write_text("mine")
+        (split.folder / "train").mkdir()
+    (split.folder / place).symlink_to(elsewhere)
+    if place.endswith(".tmp"):
+        SampleReader(split).image(0)  # the link itself goes, as what a killed process leaves does
+    else:
+        with pytest.raises(ValueError, match=r"is a link; the cache .* holds none"):
+            SampleReader(split).image(0)
+    assert list(elsewhere.iterdir()) == [] if place == "train" else elsewhere.read_text() == "mine"
 
 
 @pytest.mark.parametrize("ranges", [True, False])

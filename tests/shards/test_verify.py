@@ -207,9 +207,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_a_shard_set_is_found_without_reading_images(shards_copy: Path, damage: str) -> None:
+def test_damage_to_a_shard_set_is_found_without_reading_images(
+    shards_copy: Path, reseal: Callable[[Path], None], damage: str
+) -> None:
+    """Whatever dataset.json records."""
     spoil, wanted = DAMAGES[damage]
     spoil(shards_copy)
+    reseal(shards_copy)
     problems = verify(ShardSet(shards_copy)).problems
     assert any(re.search(wanted, problem) for problem in problems), problems
 
@@ -279,12 +283,13 @@ def test_of_a_great_many_problems_the_first_are_named_and_the_rest_counted(
     assert any("and 33 more problems like these" in problem for problem in problems)
 
 
-def test_damage_to_a_prepared_set_is_found(prepared_copy: Path) -> None:
+def test_damage_to_a_prepared_set_is_found(prepared_copy: Path, reseal: Callable[[Path], None]) -> None:
     archive = prepared_copy / "val" / "n01503061.tar"
     data = archive.read_bytes()
     archive.write_bytes(data[:1024])
     (prepared_copy / "train" / "n01858441.tar").unlink()
     edit_json(prepared_copy / "dataset.json", lambda info: info["counts"].update(num_rejects=1))
+    reseal(prepared_copy)
     problems = "\n".join(verify(PreparedSet(prepared_copy)).problems)
     assert "val/n01503061.tar: n01503061_0: not there" in problems
     assert "train/n01858441.tar: missing; 11 samples lie in it" in problems
