@@ -74,7 +74,7 @@ def average(
         overwrite=overwrite,
     )
     result: dict[str, Any] = {"path": str(out), "num_averaged": len(sources), **content}
-    emit(result, render_export(result), as_json=as_json)
+    emit(result, render_export, as_json=as_json)
 
 
 def _check_alike(first: Path, one: SavedRun, path: Path, other: SavedRun) -> None:

@@ -84,7 +84,7 @@ def bench_loader(
     if plot:
         title = f"Loaders: images a second over {opened.path.resolve().name}"
         save_picture(draw_rates(result, title, _describe(result)), plot)
-    emit(result, _render(result), as_json=as_json)
+    emit(result, _render, as_json=as_json)
 
 
 def _settings(

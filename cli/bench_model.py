@@ -120,7 +120,7 @@ def bench_model(
         "models": [{**rows[key], **_summarize(rounds)} for key, rounds in found.items()],
         "failed": failed,
     }
-    emit(result, _render(result, markdown=markdown), as_json=as_json)
+    emit(result, lambda shown: _render(shown, markdown=markdown), as_json=as_json)
 
 
 def _open(name: str, image_size: int | None, num_classes: int | None) -> tuple[nn.Module, int]:

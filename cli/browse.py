@@ -79,7 +79,7 @@ def browse(
         ],
         "failed": dict(sheet.failed),
     }
-    emit(result, _render(result), as_json=as_json)
+    emit(result, _render, as_json=as_json)
 
 
 class _Once(logging.Filter):

@@ -86,7 +86,7 @@ def export(
     )
     address = push_folder(out, push, private=not public) if push else None
     result = {"path": str(out), **content, "pushed_to": address}
-    emit(result, render_export(result), as_json=as_json)
+    emit(result, render_export, as_json=as_json)
 
 
 def render_export(result: dict[str, Any]) -> str:

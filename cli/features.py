@@ -108,7 +108,7 @@ def features(
                 "left_out": made_from["num_samples"] - len(file),
                 **made_from,
             }
-            emit(result, ("finished already: " if found else "") + _render(result), as_json=as_json)
+            emit(result, lambda shown: ("finished already: " if found else "") + _render(shown), as_json=as_json)
 
 
 def _check_batch(batch_size: int, image_size: int) -> None:

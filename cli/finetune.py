@@ -10,6 +10,7 @@ import click
 
 from .finetune_data import find_data, is_finished_data, open_finished, pack_data
 from .options import PATH, device_option, emit, json_option, overwrite_option
+from .terminal import in_one_line
 from .train import Labels, check_device, run_training
 from .train_plan import PlannedData, add_memory, make_plan, render_plan
 from .tree import say_flat
@@ -119,7 +120,7 @@ def finetune(
     if pack_only:
         counts = found.shards.num_samples
         text = f"{found.shards.location}: {' + '.join(f'{count:,} {split}' for split, count in counts.items())}"
-        emit({"path": found.shards.location, "num_samples": counts}, text, as_json=as_json)
+        emit({"path": found.shards.location, "num_samples": counts}, in_one_line(text), as_json=as_json)
         return
     run_training(
         found.shards,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..preprocess.archive import Forward, from_os, is_image, named_errors, open_tar, problem_of, readable, walk
 from ..training import Source, UnreadableImageError
-from .options import in_one_line
+from .terminal import in_one_line
 
 PLAIN_TAR = ".tar"
 TARS = (PLAIN_TAR, ".tar.gz", ".tgz")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from ..datapipe import create_loader
 from ..preprocess.archive import is_image
 from ..shards import open_dataset
 from .image_sources import own_limit, walk_folder
-from .options import in_one_line
 from .progress import ProgressLine
+from .terminal import say
 from .validation import Work, counted
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class _Folder:
         for rows, pixels in training.read_batches(mine, self._work.opened, batch_size=size, workers=self._work.workers):
             for source, error in rows:
                 if error is not None:
-                    click.echo(f"{in_one_line(str(source.picture))}: {error}; left out", err=True)
+                    say(f"{source.picture}: {error}; left out", err=True)
                     self.num_unreadable += 1
             labels = [self._label_of[source.name.partition("/")[0]] for source, error in rows if error is None]
             if pixels is not None:

@@ -49,7 +49,7 @@ def knn(
             device=where,
             on_rows=lambda done, total: progress.show(f"{done:,} of {total:,} rows compared", done / total),
         )
-    emit(result, _render(result), as_json=as_json)
+    emit(result, _render, as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:

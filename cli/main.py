@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from typing import Any
@@ -34,6 +33,7 @@ from . import (
     validate,
     verify,
 )
+from .terminal import in_one_line, set_up_streams
 
 TRACEBACK = "IN21K_TRACEBACK"
 # Commands that keep what they have done, and go on with it when they are started again.
@@ -48,7 +48,7 @@ class MistakeError(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print the line on stderr."""
         line = " ".join(self.format_message().split())
-        click.echo(f"in21k: {line}", file=file or sys.stderr)
+        click.echo(in_one_line(f"in21k: {line}"), file=file or sys.stderr)
 
 
 class StoppedError(MistakeError):
@@ -105,7 +105,7 @@ def cli() -> None:
     The way of the data: sample-data -> preprocess -> shard -> verify -> train -> validate -> predict.
     Results go to stdout, progress and logs to stderr. IN21K_TRACEBACK=1 shows where an error came from.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    set_up_streams()
 
 
 for command in (

@@ -50,7 +50,7 @@ def models(pattern: str | None, published: bool, data: Path | str | None, as_jso
                 _describe(name, one, wnids)
                 | {"num_parameters": count_parameters(name, one.num_classes if one else None)}
             )
-    emit(rows, _render(rows, teaches=wnids is not None), as_json=as_json)
+    emit(rows, lambda shown: _render(shown, teaches=wnids is not None), as_json=as_json)
 
 
 def _base(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from .terminal import in_lines, in_one_line, json_text, printable, width
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,8 +28,6 @@ class _PathOrUrl(click.Path):
 PATH = _LocalPath(path_type=Path)
 PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays the string that it is
 BATCH_SIZE = click.IntRange(1, 65_536)  # images at a time; guessed: as many of 224 pixels have 10 GB
-
-_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what breaks a line, or steers a terminal
 
 
 def json_option(command: Command) -> Command:
@@ -77,22 +75,21 @@ def num_workers(workers: int | None) -> int:
     return workers or default_workers()
 
 
-def emit(result: object, text: str, *, as_json: bool) -> None:
-    """Print a command's result on stdout: as JSON or as text."""
-    click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else text)
+def emit(result: object, text: str | Callable[[Any], str], *, as_json: bool) -> None:
+    """Print a command's result on stdout: as JSON or as text.
 
-
-def in_one_line(text: str) -> str:
-    """Return a text without line breaks and other control characters, which are written as Python writes them.
-
-    >>> print(in_one_line("a swan" + chr(10) + ".jpg"))
-    a swan\\n.jpg
+    text: makes the text of the result, whose names it gets as lines that can be printed; or lines of such names.
     """
-    return _NO_TEXT.sub(lambda found: repr(found[0])[1:-1], text)
+    if as_json:
+        click.echo(json_text(result, indent=1))
+    else:
+        click.echo(in_lines(text if isinstance(text, str) else text(printable(result))))
 
 
 def table(rows: list[list[str]]) -> str:
     """Return rows of cells as aligned text; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, len(row))] for row in rows]
+    rows = [[in_one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    padded = [[(cell, " " * (size - width(cell))) for cell, size in zip(row, widths, strict=True)] for row in rows]
+    lines = [[first + pad, *(pad + cell for cell, pad in rest)] for (first, pad), *rest in padded]
     return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from .options import (
     PATH,
     device_option,
     emit,
-    in_one_line,
     json_option,
     overwrite_option,
     weights_option,
@@ -25,6 +23,7 @@ from .options import (
 from .pictures import check_picture, save_picture
 from .progress import ProgressLine
 from .tables import ROW_GROUP_ROWS, check_table, table_writer
+from .terminal import json_text, printable, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,20 +126,20 @@ def predict(
             if as_json:
                 rows.append(row)
             elif jsonl:
-                click.echo(json.dumps(row, ensure_ascii=False))
+                click.echo(json_text(row))
             elif found.prediction and not out:
-                click.echo(_render_labels(row) if several else _render(row))
+                click.echo((_render_labels if several else _render)(printable(row)))
             if progress:
                 progress(tally.num_images)
         tally.check(others)
     if str(others):
-        click.echo(f"passed over, as their names are not those of images: {others}", err=True)
+        say(f"passed over, as their names are not those of images: {others}", err=True)
     if picture:
         save_picture(training.lay_out(drawn), picture)
     if as_json:
         emit(rows, "", as_json=True)
     elif out and not jsonl:
-        click.echo(f"{out}: {tally.num_images:,} images, {tally.num_unreadable:,} of them unreadable")
+        say(f"{out}: {tally.num_images:,} images, {tally.num_unreadable:,} of them unreadable")
 
 
 def _shown_of(paths: Sequence[Path], line: ProgressLine) -> Callable[[int], None]:
@@ -183,13 +182,13 @@ class _Tally:
         self._held: str | None = None
 
     def add(self, found: Classified) -> None:
-        line = f"{in_one_line(found.source.name)}: {found.error}"
+        line = f"{found.source.name}: {found.error}"
         if found.error is not None and self.num_unreadable == self.num_images == 0:
             self._held = line
         elif found.error is not None:
-            click.echo(f"{line}; passed over", err=True)
+            say(f"{line}; passed over", err=True)
         elif self._held is not None:
-            click.echo(f"{self._held}; passed over", err=True)
+            say(f"{self._held}; passed over", err=True)
             self._held = None
         self.num_images += 1
         self.num_unreadable += found.error is not None
@@ -263,12 +262,12 @@ def _drawn(source: Source, prediction: dict[str, Any]) -> Image.Image:
     from .. import training
 
     assert not isinstance(source.picture, training.UnreadableImageError)
-    name = in_one_line(source.name.rpartition("/")[2])
+    name = source.name.rpartition("/")[2]
     return training.draw_prediction(training.read_image(source.picture), prediction, name)
 
 
 def _render(row: dict[str, Any]) -> str:
-    image = in_one_line(row["image"])
+    image = row["image"]
     top = f"likeliest of all classes: {_shown(row['top5'], ', ')}"
     best = row["top5"][0]
     lines = [f"{image}: {_shown(row['chain'], ' > ')}", top] if row["chain"] else [f"{image}: {top}"]
@@ -280,7 +279,7 @@ def _render(row: dict[str, Any]) -> str:
 
 def _render_labels(row: dict[str, Any]) -> str:
     present = _shown(row["labels"], ", ") or "no label is likely enough"
-    return f"{in_one_line(row['image'])}: {present}\n  likeliest of all labels: {_shown(row['top5'], ', ')}"
+    return f"{row['image']}: {present}\n  likeliest of all labels: {_shown(row['top5'], ', ')}"
 
 
 def _shown(answers: Sequence[dict[str, Any]], between: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import in_one_line
-
 if TYPE_CHECKING:
     from ..shards.dataset import PreparedSet
 
@@ -67,4 +65,4 @@ def _named(what: str, names: Iterable[str], most: int = _MOST_NAMES) -> str:
     """Return how many there are, and their names."""
     names = list(names)
     more = ", ..." if len(names) > most else ""
-    return f"{what}: {len(names):,} ({in_one_line(', '.join(names[:most]))}{more})" if names else ""
+    return f"{what}: {len(names):,} ({', '.join(names[:most])}{more})" if names else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
 from .progress import ProgressLine
+from .terminal import in_one_line
 from .tree import say_flat
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ def _prepare(
     taxonomy = Taxonomy.read(wordnet, parents)
     if dry_run:
         found = _estimate(source, out, select, image, taxonomy, num_workers(workers))
-        emit(found.as_dict(), found.render(), as_json=as_json)
+        emit(found.as_dict(), replace(found, source=in_one_line(found.source)).render(), as_json=as_json)
         raise SystemExit(0 if found.fits else 1)
     with ProgressLine("preprocess") as progress, open_engine(engine, ray_address, workers) as run_tasks:
         prepared = prepare(
@@ -168,7 +170,7 @@ def _prepare(
         )
     say_flat(prepared.tree)
     summary = summarize(prepared)
-    emit(summary, render(summary), as_json=as_json)
+    emit(summary, render, as_json=as_json)
 
 
 def _settings(

@@ -75,7 +75,7 @@ def probe(
             device=where,
             on_work=progress.show,
         )
-    emit(result, _render(result), as_json=as_json)
+    emit(result, _render, as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:

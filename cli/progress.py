@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .terminal import in_one_line
+
 if TYPE_CHECKING:
     from ..shards.parallel import Progress
 
@@ -54,7 +56,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         )
         rates = self._rates(progress, start, seconds) if self.of_images else []
         parts = [share, *rates, progress.detail, f"took {clock(seconds)}" if ended else left]
-        line = ", ".join(part for part in parts if part)
+        line = in_one_line(", ".join(part for part in parts if part))
         sys.stderr.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         sys.stderr.flush()
         self._shown = progress

@@ -21,6 +21,7 @@ from .options import (
 )
 from .progress import ProgressLine
 from .report_page import FolderReport, assemble, has_mark, is_report, mark_of
+from .terminal import in_one_line
 from .validation import open_data
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def report(
         raise _other_report(out)
     titles = [section.title for folder in folders for section in folder.sections]
     result = {"path": str(out), "bytes": num_bytes, "sections": titles}
-    emit(result, f"{out}: {num_bytes / 1e6:.1f} MB; {', '.join(titles)}", as_json=as_json)
+    emit(result, in_one_line(f"{out}: {num_bytes / 1e6:.1f} MB; {', '.join(titles)}"), as_json=as_json)
 
 
 def _check_paths(paths: Sequence[Path]) -> None:

@@ -90,7 +90,7 @@ def retrieve(
     ]
     if picture and shards:
         _draw(picture, file, shards, result, paths)
-    emit(result, "\n\n".join(map(_render, result)), as_json=as_json)
+    emit(result, lambda rows: "\n\n".join(map(_render, rows)), as_json=as_json)
 
 
 def _class_of(query: str, file: FeatureFile, rows: dict[str, int], names: dict[str, str]) -> dict[str, str]:

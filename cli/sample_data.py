@@ -8,6 +8,7 @@ import click
 
 from .options import PATH, emit, json_option, overwrite_option
 from .progress import ProgressLine
+from .terminal import in_one_line
 
 
 @click.command("sample-data")
@@ -58,4 +59,4 @@ def sample_data(
         f"{out}: {archive.num_images:,} images of {archive.num_classes} classes, "
         f"{archive.archive_bytes / 1e6:.1f} MB; classes per level of the tree: {' '.join(map(str, levels))}"
     )
-    emit(result, text, as_json=as_json)
+    emit(result, in_one_line(text), as_json=as_json)

@@ -37,7 +37,7 @@ def validate_labels(
         if ranks.is_first:
             if per_class:
                 _write(result, per_class)
-            emit(result, _render(result), as_json=as_json)
+            emit(result, _render, as_json=as_json)
 
 
 def _label_sets(work: Work, found: LabelledSet) -> Tensor:

@@ -8,6 +8,7 @@ import click
 
 from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
 from .progress import ProgressLine
+from .terminal import in_one_line
 
 
 @click.command()
@@ -53,4 +54,4 @@ def shard(
         f"{counts['num_bytes'] / 1e6:,.1f} MB of images"
         for split, counts in shards.info["counts"]["splits"].items()
     ]
-    emit({"path": str(out), **shards.info}, "\n".join(lines), as_json=as_json)
+    emit({"path": str(out), **shards.info}, "\n".join(map(in_one_line, lines)), as_json=as_json)

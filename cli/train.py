@@ -11,6 +11,7 @@ import click
 from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
 from .pictures import check_picture, save_picture
 from .progress import TrainLine
+from .terminal import in_lines, in_one_line, printable
 from .train_plan import PlannedData, add_memory, make_plan, render_plan
 from .tree import say_flat
 
@@ -135,10 +136,10 @@ def run_training(
                     plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
                     if plot:
                         _draw_schedule(plot, settings, plan)
-                    emit(plan, render_plan(plan), as_json=as_json)
+                    emit(plan, render_plan, as_json=as_json)
                 return
             if ranks.is_first:
-                click.echo(render_plan(plan), err=True)
+                click.echo(in_lines(render_plan(printable(plan))), err=True)
             val_loader = _loader(shards, "val", settings, ranks) if "val" in shards.num_samples else None
             mix = MixSettings(mixup=settings.mixup, cutmix=settings.cutmix)
             with TrainLine() as progress:
@@ -166,7 +167,7 @@ def run_training(
                 stopped = f"stopped at step {result.step} of {result.num_steps}"
                 emit({"path": str(out), "stopped": asdict(result)}, stopped, as_json=as_json)
             else:
-                emit({"path": str(out), **result}, _render_metrics(out, result), as_json=as_json)
+                emit({"path": str(out), **result}, in_one_line(_render_metrics(out, result)), as_json=as_json)
 
 
 def check_device(device: str | None, backend: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import PATH, emit, json_option, table
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..shards.class_table import ClassRow
@@ -47,10 +48,10 @@ def show(path: Path, class_name: str | None, as_json: bool) -> None:
     shown = _open(path)
     if class_name is None:
         result = _summary(shown)
-        emit(result, _render_summary(result), as_json=as_json)
+        emit(result, _render_summary, as_json=as_json)
     else:
         result = _class(shown, class_name)
-        emit(result, _render_class(result), as_json=as_json)
+        emit(result, _render_class, as_json=as_json)
 
 
 @tree.command()
@@ -80,7 +81,7 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
         semantic_tree.save_miil(out)
         for note in _miil_notes(semantic_tree):
             log.warning("%s: %s", out, note)
-    click.echo(f"{out}: {len(semantic_tree):,} classes ({file_format})")
+    say(f"{out}: {len(semantic_tree):,} classes ({file_format})")
 
 
 def say_flat(semantic_tree: SemanticTree) -> None:

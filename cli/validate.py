@@ -20,6 +20,7 @@ from .options import (
     workers_option,
 )
 from .tables import check_table, table_writer
+from .terminal import in_one_line
 from .validation import Work, ask_network, open_data, val_images
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def validate(
         with training.join_ranks(device) as ranks:
             result = validate_imagenet1k(work, imagenet1k, ranks)
             if ranks.is_first:
-                emit(result, render(result), as_json=as_json)
+                emit(result, render, as_json=as_json)
         return
     assert data is not None
     found = open_data(data)
@@ -187,8 +188,10 @@ def _tell(
         with table_writer(per_class, rows.schema, "classes of a validation") as writer:
             writer.write_table(rows)
     result = training.measure(predictions, tree)
-    came_from = f"{made_from['model']} ({made_from['weights']}) on {made_from['data']}:\n" if made_from else ""
-    emit(result, came_from + _render(result), as_json=as_json)
+    came_from = ""
+    if made_from:
+        came_from = in_one_line(f"{made_from['model']} ({made_from['weights']}) on {made_from['data']}:") + "\n"
+    emit(result, lambda shown: came_from + _render(shown), as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import click
 
 from .options import PATH, emit, json_option, num_workers, workers_option
 from .progress import ProgressLine
+from .terminal import in_one_line
 
 
 @click.command()
@@ -48,6 +49,6 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
         found = f"{len(differences)} differences from" if differences else "equals"
         lines += [*differences, f"{path}: {found} {compare_with} as it is known"]
         result |= {"release": compare_with, "release_differences": differences}
-    emit(result, "\n".join(lines), as_json=as_json)
+    emit(result, "\n".join(map(in_one_line, lines)), as_json=as_json)
     if verdict.problems or differences:
         raise SystemExit(1)

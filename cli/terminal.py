@@ -1,0 +1,88 @@
+"""The one place that prints names: nothing that a name holds breaks a line or steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import unicodedata
+from typing import Any
+
+import click
+
+# Control characters (a terminal obeys C1 too), line and paragraph separators, marks that turn the direction of text,
+# and the halves of surrogate pairs by which Python carries bytes that are not UTF-8.
+_STEERING = "\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_LINES = re.compile(f"[{_STEERING}]")
+_IN_ONE_LINE = re.compile(f"[\n{_STEERING}]")
+
+
+def in_one_line(text: str) -> str:
+    """Return a text without what breaks a line or steers a terminal, each of which is written as Python writes it.
+
+    >>> print(in_one_line("a swan" + chr(10) + ".jpg"))
+    a swan\\n.jpg
+    """
+    return _IN_ONE_LINE.sub(_escaped, text)
+
+
+def in_lines(text: str) -> str:
+    """Return a text of several lines without what steers a terminal."""
+    return _IN_LINES.sub(_escaped, text)
+
+
+def printable(value: Any) -> Any:
+    """Return plain values (dicts, lists, text, numbers) in which every text, keys included, is one line."""
+    if isinstance(value, str):
+        return in_one_line(value)
+    if isinstance(value, dict):
+        return {printable(key): printable(each) for key, each in value.items()}
+    return list(map(printable, value)) if isinstance(value, list | tuple) else value
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line, on stdout or stderr."""
+    click.echo(in_one_line(line), err=err)
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """Return a JSON document that holds no raw character that steers a terminal, nor any that stdout cannot encode."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
+    text = json.dumps(value, indent=indent, ensure_ascii=not is_utf8)
+    return _IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal a line takes: East Asian letters two, combining marks none.
+
+    >>> width("swan"), width("金毛犬"), width("e" + chr(0x301))
+    (4, 6, 1)
+    """
+    return sum(
+        0 if unicodedata.category(letter) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    )
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record of ours as one line; those of libraries keep their line breaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text."""
+        is_ours = record.name.partition(".")[0] == "in21k" and not record.exc_info
+        return (in_one_line if is_ours else in_lines)(super().format(record))
+
+
+def set_up_streams() -> None:
+    """Send logs to stderr, and let stdout write what its encoding lacks as Python escapes it."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]
