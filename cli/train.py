@@ -114,6 +114,7 @@ def run_training(
     tree, label_sets = labels or (shards.tree, None)
     training.check_loss(settings, multi_label=label_sets is not None)
     with training.join_ranks(check_device(device, settings.backend)) as ranks:
+        training.seed_everything(settings)
         facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
         if label_sets is not None:
             facts["label_sets"] = len(label_sets)
@@ -123,7 +124,6 @@ def run_training(
             facts["teacher_weights"] = teacher.fingerprint
         config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
         training.RunFolder(out).check(config, overwrite=overwrite)
-        training.seed_everything(settings)
         network = training.create_network(settings, tree.wnids, start)
         loader = _loader(shards, "train", settings, ranks)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,31 @@ SHARD_SAMPLES = 9
 @pytest.fixture(autouse=True)
 def _no_patience_with_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("in21k.shards.lock.PATIENCE_S", 0.0)
+
+
+def _hide_gpus(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("torch.cuda.is_available", lambda: False)
+    patch.setattr("torch.cuda.device_count", lambda: 0)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that a test starts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hidden_gpus() -> Iterator[pytest.MonkeyPatch]:
+    """Run every test as on a machine without a GPU, session fixtures included; undone, it shows the GPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        _hide_gpus(patch)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def _gpus_for_gpu_tests(request: pytest.FixtureRequest, _hidden_gpus: pytest.MonkeyPatch) -> Iterator[None]:
+    """Show the GPUs to tests marked `gpu`."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    _hidden_gpus.undo()
+    yield
+    _hide_gpus(_hidden_gpus)
 
 
 @pytest.fixture(scope="session")

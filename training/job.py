@@ -44,7 +44,10 @@ log = logging.getLogger(__name__)
 
 
 def seed_everything(settings: TrainSettings) -> None:
-    """Seed torch, and hold it to deterministic algorithms where the settings ask. Call it before building a model."""
+    """Seed torch, and hold it to deterministic algorithms where the settings ask.
+
+    Call it before anything computes on a GPU, a teacher included, and before building the model.
+    """
     torch.manual_seed(settings.seed)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts

@@ -112,7 +112,6 @@ def test_on_a_gpu_the_largest_batch_is_found_too() -> None:
         torch.cuda.empty_cache()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_missed() -> None:
     refused = run("bench-model", "resnet10t", "--device", "cuda")
     assert refused.exit_code == 2

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from in21k.datapipe import backends
@@ -153,7 +152,6 @@ def test_an_unknown_backend_is_refused_with_the_nearest(train_words: Words, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_missed(trained: Path, shards: Path, tmp_path: Path) -> None:
     asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t")
     assert_refused(run(*asked, "--device", "cuda"), "GPU")

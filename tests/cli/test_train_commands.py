@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from .conftest import run, run_json
 
@@ -40,6 +42,27 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(train_words: Words, tmp_pat
     assert plan["settings"]["image_size"] == 32
     assert plan["backend"] == "torch"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_deterministic_run_is_so_before_its_teacher_computes(
+    train_words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str | None, bool]] = []
+
+    def load_teacher(*_: object) -> None:
+        seen.append((os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.are_deterministic_algorithms_enabled()))
+        raise ValueError("that is all we wanted to know")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr("in21k.training.load_teacher", load_teacher)
+    words = [*train_words(tmp_path / "run"), "--teacher", "whoever"]
+    try:
+        run(*words, "--set", "deterministic=true")
+        run(*words)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(":4096:8", True), (":4096:8", False)]
 
 
 def test_cross_entropy_trains_with_dali(shards: Path, tmp_path: Path) -> None:

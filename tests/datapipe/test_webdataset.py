@@ -155,6 +155,7 @@ def test_images_come_in_the_type_and_layout_asked_for(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_batches_come_out_on_a_gpu_as_on_the_cpu(open_stream: Make) -> None:
     settings = {"split": "val", "batch_size": 4, "workers": 2}
     for (images, labels), (wanted, wanted_labels) in zip(

@@ -96,9 +96,8 @@ def test_where_not_even_the_least_fits_it_is_0() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_the_largest_batch_trains_on_the_gpu_and_twice_as_many_images_do_not() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     device = torch.device("cuda")
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(2e9 / total)
