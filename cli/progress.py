@@ -113,15 +113,10 @@ class TrainLine(AbstractContextManager["TrainLine"]):
 
     def on_validation(self, line: Mapping[str, Any]) -> None:
         """Print the validation's line."""
-        found = line["validation"]
         self._end_line()
-        if "map" in found:
-            sys.stderr.write(f"epoch {line['epoch']}: mAP {found['map']:.1f} %\n")
-            return
-        sys.stderr.write(
-            f"epoch {line['epoch']}: semantic top-1 {found['semantic_top1']:.1f} %, top-1 {found['top1']:.1f} %, "
-            f"top-5 {found['top5']:.1f} %\n"
-        )
+        validation = line["validation"]
+        averaged = f"; moving average: {describe_accuracy(validation['ema'])}" if "ema" in validation else ""
+        sys.stderr.write(f"epoch {line['epoch']}: {describe_accuracy(validation)}{averaged}\n")
 
     def _end_line(self) -> None:
         if self._live and self._drawn:
@@ -130,6 +125,16 @@ class TrainLine(AbstractContextManager["TrainLine"]):
 
     def __exit__(self, *_: object) -> None:
         self._end_line()
+
+
+def describe_accuracy(validation: Mapping[str, Any]) -> str:
+    """Return how good a validation found a network, in a few words.
+
+    >>> describe_accuracy({"semantic_top1": 54.2, "top1": 3.7, "top5": 20.1})
+    'semantic top-1 54.2 %, top-1 3.7 %, top-5 20.1 %'
+    """
+    names = {"map": "mAP", "semantic_top1": "semantic top-1", "top1": "top-1", "top5": "top-5"}
+    return ", ".join(f"{title} {validation[name]:.1f} %" for name, title in names.items() if name in validation)
 
 
 def clock(seconds: float) -> str:

@@ -44,7 +44,7 @@ def main(folder: Path, classes: int, images_per_class: int, sets: tuple[str, ...
         f"\nDone in {clock(time.monotonic() - begun)}. In {folder}/: the raw archive, prepared/, shards/, "
         f"run/ (the network, for timm too), prediction.png\n"
         f"semantic top-1 {result['semantic_top1']:.1f} % "
-        f"(always the commonest answer: {result['semantic_top1_commonest']:.1f} %)\n"
+        f"(always the commonest answer: {result['semantic_top1_commonest']:.1f} %), top-1 {result['top1']:.1f} %\n"
         f"Next: in21k tree show {run};  in21k preprocess raw-tar fall11_whole.tar PREPARED;  in21k --help"
     )
 

@@ -226,9 +226,9 @@ def _render_metrics(out: Path, metrics: dict[str, Any]) -> str:
         )
     if "semantic_top1" not in metrics:
         return f"{done}; the shards have no validation split"
+    whose = " of the moving average" if "ema" in metrics else ""
     return (
         f"{done}; semantic top-1 {metrics['semantic_top1']:.1f} % "
-        f"(always the commonest answer: {metrics['semantic_top1_commonest']:.1f} %), "
-        f"best {'of the moving average ' if 'ema' in metrics else ''}{metrics['best_semantic_top1']:.1f} % "
-        f"in epoch {metrics['best_epoch']}"
+        f"(always the commonest answer: {metrics['semantic_top1_commonest']:.1f} %), top-1 {metrics['top1']:.1f} %; "
+        f"best semantic top-1{whose} {metrics['best_semantic_top1']:.1f} % in epoch {metrics['best_epoch']}"
     )

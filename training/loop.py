@@ -156,12 +156,15 @@ class Trainer:
             self._scaler.step(self._optimizer)
             self._scaler.update()
             position.step += 1
+            rates = {"lr": lr}
             if self.ema:
                 self.ema.update(self.model, step=position.step)
+                rates["ema_decay"] = self.ema.get_decay(position.step)
 
             means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
             images = settings.accumulate * settings.batch_size
-            tracker.add_step(position.step, position.epoch, lr, means | {"grad_norm": norm}, images=images, place=place)
+            scalars = means | {"grad_norm": norm}
+            tracker.add_step(position.step, position.epoch, rates, scalars, images=images, place=place)
             due = bool(settings.save_every_steps) and position.step % settings.save_every_steps == 0
             if (due or tracker.due) and tracker.tell():
                 return False

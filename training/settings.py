@@ -159,8 +159,10 @@ class TrainSettings:
     channels_last: bool = False
     """Lay images and weights out channels last; convolutions on a GPU in half precision like that."""
     ema: float | None = None
-    """The decay of an exponential moving average of the weights, 0 < x < 1, which it climbs to as the run goes on. It
-    is validated beside the weights, and `best` is its best; None: off."""
+    """The decay of an exponential moving average of the weights, 0 < x < 1. After step t (1..) the average is
+    d * average + (1 - d) * weights with d = min(ema, 1 - t^(-2/3)), logged as `ema_decay`: it begins as the weights of
+    step 1, and reaches 0.999 at step 31,623 and 0.9999 at step 1,000,000 (the warm-up of timm's ModelEmaV3). It is
+    validated beside the weights, and `best` is its best; None: off."""
     clip_grad: float | None = None
     """The largest norm of the whole gradient; None: not clipped."""
     sync_bn: bool = False

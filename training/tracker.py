@@ -66,9 +66,10 @@ class _Step:
 class Tracker:
     """Collects the steps of a rank, reads their losses from the device a few at a time, and lets rank 0 tell of them.
 
-    A step's line is {step (1..), epoch (0..), lr, loss and the other scalars (means over the ranks; null where they are
-    not finite), images_per_s (of all ranks), data_wait (the share of the time in which the loop waited for batches),
-    memory_mb (the most that rank 0 had on its GPU, or has in memory)}; the last three are of the steps read together.
+    A step's line is {step (1..), epoch (0..), lr, ema_decay (of the moving average, where there is one), loss and the
+    other scalars (means over the ranks; null where they are not finite), images_per_s (of all ranks), data_wait (the
+    share of the time in which the loop waited for batches), memory_mb (the most that rank 0 had on its GPU, or has in
+    memory)}; the last three are of the steps read together.
     A validation's line is {step, epoch, validation: {...}}.
 
     wants_stop: asked at each reading; once it is true on any rank, `tell` is true on all.
@@ -108,14 +109,18 @@ class Tracker:
         self,
         step: int,
         epoch: int,
-        lr: float,
+        rates: Mapping[str, float],
         scalars: Mapping[str, Tensor],
         *,
         images: int,
         place: dict[str, int] | None = None,
     ) -> None:
-        """Note a step without waiting for it: its scalars (one is `loss`), this rank's images, the loader's place."""
-        self._steps.append(_Step({"step": step, "epoch": epoch, "lr": lr}, scalars, place))
+        """Note a step without waiting for it.
+
+        rates: `lr`, and `ema_decay` where there is a moving average.  scalars: on the device; one is `loss`.
+        images: of this rank.  place: of the loader before the step.
+        """
+        self._steps.append(_Step({"step": step, "epoch": epoch, **rates}, scalars, place))
         self._num_images += images
 
     @property

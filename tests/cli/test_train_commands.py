@@ -74,6 +74,19 @@ def test_cross_entropy_trains_with_dali(shards: Path, tmp_path: Path) -> None:
     assert metrics["num_epochs"] == 1
 
 
+@pytest.mark.parametrize("ema", ["off", "0.9"])
+def test_the_end_of_training_tells_semantic_top1_and_top1(train_words: Words, tmp_path: Path, ema: str) -> None:
+    result = run(*train_words(tmp_path / "run"), "--set", f"ema={ema}")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert f"semantic top-1 {metrics['semantic_top1']:.1f} % (always the commonest" in result.stdout
+    assert f"%), top-1 {metrics['top1']:.1f} %; best semantic top-1" in result.stdout
+    averaged = metrics.get("ema")
+    assert (averaged is None) == (ema == "off")
+    if averaged:
+        ending = f"moving average: semantic top-1 {averaged['semantic_top1']:.1f} %, top-1 {averaged['top1']:.1f} %"
+        assert ending in result.stderr
+
+
 def test_timm_opens_the_run(trained: Path) -> None:
     model = timm.create_model(f"local-dir:{trained}", pretrained=True)
     assert model.num_classes == 8

@@ -216,6 +216,31 @@ def test_a_moving_average_is_validated_beside_the_weights_and_kept(
     assert torch.allclose(averaged["5.weight"], weights["5.weight"], atol=0.1)
 
 
+def test_the_moving_averages_decay_is_logged_and_follows_its_formula(
+    run_training: Train, run_path: Path, settings: TrainSettings
+) -> None:
+    run_training(settings=replace(settings, ema=0.8, optimizer="sgd", lr=0.5))
+    steps = [line for line in lines_of(run_path) if "loss" in line]
+    decays = [line["ema_decay"] for line in steps]
+    assert decays == pytest.approx([min(0.8, 1 - step ** (-2 / 3)) for step in range(1, 19)])
+    assert (decays[0], decays[-1]) == (0, 0.8)
+
+
+def test_the_first_step_makes_the_moving_average_and_later_ones_move_it(
+    run_training: Train, tmp_path: Path, settings: TrainSettings
+) -> None:
+    weights = []
+    for num_steps in (1, 2):
+        folder = tmp_path / str(num_steps)
+        run_training(folder=folder, settings=replace(settings, ema=0.8, max_steps=num_steps, schedule="constant"))
+        files = [folder / f"model{suffix}.safetensors" for suffix in ("", "_ema")]
+        weights.append([load_file(file)["5.weight"] for file in files])
+    (first, averaged_first), (second, averaged_second) = weights
+    assert torch.equal(averaged_first, first)
+    decay = 1 - 2 ** (-2 / 3)
+    torch.testing.assert_close(averaged_second, decay * first + (1 - decay) * second)
+
+
 def test_the_last_checkpoints_are_kept(run_training: Train, run_path: Path, settings: TrainSettings) -> None:
     run_training(settings=replace(settings, keep_last=3, save_every_steps=5))
     found = sorted(path.name for path in (run_path / "checkpoints").iterdir())
