@@ -12,6 +12,7 @@ import torch
 
 from ..shards.dataset import ShardSet, ShardSplit, open_dataset
 from .loader import Loader, LoaderSettings
+from .pixels import Normalize
 from .planned_loader import PlannedLoader
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def create_loader(
     workers: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    normalize: str | None = "unit",
+    normalize: Normalize | None = "unit",
     channels_last: bool = False,
     crop_pct: float | None = None,
     max_bad_rate: float = 0.001,

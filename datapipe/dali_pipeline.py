@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .augment import Plans, Recipe
 from .loader import LoaderSettings
-from .pixels import NORMALIZATIONS
+from .pixels import mean_and_deviation
 from .plan import PlannedBatch
 
 PREFETCH_BATCHES = 2
@@ -79,7 +79,7 @@ def build_pipeline(
     if device_id is not None:
         load = settings.hw_decoder_load
         decoding["hw_decoder_load"] = HW_DECODER_LOAD if load is None else load
-    means, deviations = NORMALIZATIONS.get(settings.normalize or "", AS_THEY_ARE)
+    means, deviations = AS_THEY_ARE if settings.normalize is None else mean_and_deviation(settings.normalize)
     finishing = {
         "dtype": {torch.uint8: types.UINT8, torch.float16: types.FLOAT16}.get(settings.dtype, types.FLOAT),
         "output_layout": "HWC" if settings.channels_last else "CHW",

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..shards.parallel import default_workers
 from .augment import AUGMENTATIONS, Recipe
 from .feed import Bad
-from .pixels import NORMALIZATIONS
+from .pixels import Normalize, mean_and_deviation
 from .to_device import one_ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -42,7 +42,8 @@ class LoaderSettings:
     workers:        decode threads or processes; None: one for each core, shared between the ranks of a node.
     device:         where batches come out.
     dtype:          float32, float16, bfloat16; or uint8, which goes with normalize None.
-    normalize:      `unit` (0..1), `imagenet` (mean and deviation), None (0..255).
+    normalize:      `unit` (0..1); `imagenet` (its mean and deviation); a pair of mean and deviation of pixels in 0..1,
+                    each a number or one for each channel; None (0..255).
     channels_last:  memory format of the images.
     max_bad_rate:   corrupt samples stop the epoch once they are more than this part of the samples that this rank was
                     handed, counted as 10,000 (or all of a smaller split) until they are more; three are always let
@@ -61,7 +62,7 @@ class LoaderSettings:
     workers: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
-    normalize: str | None = "unit"
+    normalize: Normalize | None = "unit"
     channels_last: bool = False
     crop_pct: float | None = None
     max_bad_rate: float = 0.001
@@ -85,8 +86,8 @@ class LoaderSettings:
             raise ValueError(f"max_bad_rate is {self.max_bad_rate}; wanted 0 to 1")
         if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; wanted 0 to 1")
-        if self.normalize is not None and self.normalize not in NORMALIZATIONS:
-            raise ValueError(f"normalize is {self.normalize!r}; known: {', '.join(NORMALIZATIONS)} and None")
+        if self.normalize is not None:
+            mean_and_deviation(self.normalize)  # which checks it
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype}; known: {', '.join(map(str, DTYPES))}")
         if self.dtype == torch.uint8 and self.normalize is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.export import MEAN_STD, weights_fingerprint
+from ..models.export import mean_std, weights_fingerprint
 from ..models.label_space import LabelSpace, class_map, label_space_of
 from ..models.zoo import pretrained_21k
 from ..shards.tree import SemanticTree
@@ -111,7 +111,7 @@ def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.devi
         name=settings.teacher,
         outputs=outputs,
         mean_std=(opened.mean, opened.std),
-        student_mean_std=MEAN_STD[settings.normalize],
+        student_mean_std=mean_std(settings.normalize),
         size=settings.teacher_size,
     ).to(device)
     if settings.channels_last:

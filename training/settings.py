@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from ..models.export import mean_std, short_normalize
+
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 BINARY_LOSSES = ("bce", "asymmetric")  # a yes or no for each class
 _INFINITE = float("inf")
@@ -108,8 +110,9 @@ class TrainSettings:
     """Alpha of cutmix's; where both are on, each has every second batch, by chance."""
     max_bad_rate: float = 0.001
     """An epoch stops past this share of corrupt samples; below it others stand in for them. 0 <= x < 1."""
-    normalize: Literal["unit", "imagenet"] = "unit"
-    """`unit`: pixels 0..1; `imagenet`: less ImageNet's mean, over its standard deviation."""
+    normalize: str | list[Any] = "unit"
+    """`unit`: pixels 0..1; `imagenet`: less ImageNet's mean, over its standard deviation; or these two by number, as
+    [0.5, 0.5], each a number or one for each channel."""
     crop_pct: float | None = None
     """Validation: the shorter side is resized to image_size / crop_pct and the middle taken, 0 < x <= 1; None: the
     whole image, stretched."""
@@ -198,6 +201,10 @@ class TrainSettings:
                     raise ValueError(_bad(name, given[name], words))
         for name in ("model_args", "optimizer_args"):
             _check_arguments(name, given[name])
+        try:  # one form of equal numbers, so that they are no other settings
+            object.__setattr__(self, "normalize", short_normalize(mean_std(self.normalize)))
+        except ValueError as error:
+            raise ValueError(f"{error} (--set normalize=...)") from error
         _check_optimizer(self.optimizer)
         self._check_pairs()
 
@@ -256,6 +263,8 @@ def _convert(name: str, value: object, hint: Any) -> Any:
     """Make of a YAML value one of the setting's kind (None where it may be); raises ValueError where it is none."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kind = get_origin(kinds[0]) or kinds[0]
+    if len(kinds) > 1 and get_origin(kinds[1]) is list:
+        return value  # `normalize`, a name or numbers, which TrainSettings checks
     if kind is Literal:
         # YAML 1.1 reads a bare `off` as False.
         return "off" if value is False and "off" in get_args(kinds[0]) else value

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..models.export import MEAN_STD
+from ..models.export import mean_std, short_normalize
 from ..models.weights import fit_weights
 from ..models.zoo import create_model
 from .checkpoint import load_checkpoint
@@ -56,17 +56,14 @@ def open_start(name: str) -> Start:
         own = opened.run.settings
         taken = {"model": own.model, "model_args": own.model_args, "normalize": own.normalize}
         return Start(name=name, opened=opened, settings=taken)
-    taken = {"model": opened.name.partition(".")[0]}
-    normalize = next((each for each, mean_std in MEAN_STD.items() if mean_std == (opened.mean, opened.std)), None)
-    if normalize is None:
-        log.warning("%s: was trained on images of mean %s and deviation %s", name, opened.mean, opened.std)
-    return Start(name=name, opened=opened, settings=taken | ({"normalize": normalize} if normalize else {}))
+    normalize = short_normalize((opened.mean, opened.std))
+    return Start(name=name, opened=opened, settings={"model": opened.name.partition(".")[0], "normalize": normalize})
 
 
 def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start | None = None) -> nn.Module:
     """Build the network that the settings name for classes, on the CPU, with the weights of `start`, or random ones.
 
-    start: of settings.init; the log says what of it fitted.
+    start: of settings.init; the log says what of it fitted, and whether its images were normalised in another way.
 
     Raises ValueError where its weights hardly fit (see `load_weights`), unless settings.init_partial.
     """
@@ -96,6 +93,13 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
         architecture=opened.name.partition(".")[0],
     )
     log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    if (opened.mean, opened.std) != mean_std(settings.normalize):
+        theirs = short_normalize((opened.mean, opened.std))
+        log.warning(
+            "%s: these weights were trained with normalize %s, and this run trains with %s; --set 'normalize=%s' takes "
+            "theirs",
+            *(start.name, theirs, settings.normalize, theirs),
+        )
     return network
 
 

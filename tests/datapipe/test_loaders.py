@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,8 +78,10 @@ def test_a_centre_crop_is_that_of_torchvision(make: MakeLoader, backend: str, or
     [
         (torch.float32, "unit", 1e-4),
         (torch.float32, "imagenet", 1e-4),
+        (torch.float32, (0.5, 0.5), 1e-4),
         (torch.float32, None, 1e-4),
         (torch.float16, "imagenet", 4e-3),
+        (torch.float16, ((0.4, 0.5, 0.6), [0.2, 0.3, 0.4]), 4e-3),
         (torch.float16, None, 1e-4),
         (torch.bfloat16, "unit", 4e-3),
         (torch.bfloat16, None, 0.5),
@@ -90,7 +93,7 @@ def test_images_come_in_the_type_scale_and_layout_asked_for(
     backend: str,
     originals: dict[str, Tensor],
     dtype: torch.dtype,
-    normalize: str | None,
+    normalize: Any,
     atol: float,
     channels_last: bool,
 ) -> None:
@@ -98,7 +101,8 @@ def test_images_come_in_the_type_scale_and_layout_asked_for(
     ((images, _),) = loader
     wanted = originals["val"].float()
     if normalize:
-        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALIZATIONS[normalize])
+        pair = NORMALIZATIONS[normalize] if isinstance(normalize, str) else normalize
+        mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in pair)
         wanted = (wanted / 255 - mean) / deviation
     assert images.dtype == dtype
     torch.testing.assert_close(images.float(), wanted, rtol=0, atol=atol)

@@ -73,9 +73,11 @@ def test_timm_opens_the_folder_and_gives_the_same_logits(
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=5).eval()(images).shape == (2, 5)
 
 
-@pytest.mark.parametrize(("normalize", "mean", "std"), [("unit", 0.0, 1.0), ("imagenet", 0.485, 0.229)])
+@pytest.mark.parametrize(
+    ("normalize", "mean", "std"), [("unit", 0.0, 1.0), ("imagenet", 0.485, 0.229), ([0.5, 0.25], 0.5, 0.25)]
+)
 def test_the_folder_says_how_images_are_prepared_and_what_the_outputs_are(
-    tmp_path: Path, normalize: str, mean: float, std: float
+    tmp_path: Path, normalize: Any, mean: float, std: float
 ) -> None:
     export(create_model("resnet10t", num_classes=3), tmp_path, "resnet10t", normalize=normalize)
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)

@@ -190,20 +190,21 @@ def test_what_is_no_teacher_is_refused_with_what_was_looked_for(tmp_path: Path, 
         load_teacher(settings_of(tmp_path / "weights.safetensors"), tree, CPU)
 
 
-@pytest.mark.parametrize("its", ["unit", "imagenet"])
-@pytest.mark.parametrize("students", ["unit", "imagenet"])
+@pytest.mark.parametrize("its", ["unit", "imagenet", "halves"])
+@pytest.mark.parametrize("students", ["unit", "imagenet", "halves"])
 def test_the_teacher_sees_the_pixels_of_the_student_in_its_own_normalisation(
     tmp_path: Path, tree: SemanticTree, its: str, students: str
 ) -> None:
-    model = write_run(tmp_path / "run", tree, normalize=its)
-    of = {"unit": UNIT, "imagenet": IMAGENET}
+    of = {"unit": UNIT, "imagenet": IMAGENET, "halves": ((0.5,) * 3, (0.5,) * 3)}
+    model = write_run(tmp_path / "run", tree, normalize=[0.5, 0.5] if its == "halves" else its)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in of[students])
     seen = (pixels - mean) / std
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in of[its])
     expected = model((pixels - mean) / std)
-    as_run = load_teacher(settings_of(tmp_path / "run", normalize=students), tree, CPU)
-    as_timm = load_teacher(settings_of(as_exported(tmp_path / "run"), normalize=students), tree, CPU)
+    chosen = [0.5, 0.5] if students == "halves" else students
+    as_run = load_teacher(settings_of(tmp_path / "run", normalize=chosen), tree, CPU)
+    as_timm = load_teacher(settings_of(as_exported(tmp_path / "run"), normalize=chosen), tree, CPU)
     for teacher in (as_run, as_timm):
         torch.testing.assert_close(teacher(seen), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(teacher(seen.double()), expected, rtol=1e-4, atol=1e-5)

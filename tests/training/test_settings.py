@@ -53,6 +53,11 @@ def test_without_a_recipe_the_defaults_are_the_papers() -> None:
         ("trackers=[wandb, mlflow]", "trackers", ["wandb", "mlflow"]),
         ("trackers=off", "trackers", []),
         ("optimizer=lookahead_radam", "optimizer", "lookahead_radam"),
+        ("normalize=imagenet", "normalize", "imagenet"),
+        ("normalize=[0.5, 5e-1]", "normalize", [0.5, 0.5]),
+        ("normalize=[[0.5, 0.5, 0.5], [0.5, 0.5, 0.4]]", "normalize", [0.5, [0.5, 0.5, 0.4]]),
+        ("normalize=[[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]", "normalize", "imagenet"),
+        ("normalize=[0, 1]", "normalize", "unit"),
     ],
 )
 def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object) -> None:
@@ -116,6 +121,21 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
     **dict.fromkeys(("crop_pct", "layer_decay"), ([0.0, 1.1, NAN], [0.1, 1.0, None])),
     "ema": ([0.0, 1.0, NAN], [0.5, None]),
     "gamma": ([0.0, 1.1], [0.1, 1.0]),
+    "normalize": (
+        [
+            "zscore",
+            True,
+            3,
+            [0.5],
+            [0.5, 0.5, 0.5],
+            [[0.5, 0.5], 0.5],
+            [0.5, 0.0],
+            [-0.1, 0.5],
+            [127.5, 58.4],
+            [NAN, 1],
+        ],
+        ["imagenet", [0.5, 0.5], [0.0, 0.5], [[0.43, 0.41, 0.3], [0.21, 0.16, 0.14]]],
+    ),
     "milestones": ([[], [0.0], [1.0], [0.6, 0.3], [0.3, 0.3], [NAN]], [[0.5], [0.3, 0.6]]),
     "trackers": ([["tensorflow"], ["wandb", "wandb"]], [[], ["mlflow", "wandb"]]),
     "image_size": ([0, 8193], [1, 8192, None]),

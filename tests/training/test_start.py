@@ -142,6 +142,25 @@ def test_a_folder_that_timm_opens_brings_its_architecture(finished: Path) -> Non
     assert torch.equal(network.get_parameter("conv1.0.weight"), own.get_parameter("conv1.0.weight"))
 
 
+def test_weights_of_another_normalisation_say_what_happens_and_how_to_take_theirs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    donor = create_model("resnet10t", num_classes=3)
+    described: dict[str, Any] = {"architecture": "resnet10t", "model_args": {}, "image_size": 16, "crop_pct": None}
+    config = timm_config(donor, **described, normalize=[0.5, [0.5, 0.5, 0.4]], wnids=OTHERS, names=OTHERS)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_weights(donor, tmp_path / "model.safetensors")
+    start = open_start(str(tmp_path))
+    create_network(TrainSettings(model="resnet10t"), OTHERS, start)
+    assert (
+        "these weights were trained with normalize [0.5, [0.5, 0.5, 0.4]], and this run trains with unit; "
+        "--set 'normalize=[0.5, [0.5, 0.5, 0.4]]' takes theirs"
+    ) in caplog.text
+    caplog.clear()
+    create_network(TrainSettings(**start.settings), OTHERS, start)
+    assert not caplog.records
+
+
 def test_without_a_start_weights_are_random() -> None:
     torch.manual_seed(0)
     first = create_network(TrainSettings(model="resnet10t", init_head="slice"), OTHERS)

@@ -12,7 +12,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ...models.export import MEAN_STD, weights_fingerprint
+from ...models.export import mean_std, weights_fingerprint
 from ...models.label_space import LabelSpace, label_space_of
 from ...models.weights_file import check_finite
 from ...shards.tree import SemanticTree
@@ -109,7 +109,7 @@ def _timm_name(name: str) -> str | None:
 
 def _from_run(run: SavedRun) -> OpenModel:
     settings = run.settings
-    mean, std = MEAN_STD[settings.normalize]
+    mean, std = mean_std(settings.normalize)
     return OpenModel(
         model=run.model,
         name=settings.model,
