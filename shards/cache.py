@@ -1,6 +1,7 @@
 """A folder of bounded size for what was fetched, which processes share: what was used longest ago goes first.
 
     <folder>/room.lock                              held while room is made
+    <folder>/place-0.lock, place-1.lock, ...        held by one of those each that have a data set open
     <folder>/<data set>.lock                        held, shared, by whoever has the data set open
     <folder>/<data set>/train/<shard>.tar           appears whole
     <folder>/<data set>/train/<shard>.tar.lock      held by its one writer, or shared by those who need the shard
@@ -13,7 +14,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +47,11 @@ def check_no_link(path: Path, folder: Path) -> None:
         if part.is_symlink():
             raise ValueError(f"{part}: is a link; the cache {folder} holds none of its own: remove it")
     raise ValueError(f"{path}: does not lie in {folder}")
+
+
+def whole_path(path: Path) -> Path:
+    """Return where a file lies once it has its name."""
+    return path.with_suffix("") if path.suffix == TEMPORARY else path
 
 
 class _File(NamedTuple):
@@ -103,6 +112,22 @@ class Cache:
             room += _removed_folder(folder)
         return room >= 0
 
+    def take_place(self) -> tuple[int, FileLock]:
+        """Take the first free place in the line of those that share the cache, as long as the lock is held."""
+        for place in count():
+            lock = FileLock(self._place_path(place))
+            if lock.take(shared=False):
+                return place, lock
+            lock.release()
+        raise AssertionError("places are without end")
+
+    def num_behind(self, place: int) -> int:
+        """Return how many of the next places in the line are taken, three at most."""
+        return sum(map(_is_taken, map(self._place_path, range(place + 1, place + 4))))
+
+    def _place_path(self, place: int) -> Path:
+        return self.folder / f"place-{place}{LOCK}"
+
     def free_bytes(self) -> int:
         """Return what the disk has free."""
         return shutil.disk_usage(self.folder).free
@@ -116,17 +141,27 @@ class Cache:
 
     def _files(self) -> Iterator[_File]:
         for path in self.folder.rglob("*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process has renamed or removed it
-                continue
-            if path.is_file() and path.suffix != LOCK:
-                yield _File(status.st_mtime_ns, status.st_size, path)
+            for name in (path, whole_path(path)):  # another process may have given it its name meanwhile, or removed it
+                with suppress(FileNotFoundError):
+                    status = name.stat()
+                    if stat.S_ISREG(status.st_mode) and name.suffix != LOCK:
+                        yield _File(status.st_mtime_ns, status.st_size, name)
+                    break
+
+
+def _is_taken(path: Path) -> bool:
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        return not lock.take(shared=True)
+    finally:
+        lock.release()
 
 
 def _removed(path: Path) -> bool:
     """Remove a file that nobody needs or writes; return whether that went."""
-    whole = path.with_suffix("") if path.suffix == TEMPORARY else path
+    whole = whole_path(path)
     if not lock_path(whole).exists():
         return False  # no file of ours
     lock = FileLock(lock_path(whole))

@@ -32,7 +32,7 @@ MAX_NAME_CHARACTERS = 80  # of a URL, in a folder's name
 IDENTITY = ("ETag", "Last-Modified", "LastModified", "mtime", "created")  # of a file's content, by fsspec's many names
 FILES_AT_ONCE = 4  # that one process downloads; others on the machine take those after them
 POLL_S = 0.05  # how often is looked for room, and at a file that another process has
-ROOM_PATIENCE_S = 30.0  # for room, once a file is waited for
+ROOM_PATIENCE_S = 30.0  # for room, once a file is waited for; more for each that is behind in the line
 OTHERS_PATIENCE_S = 120.0  # for a file that another process has and of which nothing comes
 
 
@@ -47,6 +47,8 @@ class RemoteShards:
         use = FileLock(lock_path(folder))
         use.take(shared=True, wait=True)  # nobody removes the folder from now on
         weakref.finalize(self, use.release).atexit = False
+        self.place, place_lock = cache.take_place()
+        weakref.finalize(self, place_lock.release).atexit = False
         folder.mkdir(exist_ok=True)
 
     @asynccontextmanager
@@ -183,7 +185,11 @@ def _is_whole(path: Path, num_bytes: int | None) -> bool:
 
 
 class _RoomPatience:
-    """Waits for room as long as nobody stands still for the file, and then for a while."""
+    """Waits for room as long as nobody stands still for the file, and then for a while.
+
+    Of several that keep one another from going on, each waits longer than the one behind it in the line: that one gives
+    up, and the others find room.
+    """
 
     def __init__(self, remote: RemoteShards, name: str, num_bytes: int) -> None:
         self._remote, self._name, self._num_bytes = remote, name, num_bytes
@@ -192,12 +198,16 @@ class _RoomPatience:
     def check(self, *, is_awaited: bool) -> None:
         """Raise RemoteError at the end of it."""
         now, cache = time.monotonic(), self._remote.cache
-        self._end = min(self._end, now + ROOM_PATIENCE_S) if is_awaited else float("inf")
+        if not is_awaited:
+            self._end = float("inf")
+        elif self._end == float("inf"):
+            self._end = now + ROOM_PATIENCE_S * (1 + cache.num_behind(self._remote.place))
         if now > self._end or self._num_bytes > cache.max_bytes:
             raise RemoteError(
                 f"{self._remote.store.url}/{self._name}: no room for its {self._num_bytes:,} bytes: the cache "
                 f"{cache.folder} holds {cache.used_bytes():,} that are in use, it may hold {cache.max_bytes:,}, and "
-                f"the disk has {cache.free_bytes():,} free; set {BYTES} higher, or {FOLDER} to a larger disk"
+                f"the disk has {cache.free_bytes():,} free; set {BYTES} higher (twice as high for two "
+                f"processes), or {FOLDER} to a larger disk"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from in21k.shards import ShardSet, open_dataset, remote, store
 from in21k.shards.ahead import Ahead, uses
 from in21k.shards.cache import Cache, lock_path
 from in21k.shards.dataset import PreparedSet, ShardSplit
-from in21k.shards.files import read_json, sealed, write_json
+from in21k.shards.files import TEMPORARY, read_json, sealed, write_json
 from in21k.shards.lock import FileLock
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.reader import CorruptSampleError, SampleReader
@@ -536,6 +537,69 @@ def test_what_is_held_stays_and_who_finds_no_room_is_told(
         asyncio.run(_fetch_too_large(opened))
     for lock in locks[1:]:
         lock.release()
+
+
+def test_a_file_that_gets_its_name_while_the_cache_is_counted_is_counted(
+    files: Callable[..., remote.RemoteShards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = files(3500)
+    aside = opened.folder / f"03.tar{TEMPORARY}"
+    aside.write_bytes(bytes(1000))
+    listed = [*opened.cache.folder.rglob("*")]
+    monkeypatch.setattr(Path, "rglob", lambda *_: listed)
+    assert opened.cache.used_bytes() == 1000
+    aside.rename(opened.folder / "03.tar")
+    assert opened.cache.used_bytes() == 1000
+    (opened.folder / "03.tar").unlink()
+    assert opened.cache.used_bytes() == 0
+
+
+def test_of_two_that_keep_one_another_from_going_on_one_gives_up_and_the_other_goes_on(
+    files: Callable[..., remote.RemoteShards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds half of a full cache and waits for more; it was an error of both."""
+    monkeypatch.setattr(remote, "ROOM_PATIENCE_S", 1.0)
+    elder, younger = files(4500), files(4500, "other")
+    assert (elder.place, younger.place) == (0, 1)
+    ends: dict[str, str] = {}
+
+    def go_on(opened: remote.RemoteShards, name: str, first: str) -> None:
+        locks = [*held[name]]
+        try:
+            locks += obtain(opened, first)
+            ends[name] = "went on"
+        except RemoteError as error:
+            ends[name] = str(error)
+        for lock in locks:
+            lock.release()
+
+    held = {
+        "elder": obtain(elder, "train/00.tar", "train/01.tar"),
+        "younger": obtain(younger, "train/02.tar", "train/03.tar"),
+    }
+    threads = [
+        threading.Thread(target=go_on, args=(elder, "elder", "train/04.tar")),
+        threading.Thread(target=go_on, args=(younger, "younger", "train/05.tar")),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends["elder"] == "went on"
+    assert "05.tar: no room for its 1,000 bytes" in ends["younger"]
+    assert "twice as high for two processes" in ends["younger"]
+
+
+def test_a_place_in_the_line_is_free_again_when_its_process_lets_go(
+    files: Callable[..., remote.RemoteShards],
+) -> None:
+    first, second, third = (files(3500, name) for name in "abc")
+    cache = third.cache
+    assert [cache.num_behind(each.place) for each in (first, second, third)] == [2, 1, 0]
+    del second
+    gc.collect()
+    assert [cache.num_behind(each.place) for each in (first, third)] == [1, 0]
+    assert files(3500, "d").place == 1
 
 
 async def _fetch_too_large(opened: remote.RemoteShards) -> None:
