@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from ..shards.manifest import STORED, read_table
+from .alone import CRASH
 from .archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
 from .outcome import Outcome, lost_strays, unreadable_class
 from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
@@ -146,6 +147,20 @@ def say_strays(strays: Sequence[Reject]) -> None:
     if strays:
         first = (lost_strays(strays) or strays)[0]
         log.warning("%d members belong to no class (the first: %s; %s)", len(strays), first.name, first.detail)
+
+
+def say_crashes(parts: Sequence[ClassPart]) -> None:
+    """Say how many images end their decoder: another version of it may store them."""
+    crashes = [reject for part in parts for reject in part.rejects if reject.reason == CRASH]
+    if crashes:
+        log.warning(
+            "%d images crash their decoder (reason %s in rejects.parquet; the first: %s/%s): the bytes of this set "
+            "depend on the decoders' versions",
+            len(crashes),
+            CRASH,
+            crashes[0].wnid,
+            crashes[0].name,
+        )
 
 
 def say_what_was_listed(select: SelectSettings, outcome: Outcome) -> None:

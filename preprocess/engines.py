@@ -8,12 +8,15 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
 from ..shards.files import write_as
-from ..shards.parallel import default_workers, run_tasks
+from ..shards.parallel import WorkerDiedError, default_workers, run_tasks
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 CANCEL_SECONDS = 60.0
@@ -29,10 +32,22 @@ def open_engine(name: str, ray_address: str | None = None, workers: int | None =
     Raises ValueError where Ray is not installed or its cluster cannot be reached.
     """
     if name == "local":
-        yield partial(run_tasks, workers=workers or default_workers())
+        yield partial(run_tasks, workers=workers or default_workers(), again=_guarded)
         return
     with _stdout_to_stderr(), _ray_cluster(ray_address, workers) as ray:
         yield partial(_run_on_ray, ray, workers=workers)
+
+
+def _guarded(died: WorkerDiedError) -> Any | None:
+    """Return the task at which a decoder ended a worker, as one that decodes each image in a process of its own."""
+    return _guard(died.task, died.summary) if died.is_crash else None
+
+
+def _guard(task: Any, died: str) -> Any | None:
+    if getattr(task, "guarded", True):
+        return None
+    log.warning("%s; going on there with each image in a process of its own", died)
+    return replace(task, guarded=True)
 
 
 def _check_reachable(address: str) -> None:
@@ -96,22 +111,33 @@ def _run_on_ray(
     """Yield `function(task)` for each task, as they finish; those of a node that is lost begin anew on another."""
     remote = ray.remote(_on_node).options(num_cpus=1, max_retries=3)
     waiting = iter(tasks)
-    running: list[Any] = []
+    running: dict[Any, Any] = {}  # the task of each reference
     try:
         while True:
             # The cluster may grow and shrink on the way.
             most = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
-            running += [remote.remote(function, task) for task in islice(waiting, max(0, most - len(running)))]
+            coming = islice(waiting, max(0, most - len(running)))
+            running.update((remote.remote(function, task), task) for task in coming)
             if not running:
                 return
-            done, running = ray.wait(running)
-            for reference in done:
-                yield _result(ray, reference)
+            for reference in ray.wait(list(running))[0]:
+                task = running.pop(reference)
+                try:
+                    yield _result(ray, reference)
+                except _CrashedError as crash:
+                    instead = _guard(task, str(crash))
+                    if instead is None:
+                        raise
+                    running[remote.remote(function, instead)] = instead
     finally:
         for reference in running:  # nothing may go on writing when the caller clears up
             ray.cancel(reference, force=True)
         if running:
-            ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)
+            ray.wait(list(running), num_returns=len(running), timeout=CANCEL_SECONDS)
+
+
+class _CrashedError(ChildProcessError):
+    """A task at which the workers of several nodes ended: Ray does not tell by which signal."""
 
 
 def _on_node(function: Callable[[Any], Any], task: Any) -> Any:
@@ -125,6 +151,8 @@ def _result(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.WorkerCrashedError as error:
+        raise _CrashedError(f"a worker of the Ray cluster died ({str(error).splitlines()[0]})") from error
     except ray.exceptions.RayError as error:
         raise ChildProcessError(
             f"a node of the Ray cluster failed ({str(error).splitlines()[0]}); what was done is kept: "

@@ -6,16 +6,18 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .alone import store_alone
 from .archive import DAMAGED, ClassTar, Member
 from .checks import names_beginning, say_missing_classes, say_strays
 from .engines import RunTasks
-from .image import ImageSettings, RejectedImageError, store_image
+from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .select import SelectSettings, check_training_images, split_members
 from .sources import Chunk, RawSource
@@ -85,6 +87,7 @@ class _SampleTask:
     source: RawClass | list[bytes]  # a class to read, or some images of a stream that were kept
     weight: int  # the images that these stand for
     image: ImageSettings
+    guarded: bool = False  # a worker died at it before: each image is decoded in a process of its own
 
 
 def estimate(
@@ -256,20 +259,23 @@ def _measure(task: _SampleTask) -> _Sample:
     begun = time.perf_counter()
     num_read, raws = (0, task.source) if isinstance(task.source, list) else _read_some(task.source)
     read_seconds = time.perf_counter() - begun
-    _store(raws[:1], task.image)  # the first image has libraries loaded, which is no measure of the others
+    store = partial(store_alone, "a sampled image") if task.guarded else store_image
+    _store(raws[:1], task.image, store)  # the first image has libraries loaded, which is no measure of the others
     begun = time.perf_counter()
-    stored_bytes, num_rejects = _store(raws, task.image)
+    stored_bytes, num_rejects = _store(raws, task.image, store)
     seconds = time.perf_counter() - begun
     weighted = stored_bytes / max(1, len(raws)) * task.weight
     return _Sample(len(raws), num_rejects, stored_bytes, weighted, task.weight, seconds, num_read, read_seconds)
 
 
-def _store(raws: Sequence[bytes], image: ImageSettings) -> tuple[int, int]:
+def _store(
+    raws: Sequence[bytes], image: ImageSettings, store: Callable[[bytes, ImageSettings], StoredImage]
+) -> tuple[int, int]:
     """Return the bytes that would be stored, and how many images would be rejected."""
     stored_bytes = num_rejects = 0
     for raw in raws:
         try:
-            stored_bytes += len(store_image(raw, image).data)
+            stored_bytes += len(store(raw, image).data)
         except RejectedImageError:
             num_rejects += 1
     return stored_bytes, num_rejects

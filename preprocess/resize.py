@@ -14,6 +14,7 @@ from PIL import Image, features
 
 from . import jpeg
 from .jpeg import Opened
+from .printed import printed_as_warnings
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled DCT) where that leaves this part of the target, or
 # more, in both directions. Measured over 234 real images at 224, speed as the part of decoding alone that storing
@@ -185,7 +186,8 @@ class OpenCVResizer:
             return cv2.cvtColor(np.asarray(opened.image.convert("RGB")), cv2.COLOR_RGB2BGR)
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # which formats it turns depends on its version
         try:
-            pixels = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
+            with printed_as_warnings():
+                pixels = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
         except cv2.error as error:
             raise ValueError(f"cv2 does not decode it: {error}") from error
         if pixels is None:

@@ -19,7 +19,7 @@ from ..shards.manifest import pc, read_table
 from ..shards.parallel import OnProgress, Progress, ignore_progress
 from ..shards.record import record_files
 from .archive import DAMAGED, Reject, UselessError, readable, to_text
-from .checks import check_outcome, names_beginning, say_what_was_listed
+from .checks import check_outcome, names_beginning, say_crashes, say_what_was_listed
 from .engines import RunTasks
 from .image import ImageSettings
 from .layouts import beside, no_classes, stray
@@ -90,6 +90,7 @@ def prepare(
         info = describe(outcome)
         folder.finish({**info, "files": record_files(out, PreparedSet.recorded(info))})
     say_what_was_listed(select, outcome)
+    say_crashes(outcome.parts)
     return PreparedSet(out)
 
 

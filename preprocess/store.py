@@ -19,9 +19,11 @@ import pyarrow as pa
 from ..shards.dataset import SPLITS
 from ..shards.files import read_json, write_json
 from ..shards.manifest import STORED, TableWriter, pc
+from ..shards.parallel import working_on
 from ..shards.sample import checksum
 from ..shards.writer import TarWriter
-from .archive import Contents, Member, Reject, is_lost_image, one_of_each, to_bytes, to_text
+from .alone import store_alone
+from .archive import Contents, Member, Reject, is_lost_image, one_of_each, readable, to_bytes, to_text
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .resize import get_resizer
@@ -75,14 +77,18 @@ class Job:
         """Return where a chunk goes, but for the suffix."""
         return self.work / "chunks" / f"{number:06d}"
 
-    def stored(self, raw: bytes, num_bytes: int, excluded: NameList) -> StoredImage:
-        """Turn the bytes of an image into what is stored; raises RejectedImageError."""
+    def stored(self, name: str, raw: bytes, num_bytes: int, excluded: NameList, *, guarded: bool) -> StoredImage:
+        """Turn the bytes of an image into what is stored; raises RejectedImageError.
+
+        Guarded, it is decoded alone in a fresh process, which it may end.
+        """
+        working_on(name)
         if len(raw) != num_bytes:
             reason = "truncated" if len(raw) < num_bytes else "changed"
             raise RejectedImageError(reason, f"{len(raw):,} bytes are there, where {num_bytes:,} were listed")
         if excluded.checksums and (listed := checksum(raw)) in excluded.checksums:
             raise RejectedImageError(EXCLUDED, f"listed as {listed}, the checksum of the original")
-        stored = store_image(raw, self.image)
+        stored = store_alone(name, raw, self.image) if guarded else store_image(raw, self.image)
         if excluded.checksums and (listed := checksum(stored.data)) in excluded.checksums:
             raise RejectedImageError(EXCLUDED, f"listed as {listed}, the checksum of what would be stored")
         return stored
@@ -141,21 +147,26 @@ class ChunkPart:
 
 @dataclass(frozen=True)
 class ClassTask:
-    """A whole class. verdict: see SelectSettings; others: classes whose name begins with this one's and `_`."""
+    """A whole class. verdict: see SelectSettings; others: classes whose name begins with this one's and `_`.
+
+    guarded: a worker died at it before; each image is decoded in a process of its own.
+    """
 
     job: Job
     source: RawClass
     verdict: bool | None
     others: list[str]
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """A chunk of one or several classes; images of the unwanted ones are not stored."""
+    """A chunk of one or several classes; images of the unwanted ones are not stored. guarded: see ClassTask."""
 
     job: Job
     chunk: Chunk
     unwanted: frozenset[str]
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,25 +197,28 @@ class _Ready(NamedTuple):
 
 def _store_class(task: ClassTask) -> ClassPart:
     wnid = task.source.wnid
+    working_on(wnid)
     with task.source.open() as contents:
         kept = task.job.select.keeps(task.verdict, contents.members)
         rejects = list(contents.rejects)
         chosen = split_members(wnid, contents.members, task.job.select, task.others) if kept else []
         check_training_images(wnid, chosen, len(rejects), task.job.select)
-        images = _store_images(task.job, wnid, chosen, contents, rejects)
+        images = _store_images(task, chosen, contents, rejects)
         seen = _seen(task, wnid, contents.members, rejects, chosen, kept=kept)
         seen = seen._replace(num_bytes=task.source.num_bytes, ignored=dict(contents.ignored), from_chunks=False)
         return _write_class(task.job, seen, images, rejects, kept=kept)
 
 
 def _store_images(
-    job: Job, wnid: str, chosen: Sequence[Chosen], contents: Contents, rejects: list[Reject]
+    task: ClassTask, chosen: Sequence[Chosen], contents: Contents, rejects: list[Reject]
 ) -> Iterator[_Ready]:
+    job, wnid = task.job, task.source.wnid
     excluded = job.select.excluded()
     wanted = list(_but_excluded(wnid, chosen, excluded, rejects))
     for each, raw in zip(wanted, contents.read([each.member for each in wanted]), strict=True):
+        name = f"{wnid}/{each.name}"
         try:
-            yield _Ready(each, job.stored(raw, each.member.num_bytes, excluded))
+            yield _Ready(each, job.stored(name, raw, each.member.num_bytes, excluded, guarded=task.guarded))
         except RejectedImageError as error:
             rejects.append(Reject(wnid, each.name, error.reason, error.detail))
 
@@ -344,8 +358,9 @@ def _chunk_rows(task: ChunkTask, spool: TarWriter) -> Iterator[dict[str, Any]]:
             "given_split": member.split,
         }
         if number in stored_numbers:
+            name = f"{wnid}/{readable(member.name)}"
             try:
-                stored = job.stored(next(raws), member.num_bytes, excluded)
+                stored = job.stored(name, next(raws), member.num_bytes, excluded, guarded=task.guarded)
                 offset = spool.add(f"{number}.jpg", stored.data)
                 row |= stored._asdict() | {"offset": offset, "num_bytes": len(stored.data)}
                 del row["data"]
@@ -364,6 +379,7 @@ def _chunk_rows(task: ChunkTask, spool: TarWriter) -> Iterator[dict[str, Any]]:
 
 
 def _merge_class(task: MergeTask) -> ClassPart:
+    working_on(task.wnid)
     is_image = task.rows["is_image"]
     images, others = task.rows.filter(is_image), task.rows.filter(pc.invert(is_image))
     rejects = [row_reject(row) for row in others.to_pylist()]

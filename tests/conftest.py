@@ -23,6 +23,8 @@ from in21k.shards.files import read_json, sealed, write_json
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.record import record_files
 
+from .fuzz.jpegs import lossless
+
 settings.register_profile("in21k", deadline=None, max_examples=40)
 settings.load_profile("in21k")
 
@@ -105,30 +107,8 @@ def encode() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def encode_lossless() -> Callable[[Image.Image], bytes]:
-    """Encode an RGB picture as a lossless JPEG (ITU T.81, annex H): the differences from the left neighbour."""
-
-    def encode_lossless(image: Image.Image) -> bytes:
-        values = np.asarray(image, int)
-        left = np.roll(values, 1, axis=1)
-        left[1:, 0], left[0, 0] = values[:-1, 0], 128
-        bits: list[str] = []
-        for difference in (values - left).ravel().tolist():
-            category = abs(difference).bit_length()
-            offset = difference if difference >= 0 else difference + (1 << category) - 1
-            bits.append(f"{category:04b}" + (f"{offset:0{category}b}" if category else ""))
-        coded = "".join(bits)
-        coded += "1" * (-len(coded) % 8)
-        scan = int(coded, 2).to_bytes(len(coded) // 8).replace(b"\xff", b"\xff\x00")
-        segments = {
-            0xEE: b"Adobe\0\x64" + bytes(5),  # of no colour transform
-            0xC3: b"\x08" + image.height.to_bytes(2) + image.width.to_bytes(2) + b"\3\1\x11\0\2\x11\0\3\x11\0",
-            0xC4: bytes([0, 0, 0, 0, 9, *[0] * 12, *range(9)]),  # nine categories of four bits each
-            0xDA: b"\3\1\0\2\0\3\0\1\0\0",
-        }
-        head = (b"\xff%c" % marker + (len(held) + 2).to_bytes(2) + held for marker, held in segments.items())
-        return b"\xff\xd8" + b"".join(head) + scan + b"\xff\xd9"
-
-    return encode_lossless
+    """Encode an RGB picture as a lossless JPEG."""
+    return lossless
 
 
 @pytest.fixture(scope="session")

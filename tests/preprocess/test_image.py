@@ -553,6 +553,31 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+def odd_png() -> bytes:
+    """Make a PNG of 8 x 8 whose colour profile is no profile, which libpng warns of."""
+    profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(b"junk" * 50))
+    return png(8, 8, profile, chunk(b"IDAT", zlib.compress(bytes(8 * 25))))
+
+
+def test_what_a_decoder_prints_is_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    stored = store_image(odd_png(), ImageSettings(resizer="opencv"))
+    check_stored(stored)
+    assert stored.changes == ["from PNG", "warning: libpng warning: iCCP: too short"]
+    assert reject_reason(odd_png()[:-18], ImageSettings(resizer="opencv")) == "undecodable"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_decoder_may_print_where_stderr_is_closed() -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    program = (
+        "import os, sys; os.close(2); from in21k.preprocess.image import ImageSettings, store_image;"
+        "sys.stdout.write(str(store_image(sys.stdin.buffer.read(), ImageSettings(resizer='opencv')).changes))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=odd_png(), capture_output=True, check=True)
+    assert done.stdout == b"['from PNG']"
+
+
 def test_a_small_file_of_very_many_pixels_is_too_large(resizer: str) -> None:
     data = png(60_000, 60_000, chunk(b"IDAT", zlib.compress(bytes(100))))
     assert len(data) < 120

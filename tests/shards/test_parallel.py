@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from in21k.shards.parallel import default_workers, run_tasks
+from in21k.shards.parallel import WorkerDiedError, default_workers, run_tasks
 
 # The functions come from the standard library: worker processes import them by name.
 
@@ -42,9 +45,86 @@ def test_an_exception_of_a_task_is_raised_here_and_ends_the_work(workers: int) -
     assert len(taken) < 15
 
 
-def test_a_worker_that_dies_is_told_with_the_way_out() -> None:
-    with pytest.raises(ChildProcessError, match=r"a worker process died.*fewer --workers"):
+def die_at(place: str) -> str:
+    return f"from in21k.shards.parallel import working_on; working_on({place!r}); import os, signal; "
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL", "SIGTERM"])
+def test_a_worker_that_dies_is_told_by_its_place_and_signal_and_memory_is_not_blamed(name: str) -> None:
+    with pytest.raises(WorkerDiedError) as raised:
+        list(run_tasks(exec, [die_at("dog/1.jpg") + f"os.kill(os.getpid(), signal.{name})"], 2))
+    assert str(raised.value) == f"a worker process died of {name} at dog/1.jpg; what was done is kept"
+    assert raised.value.is_crash == (name in ("SIGSEGV", "SIGFPE"))
+
+
+def test_memory_is_blamed_where_a_worker_is_killed() -> None:
+    wanted = r"killed \(SIGKILL\) at dog/1\.jpg, most likely killed for its memory.*fewer --workers"
+    with pytest.raises(WorkerDiedError, match=wanted):
+        list(run_tasks(exec, [die_at("dog/1.jpg") + "os.kill(os.getpid(), 9)"], 2))
+
+
+def test_a_worker_that_ends_by_itself_is_told_with_its_exit_code() -> None:
+    with pytest.raises(WorkerDiedError, match=r"^a worker process ended \(9\); what was done is kept"):
         list(run_tasks(os._exit, [9], 2))
+
+
+def test_the_place_of_a_task_is_not_that_of_the_one_before() -> None:
+    tasks = [die_at("dog/1.jpg"), "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    results = run_tasks(exec, tasks, 1, again=lambda _: None)
+    assert next(results) is None
+    with pytest.raises(WorkerDiedError, match=r"died of SIGSEGV; what"):
+        next(results)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_task_at_which_a_worker_died_may_be_done_in_another_way(workers: int) -> None:
+    died: list[WorkerDiedError] = []
+
+    def again(error: WorkerDiedError) -> float:
+        died.append(error)
+        return 49.0
+
+    tasks = [4.0, 0.0, 16.0, 25.0]
+    results = list(run_tasks(exit_or_root, tasks, workers, again))
+    assert sorted(results) == [2.0, 4.0, 5.0, 7.0]
+    assert [error.task for error in died] == [0.0]
+
+
+def exit_or_root(number: float) -> float:
+    """Return a number's square root, of any but 0: that ends the process."""
+    if not number:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return math.sqrt(number)
+
+
+def test_what_is_done_again_may_die_too() -> None:
+    with pytest.raises(WorkerDiedError, match="died of SIGABRT at the second try"):
+        list(
+            run_tasks(
+                exec,
+                ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"],
+                1,
+                lambda _: die_at("the second try") + "os.abort()",
+            )
+        )
+
+
+def test_the_other_workers_finish_what_they_are_at(tmp_path: Path) -> None:
+    slow = f"import time, pathlib; time.sleep(1); pathlib.Path({str(tmp_path / 'done')!r}).touch()"
+    with pytest.raises(WorkerDiedError):
+        list(run_tasks(exec, [slow, "import os; os.abort()"], 2))
+    assert (tmp_path / "done").exists()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    """Each worker imports the script that starts it, and would start workers itself."""
+    script = tmp_path / "script.py"
+    script.write_text("import math\nfrom in21k.shards.parallel import run_tasks\nlist(run_tasks(math.sqrt, [4], 2))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "could not begin" in done.stderr.splitlines()[-1]
+    assert 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
 def test_there_is_a_core_to_work_on() -> None:
