@@ -20,17 +20,17 @@ def store_alone(name: str, data: bytes, settings: ImageSettings) -> StoredImage:
     An image that ends such a process by SIGSEGV or SIGFPE twice is rejected with the reason `crash`. Raises
     ChildProcessError, naming it, for any other end.
     """
-    for _ in range(TRIES):
+    names: list[str] = []
+    while len(names) < TRIES:
         outcome = _outcome(name, data, settings)
         if isinstance(outcome, StoredImage):
             return outcome
         if isinstance(outcome, Exception):
             raise outcome
         if outcome not in CRASHES:
-            raise ChildProcessError(
-                f"{name}: its decoder ended a fresh process by {outcome.name}; what was done is kept"
-            )
-    raise RejectedImageError(CRASH, f"its decoder ended {TRIES} fresh processes, the last by {outcome.name}")
+            raise ChildProcessError(f"{name}: its decoder ended a fresh process by {outcome.name}")
+        names.append(outcome.name)
+    raise RejectedImageError(CRASH, f"its decoder ended fresh processes by {' and '.join(names)}")
 
 
 def _outcome(name: str, data: bytes, settings: ImageSettings) -> StoredImage | Exception | signal.Signals:

@@ -101,7 +101,7 @@ class PillowResizer:
 
     def resized(self, opened: Opened, orientation: int, target: Target) -> Image.Image:
         """Return the image upright, as RGB or L, at the target's size."""
-        size = target.size if orientation < 5 else target.size[::-1]
+        size = target.size if orientation < 5 else (target.height, target.width)
         picture = _jpeg_picture(opened, size) if opened.is_plain else to_stored_mode(opened.image)
         if orientation in _TRANSPOSE:
             picture = picture.transpose(_TRANSPOSE[orientation])

@@ -115,7 +115,7 @@ def test_an_image_that_crashes_its_decoder_is_a_reject_and_the_run_goes_on(
     assert [(row["wnid"], row["name"], row["reason"]) for row in rejects] == [
         (wnid, image, "crash") for wnid in ("n01503061", "n02051845") for image in ("a.jpg", "d.jpg")
     ]
-    assert rejects[0]["detail"] == f"its decoder ended 2 fresh processes, the last by {name}"
+    assert rejects[0]["detail"] == f"its decoder ended fresh processes by {name} and {name}"
     assert prepared.num_samples == {"train": 8}  # the first image is the one for validation
     assert verify(prepared, deep=True).problems == []
     assert f"a worker process died of {name} at n01503061/" in caplog.text
@@ -165,3 +165,23 @@ def test_an_estimate_goes_on_past_a_crash(
     with open_engine("local", workers=2) as run_tasks:
         run = partial(estimate, source, tmp_path / "out", select=SELECT, image=IMAGE, taxonomy=Taxonomy.packaged())
         assert run(run_tasks=run_tasks, workers=2).num_images == 12
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
+@pytest.mark.usefixtures("crashing_decoder")
+def test_ray_goes_on_past_a_crash_too(
+    tmp_path: Path,
+    source_of: Sources,
+    images: Callable[..., dict[str, bytes]],
+    files_of: Callable[[Path], dict[str, bytes]],
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    source = source_of(images(d="end by SIGSEGV"))
+    with open_engine("ray", workers=2) as run_tasks:
+        prepared = prepare(
+            source, tmp_path / "ray", select=SELECT, image=IMAGE, run_tasks=run_tasks, max_reject_rate=0.5
+        )
+    rejects = pq.read_table(prepared.path / "rejects.parquet").to_pylist()
+    assert [(row["name"], row["reason"]) for row in rejects] == [("d.jpg", "crash")] * 2
+    assert files_of(prepared.path) == files_of(prepared_by(source, tmp_path / "local", workers=2).path)
