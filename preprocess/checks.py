@@ -65,7 +65,7 @@ def _why_none(parts: Sequence[ClassPart], select: SelectSettings, source: RawSou
         return f"holds none of the {len(select.classes):,} classes of --classes; it holds {parts[0].wnid} and so on"
     largest = max(parts, key=lambda part: part.num_raw)
     if not largest.num_raw and not any(part.num_lost for part in parts):
-        return _why_no_images(parts, source)
+        return why_no_images(len(parts), source)
     if largest.num_raw > select.rare_threshold:
         why = "below --drop-subtree" if select.drop_subtree else "in the folder of small classes"
         return f"every class of more than {select.rare_threshold} images is {why}; nothing is left"
@@ -75,8 +75,9 @@ def _why_none(parts: Sequence[ClassPart], select: SelectSettings, source: RawSou
     )
 
 
-def _why_no_images(parts: Sequence[ClassPart], source: RawSource) -> str:
-    why = f"none of its {len(parts):,} classes holds a file that is called like an image ({', '.join(IMAGE_SUFFIXES)})"
+def why_no_images(num_classes: int, source: RawSource) -> str:
+    """Say what a source holds in whose classes there are no images."""
+    why = f"none of its {num_classes:,} classes holds a file that is called like an image ({', '.join(IMAGE_SUFFIXES)})"
     other = next((reject.name for each in source.classes() or () for reject in each.listed()[1]), None)
     if other is None:
         return f"{why}; where they hold tars, unpack the archive once, and give what is in it"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .alone import store_alone
 from .archive import DAMAGED, ClassTar, Member
-from .checks import names_beginning, say_missing_classes, say_strays
+from .checks import names_beginning, say_missing_classes, say_strays, why_no_images
 from .engines import RunTasks
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
@@ -107,7 +107,8 @@ def estimate(
     else:
         seen = _look_into(classes, select, taxonomy)
     if not seen.sampled:
-        raise ValueError(f"{source.name}: no class would be kept; lower --rare-threshold, or name others in --classes")
+        why = "no class would be kept; lower --rare-threshold, or name others in --classes"
+        raise ValueError(f"{source.name}: {why if seen.has_images else why_no_images(len(seen.names), source)}")
     build_tree(sorted(seen.kept), taxonomy)  # which says what classes become roots
     say_missing_classes(select, seen.names, len(seen.kept))
     say_strays(source.rejects)
@@ -146,6 +147,7 @@ class _Seen:
     """What the names say.
 
     names, kept: the classes seen, and those that would be kept.
+    has_images:  whether any of them has an image.
     sampled:     what to measure, each with the number of images that it stands for.
     read_rate:   bytes per second of a stream; None where the sample will tell.
     part:        by how much the source has more of everything than was looked at, but for `num_images`.
@@ -154,6 +156,7 @@ class _Seen:
 
     names: Collection[str]
     kept: Collection[str]
+    has_images: bool
     num_images: int
     num_damaged: int
     read_bytes: int
@@ -191,6 +194,7 @@ def _look_into(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Ta
     return _Seen(
         names,
         [each.wnid for each, _ in kept],
+        counted_images > 0,
         sum(num_images for _, num_images in kept),
         num_damaged,
         read_bytes,
@@ -228,6 +232,7 @@ def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxon
     return _Seen(
         counts,
         kept,
+        counts.total() > 0,
         round(sum(counts[wnid] for wnid in kept) * part),
         0,
         source.num_bytes,

@@ -76,7 +76,7 @@ def place_of(folder: str) -> Place:
     return Place(parts[at], "/".join(parts[: at + 1]), split)
 
 
-class Found(NamedTuple):
+class Membership(NamedTuple):
     """The class that a member belongs to, None where it is of none, and whether the member is its class tar."""
 
     wnid: str | None
@@ -93,12 +93,12 @@ class ClassNames:
         self._source = source
         self.names: dict[str, str] = {}  # by identifier
 
-    def find(self, path: str) -> Found:
+    def find(self, path: str) -> Membership:
         """Return the class of a member; raises UselessError where its name is not UTF-8."""
         tar_of = class_tar_of(path)
         name = place_of(path.rpartition("/")[0]).name if tar_of is None else tar_of
         try:
-            return Found(None if name is None else self.identify(name), tar_of is not None)
+            return Membership(None if name is None else self.identify(name), tar_of is not None)
         except ValueError as error:
             raise UselessError(f"{self._source}: {readable(path)}: {error}") from error
 

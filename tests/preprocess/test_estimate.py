@@ -117,3 +117,17 @@ def test_standard_input_is_refused(ask: Callable[..., Any]) -> None:
 def test_where_nothing_would_be_kept_it_says_so(ask: Callable[..., Any], raw_archive: Path) -> None:
     with pytest.raises(ValueError, match="no class would be kept; lower --rare-threshold"):
         ask(open_raw_tar(raw_archive), select=SelectSettings(rare_threshold=500))
+
+
+def test_where_no_class_has_an_image_it_says_what_they_hold(
+    ask: Callable[..., Any], tmp_path: Path, tar_of: Callable[..., bytes]
+) -> None:
+    content = tar_of({"n1.tar": tar_of({"n2.tar": tar_of({"1.jpg": b"abc"})})})
+    (tmp_path / "nest.tar").write_bytes(content)
+    (tmp_path / "nest.tar.gz").write_bytes(gzip.compress(content))
+    for name, wanted in (
+        ("nest.tar", "tars such as n2.tar: this is a tar of tars"),
+        ("nest.tar.gz", "unpack"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: none of its 1 classes holds .*{wanted}"):
+            ask(open_raw_tar(tmp_path / name))
