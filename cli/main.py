@@ -33,7 +33,7 @@ from . import (
     validate,
     verify,
 )
-from .terminal import in_one_line, set_up_streams
+from .terminal import in_one_line, print_traceback, set_up_streams
 
 TRACEBACK = "IN21K_TRACEBACK"
 # Commands that keep what they have done, and go on with it when they are started again.
@@ -138,6 +138,7 @@ for command in (
 def main() -> None:
     """Run the command line."""
     _open_closed_streams()
+    sys.excepthook = print_traceback
     cli()
 
 

@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import sys
+import traceback
 import unicodedata
+from types import TracebackType
 from typing import Any
 
 import click
@@ -82,6 +84,11 @@ def set_up_streams() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody caught, as `sys.excepthook` does, but for what steers a terminal."""
+    sys.stderr.write(in_lines("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -125,6 +125,16 @@ def test_logs_messages_and_results_of_whole_processes_are_harmless(hostile: Path
         assert_harmless(done.stdout.decode(), done.stderr.decode())
 
 
+def test_a_traceback_is_harmless(hostile: Path) -> None:
+    command = [sys.executable, "-c", "from in21k.cli.main import main; main()", "verify", str(hostile / EVIL)]
+    environment = {**os.environ, "IN21K_TRACEBACK": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1
+    stderr = done.stderr.decode()
+    assert stderr.startswith("Traceback (most recent call last):")
+    assert not STEERING.search(stderr)
+
+
 def test_what_commands_print_of_hostile_data_is_harmless(hostile: Path, hostile_shards: Path, tmp_path: Path) -> None:
     prepared = hostile / "prepared"
     wnid = sorted(row["wnid"] for row in run_json("tree", "show", prepared)["largest_branches"])[0]
