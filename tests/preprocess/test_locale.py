@@ -31,7 +31,9 @@ for name in ("source", "list.txt"):
 for name in ("classes", "list.txt"):
     images = read_labelled(home / name)
     facts, image = describe_images(images), ImageSettings(size=16)
-    data = LabelledData(name="data", made_from=facts, list_images=lambda _: images, image=image)
+    data = LabelledData(
+        name="data", made_from=facts, list_labels=lambda: images, list_images=lambda _: images, image=image
+    )
     pack_labelled(data, out / f"{name}-packed")
 """
 
