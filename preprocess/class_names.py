@@ -24,7 +24,7 @@ def class_name(name: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         escaped = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise ValueError(f"the class name {escaped!r} is not UTF-8; rename it, for example with convmv") from None
+        raise ValueError(f"the class name '{escaped}' is not UTF-8; rename it, for example with convmv") from None
     return unicodedata.normalize("NFC", name)
 
 

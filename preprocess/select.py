@@ -69,7 +69,7 @@ def _read_names(path: Path, *_version: int) -> NameList:
     paths: dict[str, str] = {}
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, raw in enumerate(lines, 1):
-            line = readable(raw.strip().replace("\\", "/"))
+            line = re.sub("/+", "/", readable(raw.strip().replace("\\", "/")))
             folder, _, name = line.rpartition("/")
             if not line or line.startswith("#"):
                 continue

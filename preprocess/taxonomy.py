@@ -234,7 +234,7 @@ def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None) -> Semant
         log.warning(
             "%d classes are no WordNet synset and become top classes: %s (a file for --parents would place them)",
             len(strangers),
-            _first(strangers),
+            _first([taxonomy.name(wnid) for wnid in strangers]),
         )
     return SemanticTree.from_parents(wnids, [taxonomy.name(wnid) for wnid in wnids], _class_parents(wnids, taxonomy))
 

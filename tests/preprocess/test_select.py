@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from in21k.preprocess.archive import Member
+from in21k.preprocess.class_names import class_id
 from in21k.preprocess.select import SelectSettings, read_names, split_members
 from in21k.preprocess.taxonomy import Taxonomy
 from in21k.shards.sample import checksum
@@ -120,6 +121,7 @@ def test_a_path_names_the_image_of_its_suffix_and_no_other(listing: Callable[...
         ("n01440764/sub/x.jpg", "sub/x.jpg"),
         ("C:\\data\\n01440764\\x.jpg", "x.jpg"),
         ("/data/n01440764/x.JPEG", "x.JPEG"),
+        ("data//n01440764//x.jpg", "x.jpg"),
         ("n01440764/\udcff.jpg", "\udcff.jpg"),
         ("n01440764/ä b.jpg\r", "ä b.jpg"),
     ],
@@ -129,6 +131,14 @@ def test_a_path_of_a_list_ends_in_class_and_name(line: str, name: str, listing: 
     chosen = split_members("n01440764", found, SelectSettings(val_list=listing(line)))
     assert [each.split for each in chosen] == ["val"]
     assert [each.split for each in split_members("n2", found, SelectSettings(val_list=listing(line)))] == ["train"]
+
+
+@pytest.mark.parametrize("folder", ["my cats", class_id("my cats"), "data//my cats/"])
+def test_a_path_or_key_of_a_list_names_its_class_in_either_form(folder: str, listing: Callable[..., Path]) -> None:
+    found = [Member("x.jpg", "my cats/x.jpg", 0, 1), Member("y.jpg", "my cats/y.jpg", 0, 1)]
+    for line in (f"{folder}/x.jpg", f"{folder}/x"):
+        chosen = split_members(class_id("my cats"), found, SelectSettings(val_list=listing(line)))
+        assert [(each.split, each.name) for each in chosen] == [("train", "y.jpg"), ("val", "x.jpg")]
 
 
 def test_checksums_may_be_short_or_long_and_of_either_case(listing: Callable[..., Path]) -> None:

@@ -319,7 +319,7 @@ def test_a_class_whose_name_is_not_utf8_is_refused_by_name(
     name: str, way: str, photo: bytes, hand_over: HandOver, tmp_path: Path
 ) -> None:
     content = write_tar([("cats/1.jpg", photo), (name, photo)])
-    with pytest.raises(UselessError, match=r": caf\\xe9.*: the class name 'caf\\\\xe9' is not UTF-8; rename it"):
+    with pytest.raises(UselessError, match=r": caf\\xe9.*: the class name 'caf\\xe9' is not UTF-8; rename it"):
         prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
