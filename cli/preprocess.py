@@ -32,9 +32,9 @@ _OPTIONS = (
     click.option("--exclude", type=PATH, help="A file of images not to store: keys, paths or checksums, one a line."),
     click.option(
         "--val-per-class",
-        default=50,
-        show_default=True,
-        help="Images of each class for validation, the first by file name; 0: no validation split.",
+        type=int,
+        help="Images of each class for validation, the first by file name; 0: no validation split.  [default: 50, "
+        "unless SOURCE has folders train/ and val/]",
     ),
     click.option("--val-list", type=PATH, help="A file of the images for validation instead: keys or paths."),
     click.option(
@@ -98,9 +98,9 @@ def preprocess() -> None:
 def raw_tar(source: Path, out: Path, **options: Any) -> None:
     """Prepare SOURCE, a raw archive such as fall11_whole.tar or winter21_whole.tar.gz, into the folder OUT.
 
-    Recognised by what is in it, plain or gzipped: a tar of class tars, a tar of class folders, and the official
-    processed archive, whose own split and classes are kept. `-` reads it from standard input. Nothing is extracted
-    and every image is read once. A run that was stopped goes on with the same command.
+    Recognised by what is in it, plain or gzipped: a tar of class tars, a tar of class folders, which may lie in train/
+    and val/, and the official processed archive, whose own split and classes are kept. `-` reads it from standard
+    input. Nothing is extracted and every image is read once. A run that was stopped goes on with the same command.
     """
     from ..preprocess.sources import open_raw_tar
 
@@ -117,7 +117,8 @@ def folder(source: Path, out: Path, **options: Any) -> None:
     A class is called by its folder, its tar or its label: a wnid, or a name of your own in any script, which --parents
     places in the tree. Class indices follow the classes' identifiers (names with `_` for other characters than A-Z,
     a-z, 0-9, `_` and `-`, and a digest), not the names as ImageFolder has them. A list may also be JSON lines with
-    `path` and `label`, or CSV with those columns; its paths begin at its own folder.
+    `path` and `label`, or CSV with those columns; its paths begin at its own folder. Class folders in train/ and val/
+    (or valid/, validation/, test/) keep that split.
     """
     from ..preprocess.sources import open_folder
 
@@ -180,7 +181,7 @@ def _settings(
     classes: str | None,
     drop_subtree: tuple[str, ...],
     exclude: Path | None,
-    val_per_class: int,
+    val_per_class: int | None,
     val_list: Path | None,
     resize: str | None,
     **image: Any,

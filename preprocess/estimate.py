@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -17,6 +17,9 @@ from .alone import store_alone
 from .archive import DAMAGED, ClassTar, Member
 from .checks import names_beginning, say_missing_classes, say_strays, why_no_images
 from .engines import RunTasks
+from .folders import place_of
+from .gathering import say_split
+from .groups import Groups, folder_of
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .select import SelectSettings, check_training_images, split_members
@@ -102,6 +105,7 @@ def estimate(
 ) -> Estimate:
     """Estimate what `prepare` would do; writes nothing. Raises ValueError where no class would be kept."""
     classes = source.classes()
+    select = select.of_source(source.name, source.layout)
     if classes is None:
         seen = _look_into_stream(source, select, taxonomy)
     else:
@@ -111,6 +115,7 @@ def estimate(
         raise ValueError(f"{source.name}: {why if seen.has_images else why_no_images(len(seen.names), source)}")
     build_tree(sorted(seen.kept), taxonomy)  # which says what classes become roots
     say_missing_classes(select, seen.names, len(seen.kept))
+    say_split(source.name, source.layout)
     say_strays(source.rejects)
     tasks = [_SampleTask(each, weight, image) for each, weight in seen.sampled]
     samples = [_Sample(*sample) for sample in run_tasks(_measure, tasks)]
@@ -185,7 +190,7 @@ def _look_into(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Ta
         keeps = select.keeps(select.verdict(each.wnid, taxonomy), members)
         if keeps:
             kept.append((each, len(members)))
-            if is_exact and (select.val_list or len(members) <= select.val_per_class):
+            if is_exact and (select.val_list or len(members) <= select.num_val):
                 chosen = split_members(each.wnid, members, select, names_beginning(each.wnid, names))
                 check_training_images(each.wnid, chosen, 0, select)
         if keeps or isinstance(each, ClassTar):  # of which every one is read
@@ -211,29 +216,32 @@ def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxon
     if source.num_bytes is None:
         raise ValueError("--dry-run reads the beginning of a source, and standard input has but one; give a file")
     begun = time.monotonic()
-    counts: Counter[str] = Counter()
-    kept: set[str] = set()
+    in_tars: Counter[str] = Counter()
+    in_groups: Counter[str] = Counter()
     sampled: list[tuple[RawClass | list[bytes], int]] = []
     is_exact, times = True, 1
     for unit in source.units():
         of_unit = _count(unit)
-        counts.update(of_unit)
-        wanted = {wnid for wnid in of_unit if _keeps(unit, wnid, counts, select, taxonomy)}
-        kept |= wanted
-        if wanted and len(sampled) < SAMPLED_CLASSES:
-            # The unit itself may have hundreds of megabytes.
-            sampled.append((_read_some(unit)[1], sum(of_unit[wnid] for wnid in wanted)))
+        (in_groups if isinstance(unit, Chunk) else in_tars).update(of_unit)
+        if len(sampled) < SAMPLED_CLASSES:
+            kept = _kept(_by_class(in_tars, in_groups, source), source, select, taxonomy)
+            own = _by_class({}, of_unit, source) if isinstance(unit, Chunk) else _by_class(of_unit, {}, source)
+            if num_images := sum(len(own.get(wnid, ())) for wnid in kept):
+                # The unit itself may have hundreds of megabytes.
+                sampled.append((_read_some(unit)[1], num_images))
         times = 2 if isinstance(unit, Chunk) else times
         if time.monotonic() - begun > COUNT_SECONDS:
             is_exact = False
             break
     read = source.position() if not is_exact else source.num_bytes
     part = source.num_bytes / max(1, read)
+    found = _by_class(in_tars, in_groups, source)
+    kept = _kept(found, source, select, taxonomy)
     return _Seen(
-        counts,
+        found,
         kept,
-        counts.total() > 0,
-        round(sum(counts[wnid] for wnid in kept) * part),
+        any(found.values()),
+        round(sum(len(found[wnid]) for wnid in kept) * part),
         0,
         source.num_bytes,
         is_exact,
@@ -251,12 +259,22 @@ def _count(unit: RawClass | Chunk) -> Counter[str]:
         return Counter({unit.wnid: len(contents.members)})
 
 
-def _keeps(unit: RawClass | Chunk, wnid: str, counts: Counter[str], select: SelectSettings, taxonomy: Taxonomy) -> bool:
-    verdict = select.verdict(wnid, taxonomy)
-    if isinstance(unit, Chunk):
-        members = [member for owner, member in unit.images if owner == wnid]
-        return select.keeps(verdict, [*members, *[_ANY] * (counts[wnid] - len(members))])
-    return select.keeps(verdict, [_ANY] * counts[wnid])
+def _by_class(in_tars: Mapping[str, int], in_groups: Mapping[str, int], source: RawSource) -> dict[str, list[Member]]:
+    """Return as many members of each class as were counted in class tars and in groups, by what is known of folders."""
+    found = {wnid: [_ANY] * count for wnid, count in in_tars.items()}
+    groups = Groups(source.layout, source.name)
+    for group, count in in_groups.items():
+        if not groups.is_folder(wnid := groups.class_of(group)):
+            split = place_of(folder_of(group), groups.layout).split
+            found.setdefault(wnid, []).extend([_ANY._replace(split=split)] * count)
+    return found
+
+
+def _kept(
+    found: Mapping[str, Sequence[Member]], source: RawSource, select: SelectSettings, taxonomy: Taxonomy
+) -> list[str]:
+    select = select.of_source(source.name, source.layout)
+    return [wnid for wnid, members in found.items() if select.keeps(select.verdict(wnid, taxonomy), members)]
 
 
 def _measure(task: _SampleTask) -> _Sample:

@@ -6,18 +6,19 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .archive import from_os, ignored_kind, is_image, readable, to_bytes, to_os
+from .archive import DUPLICATE, from_os, ignored_kind, readable, to_bytes, to_os
 from .class_names import class_id, class_labels, class_name
+from .folders import Place
+from .gathering import gather_folder, say_split
 from .label_list import NO_LABEL, read_list
 
 log = logging.getLogger(__name__)
 
 VAL_SHARE = 0.1  # held back where nothing else is said
-VAL_FOLDERS = ("val", "valid", "validation", "test")
 
 
 class LabelledImage(NamedTuple):
@@ -87,21 +88,29 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float | N
 
 
 def read_class_folders(folder: Path) -> list[LabelledImage]:
-    """List the images of FOLDER/CLASS/..., or of FOLDER/train/CLASS/... and FOLDER/val/CLASS/... .
+    """List the images of FOLDER/CLASS/..., or of FOLDER/train/CLASS/... and FOLDER/val/CLASS/..., by split and path.
 
-    In the latter `val` may also be called valid, validation or test, the first of these that there is. Links are
-    followed from a class's folder on, not below it. Files that are known to be no images (see `ignored_kind`) are left
-    out, which the log says. Raises ValueError where no class folder holds an image.
+    Folders are read as `in21k preprocess folder` does (see `read_layout`). What is left out, the log says: files that
+    are known to be no images (see `ignored_kind`), those without an image suffix, and what lies in no class folder.
+    Raises ValueError where no class folder holds an image.
     """
     folder = folder.absolute()
-    train = folder / "train"
-    if train.is_dir() and not any(is_image(entry.name) for entry in train.iterdir()):
-        val = next((folder / name for name in VAL_FOLDERS if (folder / name).is_dir()), None)
-        splits = {"train": train, "val": val} if val else {None: train}
-        found = [image._replace(split=split) for split, home in splits.items() for image in _in_classes(home, folder)]
-    else:
-        found = list(_in_classes(folder, folder))
-    found = _without_ignored(folder, found)
+    source = gather_folder(folder)
+    say_split(folder, source.layout)
+    found: list[LabelledImage] = []
+    others = [reject.name for reject in source.rejects if reject.reason != DUPLICATE]
+    in_order = sorted(source.class_folders(), key=lambda each: (each[1].split != "train", to_bytes(each[0])))
+    for _, place, loose in in_order:
+        label = _label_of(folder, place)
+        images, not_images = loose.paths_by_suffix()
+        found += [LabelledImage(folder / to_os(path), path, (label,), place.split) for path in images]
+        others += map(readable, not_images)
+    others += source.tar_names
+    if others:
+        log.warning(
+            "%s: left out %d files (the first: %s): no images, or in no class folder", folder, len(others), others[0]
+        )
+    _say_ignored(folder, source.ignored)
     if not found:
         raise ValueError(
             f"{folder}: holds no class folders with images; wanted {folder}/CLASS/1.jpg, or {folder}/train/CLASS/1.jpg "
@@ -110,30 +119,22 @@ def read_class_folders(folder: Path) -> list[LabelledImage]:
     return found
 
 
-def _in_classes(home: Path, data: Path) -> Iterable[LabelledImage]:
-    for class_folder in sorted((path for path in home.iterdir() if path.is_dir()), key=os.fsencode):
-        label = _label_of(class_folder)
-        for place, _, names in sorted(os.walk(class_folder), key=lambda walked: os.fsencode(walked[0])):
-            below = Path(place).relative_to(data)
-            yield from (
-                LabelledImage(Path(place, name), from_os(str(below / name)), (label,))
-                for name in sorted(names, key=os.fsencode)
-                if is_image(name)
-            )
-
-
-def _label_of(folder: Path) -> str:
+def _label_of(folder: Path, place: Place) -> str:
     try:
-        return class_name(from_os(folder.name))
+        return class_name(place.name or "")
     except ValueError as error:
-        raise ValueError(f"{readable(from_os(str(folder)))}: {error}") from error
+        raise ValueError(f"{readable(from_os(str(folder)))}/{readable(place.home)}: {error}") from error
+
+
+def _say_ignored(data: Path, ignored: Mapping[str, int]) -> None:
+    if ignored:
+        named = ", ".join(f"{kind} {count:,}" for kind, count in sorted(ignored.items()))
+        log.info("%s: ignored %d files that are known to be no images (%s)", data, sum(ignored.values()), named)
 
 
 def _without_ignored(data: Path, images: Iterable[LabelledImage]) -> list[LabelledImage]:
     kinds = [(image, ignored_kind(image.name)) for image in images]
-    if ignored := Counter(kind for _, kind in kinds if kind):
-        named = ", ".join(f"{kind} {count:,}" for kind, count in sorted(ignored.items()))
-        log.info("%s: ignored %d files that are known to be no images (%s)", data, ignored.total(), named)
+    _say_ignored(data, Counter(kind for _, kind in kinds if kind))
     return [image for image, kind in kinds if not kind]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .archive import DUPLICATE, Reject, class_tar_of, is_image
-from .layouts import WNID
+from .folders import WNID
 from .store import ClassPart
 
 

@@ -25,6 +25,7 @@ from ..shards.record import MARK, VERSION, FileRecord, parse_mark, record_files
 from ..shards.tree import SemanticTree
 from .archive import Member, Reject, from_os, readable, to_bytes
 from .engines import open_engine
+from .folders import Layout
 from .image import ImageSettings
 from .labelled import LabelledImage, classes_of_labels, common_folder
 from .layouts import LooseClass, RawClass
@@ -326,6 +327,11 @@ class LabelledSource(Seekable):
     def empty_folders(self) -> list[str]:
         """Return none, as above."""
         return []
+
+    @property
+    def layout(self) -> Layout:
+        """Return none: every image has its class and split."""
+        return Layout()
 
     def is_processed(self) -> bool:
         """Tell that its images do not have their size yet."""

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from ..shards.files import OutputFolder, read_json, write_json
 from ..shards.manifest import pc, read_table
 from ..shards.parallel import OnProgress, Progress, ignore_progress
 from ..shards.record import record_files
-from .archive import DAMAGED, Reject, UselessError, readable, to_text
+from .archive import DAMAGED, NO_SUFFIX, Reject, UselessError, readable, to_text
 from .checks import check_outcome, names_beginning, say_crashes, say_what_was_listed
+from .class_names import class_id
 from .engines import RunTasks
+from .folders import Layout, possible_classes
+from .gathering import beside, no_classes, say_split
+from .groups import Groups, folder_of
 from .image import ImageSettings
-from .layouts import beside, no_classes, stray
+from .layouts import no_class, stray
 from .outcome import Outcome
 from .resize import get_resizer
 from .select import SelectSettings, check_training_images, split_members
@@ -73,7 +77,10 @@ def prepare(
     folder = OutputFolder(out, made_from=made_from, contents=PreparedSet.contents, overwrite=overwrite)
     if folder.finished:
         return PreparedSet(out)
-    source.classes()  # what is no archive leaves no folder
+    classes = source.classes()  # what is no archive leaves no folder
+    select = select.of_source(source.name, source.layout)
+    if classes is not None:
+        say_split(source.name, source.layout)
     with folder:
         job = Job(out.resolve(), folder.work.resolve(), select.carried(folder.work), image, resizer_version)
         try:
@@ -123,6 +130,7 @@ class _Run:
         self._images = self._num_bytes = self._stored_bytes = self._kept_bytes = self._num_rejects = 0
         self._total_bytes = sum(each.num_bytes for each in source.classes() or ())
         self._next_look = ROOM_FRACTION  # the part of the source at which room is looked for again
+        self._groups = Groups(None, source.name)  # until a stream's end tells
         self._is_read = job.work / "read.json"  # a stream's end was reached; what is known then is in it
 
     def outcome(self) -> Outcome:
@@ -136,14 +144,20 @@ class _Run:
         known = {name: getattr(self._source, name) for name in ("rejects", "names", "ignored", "empty_folders")}
         if self._source.classes() is None:
             if not self._is_read.exists():
-                write_json(self._is_read, known)
+                write_json(self._is_read, {**known, "layout": asdict(self._source.layout)})
             known = read_json(self._is_read)
-        strays = [*(Reject(*reject) for reject in known["rejects"]), *self._merge()]
+            layout = Layout.load(known["layout"])
+            self._job = replace(self._job, select=self._job.select.of_source(self._source.name, layout))
+            say_split(self._source.name, layout)
+            self._groups = Groups(layout, self._source.name)
+        strays, ignored = self._merge()
+        strays += [Reject(*reject) for reject in known["rejects"]]
+        ignored.update(known["ignored"])
         for split in SPLITS:
             if not any((self._job.out / split).iterdir()):
                 (self._job.out / split).rmdir()
         parts = sorted(self._whole.values(), key=lambda part: part.wnid)
-        return Outcome(parts, strays, known["names"], Counter(known["ignored"]), known["empty_folders"])
+        return Outcome(parts, strays, {**self._groups.names, **known["names"]}, ignored, known["empty_folders"])
 
     def _prepare_folders(self) -> None:
         for path in (self._job.work / "classes", self._job.work / "chunks", *(self._job.out / s for s in SPLITS)):
@@ -189,7 +203,7 @@ class _Run:
         By headers alone; the others are looked at as their turn comes.
         """
         wanted = [each for each in self._source.classes() or () if self._verdict(each.wnid) is not False]
-        if self._select.classes is None and self._select.rare_threshold >= self._select.val_per_class:
+        if self._select.classes is None and self._select.rare_threshold >= self._select.num_val:
             return
         for each in sorted(wanted, key=lambda each: each.num_bytes)[:NUM_PEEKED]:
             if each.wnid not in self._whole:
@@ -264,48 +278,71 @@ class _Run:
     def _task(self, unit: Unit) -> ClassTask | ChunkTask:
         if not isinstance(unit, Chunk):
             return ClassTask(self._job, unit, self._verdict(unit.wnid), names_beginning(unit.wnid, self._names))
-        wnids = {wnid for wnid, _ in unit.images}
-        return ChunkTask(self._job, unit, frozenset(wnid for wnid in wnids if self._verdict(wnid) is False))
+        groups = {group for group, _ in unit.images}
+        return ChunkTask(self._job, unit, frozenset(filter(self._is_unwanted, groups)))
 
-    def _merge(self) -> list[Reject]:
-        """Put the classes together whose images lie in chunks; returns the members that turn out to be of no class."""
+    def _is_unwanted(self, group: str) -> bool:
+        """Tell whether a group can be of no class that is kept."""
+        if self._source.classes() is not None:
+            return self._verdict(group) is False
+        return all(self._verdict(class_id(name)) is False for name in possible_classes(folder_of(group)))
+
+    def _merge(self) -> tuple[list[Reject], Counter[str]]:
+        """Put the classes together whose images lie in chunks.
+
+        Returns the members that turn out to be of no class, and how many are ignored.
+        """
         strays: list[Reject] = []
-        names = sorted({*self._whole, *(wnid for part in self._chunks.values() for wnid in part.classes)})
+        ignored: Counter[str] = Counter()
+        with_images = (group for part in self._chunks.values() for group in part.with_images)
+        names = sorted({*self._whole, *self._groups.classes(with_images)})
+        self._chunks = {
+            number: replace(part, num_rows=self._groups.by_class(part.num_rows))
+            for number, part in self._chunks.items()
+        }
         done: set[str] = set()
         for band in _bands(self._chunks):
-            for part in self._run(self._merge_tasks(band, names, strays)):
+            for part in self._run(self._merge_tasks(band, names, strays, ignored)):
                 self._take(part)
             done.update(band)
             for number in [number for number in self._spooled if done.issuperset(self._chunks[number].num_rows)]:
                 self._job.chunk_part(number).with_suffix(".tar").unlink(missing_ok=True)
                 self._spooled.remove(number)
-        return strays
+        return strays, ignored
 
-    def _merge_tasks(self, band: Sequence[str], names: Sequence[str], strays: list[Reject]) -> Iterator[MergeTask]:
+    def _merge_tasks(
+        self, band: Sequence[str], names: Sequence[str], strays: list[Reject], ignored: Counter[str]
+    ) -> Iterator[MergeTask]:
         num_rows = sum(part.num_rows.get(wnid, 0) for part in self._chunks.values() for wnid in band)
         spooled = sum(part.stored_bytes for part in self._chunks.values())
         all_rows = sum(sum(part.num_rows.values()) for part in self._chunks.values())
         self._demand_room(num_rows * spooled / max(1, all_rows), "putting classes together")
         is_class = set(names)
         for wnid, rows in _by_class(self._rows_of(band)):
-            if wnid not in is_class:  # a folder without images is no class
-                strays += [stray(to_text(row["path"]), row["reason"], row["detail"]) for row in rows.to_pylist()]
+            if unused := self._groups.unused_of(wnid):
+                ignored[f"{unused}/"] += rows.num_rows
+            elif wnid not in is_class:  # a folder without images is no class
+                is_outside = self._groups.is_folder(wnid)
+                strays += [_stray_of(row, is_outside=is_outside) for row in rows.to_pylist()]
             elif wnid not in self._whole:
                 # Taken, not sliced: what goes to a worker with a slice is the whole table.
                 own = rows.take(pa.array(range(rows.num_rows)))
-                yield MergeTask(self._job, wnid, own, self._verdict(wnid), names_beginning(wnid, names))
+                others = names_beginning(wnid, names)
+                yield MergeTask(self._job, wnid, own, self._groups.layout, self._verdict(wnid), others)
             elif not self._whole[wnid].from_chunks:
-                self._whole[wnid] = _with_beside(self._whole[wnid], rows)
+                self._whole[wnid] = _with_beside(self._whole[wnid], rows, self._groups.layout)
 
     def _rows_of(self, wnids: Sequence[str]) -> pa.Table:
         """Return the rows of some classes, by class and in the order of the source, with the column `chunk`."""
-        wanted = pa.array(wnids)
+        wanted = set(wnids)
         tables: list[pa.Table] = []
         for number, part in sorted(self._chunks.items()):
             if not part.num_rows.keys().isdisjoint(wnids):
                 table = read_table(self._job.chunk_part(number).with_suffix(".parquet"), CHUNK)
                 table = table.append_column("chunk", pa.array([number] * table.num_rows, pa.int64()))
-                tables.append(table.filter(pc.is_in(table["wnid"], value_set=wanted)))
+                classes = pa.array(map(self._groups.class_of, table["wnid"].to_pylist()), pa.string())
+                table = table.set_column(table.schema.get_field_index("wnid"), "wnid", classes)
+                tables.append(table.filter(pc.is_in(table["wnid"], value_set=pa.array(wanted))))
         rows = pa.concat_tables(tables)
         rows = rows.append_column("row", pa.array(range(rows.num_rows)))
         return rows.sort_by([("wnid", "ascending"), ("row", "ascending")]).drop_columns("row")
@@ -342,12 +379,21 @@ def _by_class(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         start = end
 
 
-def _with_beside(part: ClassPart, rows: pa.Table) -> ClassPart:
+def _stray_of(row: Mapping[str, Any], *, is_outside: bool) -> Reject:
+    """Return the reject of a row of a folder that is no class; `is_outside`: whatever lies in it."""
+    path = to_text(row["path"])
+    if is_outside and (row["is_image"] or row["reason"] == NO_SUFFIX):
+        return no_class(path)
+    return stray(path, row["reason"], row["detail"])
+
+
+def _with_beside(part: ClassPart, rows: pa.Table, layout: Layout | None) -> ClassPart:
     """Return the part of a class tar with what else the source holds of its class, which does not count."""
     if not part.kept:
         return part
     rejects = [
-        beside(to_text(row["path"]), part.wnid) if row["is_image"] else row_reject(row) for row in rows.to_pylist()
+        beside(to_text(row["path"]), part.wnid) if row["is_image"] else row_reject(row, layout)
+        for row in rows.to_pylist()
     ]
     return replace(part, rejects=[*part.rejects, *rejects], num_members=part.num_members + len(rejects))
 

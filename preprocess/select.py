@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from ..shards.sample import checksum, make_keys
 from .archive import Member, UselessError, is_image, readable
 from .class_names import class_id
-from .layouts import as_member, place_of
+from .folders import TRAIN_FOLDER, Layout, place_of
+from .layouts import as_member
 from .taxonomy import Taxonomy
 
+NUM_VAL = 50
 _CHECKSUM = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
 
 
@@ -95,28 +97,38 @@ class SelectSettings:
     """What is kept, and what of it is for validation.
 
     rare_threshold:  a class is kept when it has more images than this, unreadable ones included.
-    val_per_class:   the first so many images of a class, by byte order of their names, are for validation.
+    val_per_class:   the first so many images of a class, by byte order of their names, are for validation; None: 50,
+                     where the source makes no split of its own.
     val_list:        a file that names the images for validation instead (see `read_names`).
     classes:         keep exactly these, however many images they have.
     drop_subtree:    drop these synsets, and what lies below them in the taxonomy.
     exclude:         a file that names images which are not stored.
     val_only:        a class may have images for validation alone, as label sets do; shapes no byte.
 
-    A source that makes a split of its own keeps it, and the classes that are in it.
+    own_classes:     a source that makes a split of its own keeps the classes in it, whatever their number of images;
+                     shapes no byte, as it follows from the source.
+
+    A source that makes a split of its own keeps it.
     """
 
     rare_threshold: int = 500
-    val_per_class: int = 50
+    val_per_class: int | None = None
     val_list: Path | None = None
     classes: frozenset[str] | None = None
     drop_subtree: tuple[str, ...] = ()
     exclude: Path | None = None
     val_only: bool = False
+    own_classes: bool = True
+
+    @property
+    def num_val(self) -> int:
+        """How many images of a class are for validation."""
+        return NUM_VAL if self.val_per_class is None else self.val_per_class
 
     def __post_init__(self) -> None:
         for name in ("rare_threshold", "val_per_class"):
             value = getattr(self, name)
-            if value < 0:
+            if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}; wanted 0 or more")
         if self.val_list and read_names(self.val_list).checksums:
             raise ValueError(
@@ -136,12 +148,24 @@ class SelectSettings:
         """Return what tells these settings from others, as JSON values: files by what they list."""
         return {
             "rare_threshold": self.rare_threshold,
-            "val_per_class": self.val_per_class,
+            "val_per_class": self.num_val,
             "val_list": self.val_list and read_names(self.val_list).fingerprint,
             "classes": None if self.classes is None else checksum("\n".join(sorted(self.classes)).encode()),
             "drop_subtree": sorted(self.drop_subtree),
             "exclude": self.exclude and read_names(self.exclude).fingerprint,
         }
+
+    def of_source(self, source_name: str, layout: Layout) -> SelectSettings:
+        """Return these settings for a source whose folders are read so.
+
+        Raises SettingsError where its own split and a number of validation images are both given.
+        """
+        if layout.val is not None and self.val_per_class is not None:
+            raise SettingsError(
+                f"{source_name}: has a split of its own, {TRAIN_FOLDER}/ and {layout.val}/, and --val-per-class "
+                f"{self.val_per_class} was given too; leave it out, or give {TRAIN_FOLDER}/ alone"
+            )
+        return replace(self, own_classes=layout.processed)
 
     def verdict(self, wnid: str, taxonomy: Taxonomy) -> bool | None:
         """Tell whether a class is kept; None where its images decide."""
@@ -153,7 +177,7 @@ class SelectSettings:
         """Tell whether a class of these images, and of so many that cannot be read, is kept."""
         if verdict is not None:
             return verdict
-        given = {member.split for member in members} - {None}
+        given = {member.split for member in members if self.own_classes} - {None}
         return bool(given - {"small"}) if given else len(members) + num_lost > self.rare_threshold
 
     def excluded(self) -> NameList:
@@ -224,4 +248,4 @@ def _splits(wnid: str, members: Sequence[Member], keys: Sequence[str], select: S
         return ("val" if line else "train" for line in lines)
     if any(member.split in ("train", "val") for member in members):
         return ("val" if member.split == "val" else "train" for member in members)
-    return ("val" if number < select.val_per_class else "train" for number in range(len(members)))
+    return ("val" if number < select.num_val else "train" for number in range(len(members)))

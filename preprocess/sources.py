@@ -38,18 +38,10 @@ from .archive import (
     readable,
     walk,
 )
-from .layouts import (
-    ClassNames,
-    Gathering,
-    LooseClass,
-    RawClass,
-    as_member,
-    gather_folder,
-    gather_list,
-    is_processed,
-    no_class,
-    no_classes,
-)
+from .folders import Layout, is_processed
+from .gathering import Gathering, gather_folder, gather_list, identify, layout_of, no_classes
+from .groups import group_of
+from .layouts import LooseClass, RawClass, no_class
 
 STDIN = Path("-")
 GZIP = b"\x1f\x8b"
@@ -70,8 +62,8 @@ class Chunk:
     """Some images that lie one by one: of a stream, of whatever classes, as they came; or a slice of a large class.
 
     number:  counts the chunks of a source.
-    images:  the class and member of each.
-    rejects: what lay among them and is no image, with its whole name in the source.
+    images:  the group and member of each: the class of a slice; of a stream the folder, which tells the class later.
+    rejects: what lay among them and is no image, with its whole name in the source; `wnid` is the group.
     """
 
     number: int
@@ -129,6 +121,11 @@ class RawSource(Protocol):
 
     def is_processed(self) -> bool:
         """Tell whether this is the official processed archive, whose images have their size."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """How its folders are read, from those that were seen; raises ValueError for splits that are none."""
         ...
 
     @property
@@ -217,6 +214,11 @@ class Seekable:
         """Folders that hold nothing else."""
         return self._gathering.folders.empty()
 
+    @property
+    def layout(self) -> Layout:
+        """How its folders are read."""
+        return self._gathering.layout
+
     @cached_property
     def _gathering(self) -> Gathering:
         return self._gather(self._source)
@@ -230,7 +232,7 @@ class Seekable:
         if self._gather is gather_tar:
             with named_errors(self._source), self._source.open("rb") as file, open_tar(file) as outer:
                 return is_processed(next(filter(None, map(_telling, walk(outer))), ""))
-        return any(isinstance(each, LooseClass) and each.given_split() for each in self.classes())
+        return any(isinstance(each, LooseClass) and each.is_processed() for each in self.classes())
 
     def classes(self) -> list[RawClass]:
         """Return every class by name; raises ValueError where there is none."""
@@ -322,7 +324,10 @@ class Stream:
         self.name = source.name if source == STDIN else from_os(source.resolve().name)
         self.num_bytes: int | None = None if source == STDIN else source.stat().st_size
         self._rejects: list[Reject] = []
-        self._named = ClassNames(self._label)
+        self._names: dict[str, str] = {}
+        self._tars: dict[str, str] = {}  # the name of each class's
+        self._tar_folders: set[str] = set()
+        self._image_folders: set[str] = set()
         self._ignored: Counter[str] = Counter()
         self._folders = Folders()
         self._file: Any = None
@@ -338,7 +343,7 @@ class Stream:
     @property
     def names(self) -> Mapping[str, str]:
         """The names of the classes that are not called by their identifier."""
-        return self._named.names
+        return self._names
 
     @property
     def ignored(self) -> Counter[str]:
@@ -349,6 +354,11 @@ class Stream:
     def empty_folders(self) -> list[str]:
         """Folders that hold nothing else."""
         return self._folders.empty()
+
+    @property
+    def layout(self) -> Layout:
+        """How its folders are read, from those that were seen."""
+        return layout_of(self._label, self._image_folders, self._tar_folders)
 
     def position(self) -> int:
         """Return how many bytes of the file were read."""
@@ -391,7 +401,6 @@ class Stream:
     def units(self) -> Iterator[Unit]:
         """Yield class tars and chunks as they come."""
         waiting = _Waiting()
-        tars: dict[str, str] = {}
         with self._stack, named_errors(self._label):
             outer = self._outer
             for member in self._members():
@@ -400,36 +409,52 @@ class Stream:
                     self._ignored[kind] += 1
                     continue
                 self._folders.use(name)
-                wnid, is_tar = self._named.find(name)
-                problem = problem_of(member)
-                if problem and (is_tar or wnid is None):
-                    self._rejects.append(Reject(None, readable(name), *problem))
-                elif wnid is None:
-                    self._rejects.append(no_class(name))
-                elif problem:
-                    waiting.rejects.append((Reject(wnid, readable(as_member(name, 0, 0).name), *problem), name))
-                elif is_tar and wnid in tars:
-                    self._rejects.append(Reject(None, readable(name), DUPLICATE, f"{tars[wnid]} came first"))
-                elif is_tar and member.size > MAX_CLASS_TAR_BYTES:
-                    raise ValueError(
-                        f"{self._label}: {readable(name)} has {member.size:,} bytes; a class tar of a stream is held "
-                        f"in memory, and {MAX_CLASS_TAR_BYTES:,} are the most; unpack the archive, and give a plain tar"
-                    )
-                elif is_tar:
-                    tars[wnid] = readable(name)
-                    yield ClassTar(self._label, wnid, tars[wnid], 0, member.size, _content(outer, member))
-                elif is_image(name):
-                    waiting.add(wnid, as_member(name, 0, member.size), _content(outer, member))
+                if class_tar_of(name) is not None:
+                    yield from self._class_tar(member)
                 else:
-                    waiting.rejects.append((not_an_image(wnid, as_member(name, 0, 0).name), name))
+                    self._take_in(member, waiting)
                 if waiting.full:
                     yield waiting.taken()
-            # What tarfile has read ahead counts too; at the end the checksum of a gzipped stream is compared.
+            # At the end the checksum of a gzipped stream is compared.
             check_rest(outer.fileobj)
             if waiting.images or waiting.rejects:
                 yield waiting.taken()
-            if not tars and not waiting.number:
+            if not self._tars and not waiting.number:
                 raise no_classes(self._label, self._rejects)
+
+    def _class_tar(self, member: tarfile.TarInfo) -> Iterator[ClassTar]:
+        """Yield the class tar, unless it must not be read."""
+        name = readable(member.name)
+        if problem := problem_of(member):
+            self._rejects.append(Reject(None, name, *problem))
+            return
+        self._tar_folders.add(member.name.rpartition("/")[0])
+        wnid = identify(class_tar_of(member.name) or "", self._names, f"{self._label}: {name}")
+        if wnid in self._tars:
+            self._rejects.append(Reject(None, name, DUPLICATE, f"{self._tars[wnid]} came first"))
+            return
+        if member.size > MAX_CLASS_TAR_BYTES:
+            raise ValueError(
+                f"{self._label}: {name} has {member.size:,} bytes; a class tar of a stream is held in memory, and "
+                f"{MAX_CLASS_TAR_BYTES:,} are the most; unpack the archive, and give a plain tar"
+            )
+        self._tars[wnid] = name
+        yield ClassTar(self._label, wnid, name, 0, member.size, _content(self._outer, member))
+
+    def _take_in(self, member: tarfile.TarInfo, waiting: _Waiting) -> None:
+        """Let a member that lies by itself wait for its chunk."""
+        name, folder = member.name, member.name.rpartition("/")[0]
+        problem = problem_of(member)
+        if not folder:
+            self._rejects.append(Reject(None, readable(name), *problem) if problem else no_class(name))
+            return
+        if is_image(name):
+            self._image_folders.add(folder)
+        group = group_of(folder)
+        if problem or not is_image(name):
+            waiting.rejects.append((Reject(group, readable(name), *(problem or not_an_image(None, name)[2:])), name))
+        else:
+            waiting.add(group, Member(name, name, 0, member.size), _content(self._outer, member))
 
     def _open(self, stack: ExitStack) -> tarfile.TarFile:
         if self._source == STDIN:

@@ -24,8 +24,9 @@ from ..shards.sample import checksum
 from ..shards.writer import TarWriter
 from .alone import store_alone
 from .archive import Contents, Member, Reject, is_lost_image, one_of_each, readable, to_bytes, to_text
+from .folders import Layout
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
-from .layouts import RawClass
+from .layouts import RawClass, as_member
 from .resize import get_resizer
 from .select import Chosen, NameList, SelectSettings, check_training_images, split_members
 from .sources import Chunk
@@ -33,7 +34,8 @@ from .sources import Chunk
 EXCLUDED = "excluded"
 BATCH_ROWS = 4096
 MAX_OPEN_SPOOLS = 256
-# A row an image, or what lay among them, of a chunk. Names are the source's bytes; `offset` is that in the chunk's tar.
+# A row an image, or what lay among them, of a chunk; `wnid` is its group (see Chunk). Names are the source's bytes;
+# `offset` is that in the chunk's tar.
 CHUNK = pa.schema(
     [
         pa.field("wnid", pa.string(), nullable=False),
@@ -129,14 +131,14 @@ class ClassPart:
 
 @dataclass(frozen=True)
 class ChunkPart:
-    """What a chunk held: the rows of each class in it, and which of these folders are classes: those with images."""
+    """What a chunk held: the rows of each group in it, and the groups with images, be they such as cannot be read."""
 
     number: int
     num_bytes: int
     stored_bytes: int
     fingerprint: str
     num_rows: dict[str, int]
-    classes: list[str]
+    with_images: list[str]
     num_rejects: int
 
     @classmethod
@@ -161,7 +163,7 @@ class ClassTask:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """A chunk of one or several classes; images of the unwanted ones are not stored. guarded: see ClassTask."""
+    """A chunk of one or several groups; images of the unwanted ones are not stored. guarded: see ClassTask."""
 
     job: Job
     chunk: Chunk
@@ -171,11 +173,15 @@ class ChunkTask:
 
 @dataclass(frozen=True)
 class MergeTask:
-    """A class whose rows, in the order of the source, lie in chunks; the column `chunk` says in which."""
+    """A class whose rows, in the order of the source, lie in chunks; the column `chunk` says in which.
+
+    layout: by which their names and splits follow from their paths; None where the rows have them.
+    """
 
     job: Job
     wnid: str
     rows: pa.Table
+    layout: Layout | None
     verdict: bool | None
     others: list[str]
 
@@ -321,13 +327,13 @@ def _write_splits(job: Job, wnid: str, images: Iterable[_Ready]) -> Iterator[dic
 def _store_chunk(task: ChunkTask) -> ChunkPart:
     chunk, part = task.chunk, task.job.chunk_part(task.chunk.number)
     num_rows: Counter[str] = Counter()
-    classes: set[str] = set()
+    with_images: set[str] = set()
     num_rejects, stored_bytes = len(chunk.rejects), 0
     with TarWriter(part.with_suffix(".tar")) as spool, TableWriter(part.with_suffix(".parquet"), CHUNK) as table:
         for rows in _batches(_chunk_rows(task, spool)):
             table.write(pa.Table.from_pylist(rows, schema=CHUNK))
             num_rows.update(row["wnid"] for row in rows)
-            classes.update(row["wnid"] for row in rows if row["is_image"] or is_lost_image(row_reject(row)))
+            with_images.update(row["wnid"] for row in rows if row["is_image"] or is_lost_image(row_reject(row)))
             num_rejects += sum(row["is_image"] and "reason" in row for row in rows)
             stored_bytes += sum(row.get("num_bytes", 0) for row in rows)
     done = ChunkPart(
@@ -336,7 +342,7 @@ def _store_chunk(task: ChunkTask) -> ChunkPart:
         stored_bytes=stored_bytes,
         fingerprint=chunk.fingerprint,
         num_rows=dict(sorted(num_rows.items())),
-        classes=sorted(classes),
+        with_images=sorted(with_images),
         num_rejects=num_rejects,
     )
     write_json(part.with_suffix(".json"), asdict(done))
@@ -382,8 +388,8 @@ def _merge_class(task: MergeTask) -> ClassPart:
     working_on(task.wnid)
     is_image = task.rows["is_image"]
     images, others = task.rows.filter(is_image), task.rows.filter(pc.invert(is_image))
-    rejects = [row_reject(row) for row in others.to_pylist()]
-    members = one_of_each(task.wnid, _members(images), rejects)
+    rejects = [row_reject(row, task.layout) for row in others.to_pylist()]
+    members = one_of_each(task.wnid, _members(images, task.layout), rejects)
     kept = task.job.select.keeps(task.verdict, members)
     chosen = split_members(task.wnid, members, task.job.select, task.others) if kept else []
     check_training_images(task.wnid, chosen, len(rejects), task.job.select)
@@ -394,16 +400,20 @@ def _merge_class(task: MergeTask) -> ClassPart:
         return _write_class(task.job, seen, ready, rejects, kept=kept)
 
 
-def row_reject(row: Mapping[str, Any]) -> Reject:
-    """Return what lies in a chunk and is no image."""
-    return Reject(row["wnid"], to_text(row["name"]), row["reason"], row["detail"])
+def row_reject(row: Mapping[str, Any], layout: Layout | None = None) -> Reject:
+    """Return what lies in a chunk and is no image; see MergeTask."""
+    name = to_text(row["name"]) if layout is None else readable(as_member(to_text(row["path"]), 0, 0, layout).name)
+    return Reject(row["wnid"], name, row["reason"], row["detail"])
 
 
-def _members(images: pa.Table) -> Iterator[Member]:
+def _members(images: pa.Table, layout: Layout | None) -> Iterator[Member]:
     """Yield the images of a class that lie in chunks; the offset is the number of the row."""
     columns = (images[name].to_pylist() for name in ("name", "path", "given_split"))
     for number, (name, path, split) in enumerate(zip(*columns, strict=True)):
-        yield Member(to_text(name), to_text(path), number, 0, split)
+        if layout is None:
+            yield Member(to_text(name), to_text(path), number, 0, split)
+        else:
+            yield as_member(to_text(path), number, 0, layout)
 
 
 class _Spools(AbstractContextManager["_Spools"]):

@@ -14,8 +14,8 @@ import pytest
 
 from in21k.preprocess import run as run_module
 from in21k.preprocess import sources
+from in21k.preprocess.folders import Place, place_of
 from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.layouts import Place, place_of
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar

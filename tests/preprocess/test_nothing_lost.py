@@ -103,10 +103,13 @@ def test_images_of_several_folders_that_become_one_class_are_said(
     tmp_path: Path, photo: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("cat", "dog"):
-        (tmp_path / "raw" / name / "images").mkdir(parents=True)
-        (tmp_path / "raw" / name / "images" / f"{name}.jpg").write_bytes(photo)
+        (tmp_path / "raw" / name / "n01503061").mkdir(parents=True)
+        (tmp_path / "raw" / name / "n01503061" / f"{name}.jpg").write_bytes(photo)
     prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL)
-    assert "images: the images of 2 folders are one class, such as those of cat/images and dog/images" in caplog.text
+    assert (
+        "n01503061: the images of 2 folders are one class, such as those of cat/n01503061 and dog/n01503061"
+        in caplog.text
+    )
 
 
 def test_a_class_without_training_images_is_told_before_anything_is_stored(

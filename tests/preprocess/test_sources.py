@@ -26,6 +26,7 @@ from in21k.preprocess import run as run_module
 from in21k.preprocess import sources
 from in21k.preprocess.archive import UselessError
 from in21k.preprocess.class_names import class_id
+from in21k.preprocess.folders import Layout, place_of, read_layout
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
@@ -104,11 +105,9 @@ def build(item: Odd | OddTar, contents: dict[str, bytes]) -> tuple[str, bytes | 
     return item.name, entry if item.kind in SPECIAL else contents[item.kind]
 
 
-def class_of(name: str) -> str | None:
-    parts = [part for part in name.split("/") if part not in ("", ".")][:-1]
-    named = [part for part in parts if re.fullmatch(r"n\d{8}", part)]
-    wnid = named[-1] if named else parts[-1] if parts else ""
-    return class_id(wnid) if wnid else None
+def class_of(folder: str, layout: Layout) -> str | None:
+    name = place_of(folder, layout).name
+    return None if name is None else class_id(name)
 
 
 def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]:
@@ -123,9 +122,11 @@ def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]
             else:
                 classes.add(wnid)
                 found[wnid] += len(item.members)
-    members = [item for item in items if isinstance(item, Odd)]
-    loose = [(class_of(member.name), member) for member in members]
-    classes |= {wnid for wnid, member in loose if wnid and not member.name.endswith(".txt")}
+    names = [re.sub(r"^\./", "", item.name).replace("//", "/") for item in items if isinstance(item, Odd)]
+    members = [(name.rpartition("/")[0], name.endswith(".txt")) for name in names]
+    layout = read_layout([folder for folder, is_text in members if not is_text])
+    loose = [(class_of(folder, layout), is_text) for folder, is_text in members]
+    classes |= {wnid for wnid, is_text in loose if wnid and not is_text}
     found.update(wnid if wnid in classes else None for wnid, _ in loose)
     return found, classes
 
@@ -353,7 +354,7 @@ class TestFolders:
         (source / "cats" / "itself.jpg").symlink_to("itself.jpg")
         os.mkfifo(source / "cats" / "pipe.jpg")
         prepared = prepared_of(open_folder(source), tmp_path / "out")
-        assert sources_of(prepared) == [("cats", "1.jpg"), (class_id("folder.jpg"), "2.jpg")]
+        assert sources_of(prepared) == [("cats", "1.jpg"), ("cats", "folder.jpg/2.jpg")]
         assert rejects_of(prepared) == [
             ("cats", "broken.jpg", "not a regular file"),
             ("cats", "itself.jpg", "not a regular file"),
