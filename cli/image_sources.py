@@ -11,7 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..preprocess.archive import Forward, from_os, is_image, named_errors, open_tar, problem_of, readable, walk
+from ..preprocess.archive import (
+    Forward,
+    from_os,
+    ignored_kind,
+    is_image,
+    named_errors,
+    open_tar,
+    problem_of,
+    readable,
+    walk,
+)
 from ..training import Source, UnreadableImageError
 from .terminal import in_one_line
 
@@ -51,13 +61,13 @@ def image_sources(paths: Iterable[Path], others: OtherFiles | None = None) -> It
     others: told of the files, and members of tars, that are no images by their names.
     """
     others = others or OtherFiles()
-    for path, is_named in _files(paths):
-        if is_tar(path.name):
-            yield from _of_tar(path, others)
-        elif is_named or is_image(path.name):
-            yield Source(_text(path), path)
-        else:
+    for path, is_taken in _files(paths):
+        if not is_taken:
             others.add(path.name)
+        elif is_tar(path.name):
+            yield from _of_tar(path, others)
+        else:
+            yield Source(_text(path), path)
 
 
 class Ahead(NamedTuple):
@@ -70,11 +80,9 @@ class Ahead(NamedTuple):
 def count_ahead(paths: Iterable[Path]) -> Ahead:
     """Count by their names what `image_sources` will go through; nothing is opened."""
     num_images = num_tars = 0
-    for path, is_named in _files(paths):
-        if is_tar(path.name):
-            num_tars += 1
-        elif is_named or is_image(path.name):
-            num_images += 1
+    for path, is_taken in _files(paths):
+        num_tars += is_taken and is_tar(path.name)
+        num_images += is_taken and not is_tar(path.name)
     return Ahead(num_images, num_tars)
 
 
@@ -109,12 +117,17 @@ def walk_folder(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterat
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
-    """Yield the files that are named, and those of folders; with each whether it is named itself."""
+    """Yield the files that are named, and those of folders; with each whether it is taken for images."""
     for path in paths:
         if path.is_dir():
-            yield from ((below, False) for below in walk_folder(path))
+            yield from ((below, _is_taken(below.relative_to(path).as_posix())) for below in walk_folder(path))
         else:
             yield path, True
+
+
+def _is_taken(name: str) -> bool:
+    """Tell whether what lies in a folder or a tar is an image or a tar by its name."""
+    return (is_image(name) or is_tar(name)) and not ignored_kind(name)
 
 
 def _of_tar(path: Path, others: OtherFiles) -> Iterator[Source]:
@@ -139,7 +152,7 @@ def _members(file: Any, name: str, others: OtherFiles) -> Iterator[Source]:
     with open_tar(Forward(file)) as tar:
         for member in walk(tar):
             inner = f"{name}/{readable(member.name)}"
-            if not is_image(member.name) and not is_tar(member.name):
+            if not _is_taken(member.name):
                 others.add(member.name)
             elif problem := problem_of(member):
                 yield Source(inner, UnreadableImageError(": ".join(problem)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import training
 from ..datapipe import create_loader
-from ..preprocess.archive import is_image
+from ..preprocess.archive import ignored_kind, is_image
 from ..shards import open_dataset
 from .image_sources import own_limit, walk_folder
 from .progress import ProgressLine
@@ -63,7 +63,7 @@ class _Folder:
     def __init__(self, work: Work, folder: Path, shared: SharedClasses, ranks: Ranks) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; wanted one of class folders, or shards")
-        files = [path for path in walk_folder(folder) if is_image(path.name)]
+        files = [path for path in walk_folder(folder) if is_image(path.name) and not ignored_kind(path.name)]
         wnids = [path.relative_to(folder).parts[0] for path in files]
         known = {*shared.wnids, *shared.lacking}
         self._sources = [

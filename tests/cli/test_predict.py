@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageChops
 
-from in21k.cli.image_sources import image_sources
+from in21k.cli.image_sources import OtherFiles, count_ahead, image_sources
 from in21k.models import create_model, save_weights, timm_config
 from in21k.preprocess.wordnet import WordNet
 from in21k.training import UnreadableImageError
@@ -253,6 +253,23 @@ def test_what_a_tar_holds_beside_files_cannot_be_read_and_the_rest_is(
     assert "unsafe name" in said["../up.jpg"]
     assert "not a tar, or damaged" in said["cut.tar"]
     assert all(source.picture == image for source in found if not isinstance(source.picture, UnreadableImageError))
+
+
+def test_files_that_are_known_to_be_no_images_are_passed_over_unless_they_are_named(
+    tmp_path: Path, tar_of: TarOf, draw: Draw, encode: Encode
+) -> None:
+    files = dict.fromkeys(("a.jpg", "._a.jpg", "@eaDir/a.jpg", "sub/__MACOSX/a.jpg", "._a.tar"), encode(draw()))
+    for name, data in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(data)
+    (tmp_path / "mine.tar").write_bytes(tar_of(files))
+    for source in (tmp_path / "mine", tmp_path / "mine.tar"):
+        others = OtherFiles()
+        assert [each.name for each in image_sources([source], others)] == [f"{source}/a.jpg"]
+        assert str(others) == "4 files (.jpg 3, .tar 1)"
+    assert count_ahead([tmp_path / "mine"]) == (1, 0)
+    named = tmp_path / "mine" / "._a.jpg"
+    assert [each.name for each in image_sources([named])] == [str(named)]
 
 
 def test_a_link_in_a_tar_is_said_and_the_images_behind_it_are_answered(
