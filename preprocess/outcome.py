@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .archive import DUPLICATE, Reject, class_tar_of, is_image
+from .class_names import class_id
 from .folders import WNID
 from .store import ClassPart
 
@@ -58,4 +59,5 @@ def unreadable_class(stray: Reject) -> str | None:
     """Return the class of which a stray would hold all images, could it be read: a class tar, or a link to a folder."""
     if stray.reason in (DUPLICATE, "no class"):
         return None
-    return class_tar_of(stray.name) or (stray.name if WNID.fullmatch(stray.name) else None)
+    name = class_tar_of(stray.name) or (stray.name if WNID.fullmatch(stray.name) else "")
+    return class_id(name) if name else None

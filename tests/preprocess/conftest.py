@@ -11,9 +11,12 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from in21k.shards.dataset import PreparedSet
 
 Images = dict[str, dict[str, bytes]]
 Entries = list[tuple[str, bytes]]
@@ -114,3 +117,8 @@ def tables_of(out: Path) -> dict[str, bytes]:
     files = {os.path.relpath(path, out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     files.pop("dataset.json")
     return files
+
+
+def facts_of(prepared: PreparedSet) -> dict[str, Any]:
+    """Return what dataset.json says, but for what names its source."""
+    return {name: value for name, value in prepared.info.items() if name not in ("source", "self_sha256")}

@@ -23,7 +23,7 @@ from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
 from in21k.shards.dataset import PreparedSet, read_manifest
 
-from .conftest import WAYS, tables_of, write_files, write_tar
+from .conftest import WAYS, facts_of, tables_of, write_files, write_tar
 
 HandOver = Callable[[bytes, str], Path]
 ALL = SelectSettings(rare_threshold=0)
@@ -171,7 +171,7 @@ class Everywhere:
             found.append(prepared_of(source, self._tmp_path / f"out {self._count}", **options))
         for other in found[1:]:
             assert tables_of(other.path) == tables_of(found[0].path)
-            assert {**other.info, "source": None} == {**found[0].info, "source": None}
+            assert facts_of(other) == facts_of(found[0])
         return found[0]
 
     def refused(self, names: list[str], **options: Any) -> list[str]:

@@ -100,7 +100,7 @@ def test_the_folder_holds_what_it_should_and_names_no_place(
     assert files.keys() == tables | tars
     assert all(str(folder).encode() not in files[name] for name in tables for folder in (prepared.path, raw_archive))
     info = json.loads(files["dataset.json"])
-    assert (info["format"], info["version"]) == ("in21k-prepared", 1)
+    assert (info["format"], info["version"]) == ("in21k-prepared", 2)
     assert info["source"] == {"name": "raw.tar", "num_bytes": raw_archive.stat().st_size}
     assert info["settings"].items() >= {"rare_threshold": 6, "val_per_class": 3, "size": 32}.items()
     assert info["settings"]["resizer_version"].startswith("pillow ")
