@@ -127,10 +127,10 @@ def _choose(backends: tuple[str, ...], device: str) -> list[str]:
 
 def _steps(shards: ShardSet, model: str, settings: BenchSettings) -> TrainingSteps:
     from ..datapipe.bench import TrainingSteps
-    from ..models import check_image_size, create_model
+    from ..models import create_model, try_images
 
     network = create_model(model, num_classes=len(shards.tree))
-    check_image_size(network, settings.image_size)
+    try_images(network, settings.image_size, name=model, num_outputs=len(shards.tree), option="--image-size ")
     return TrainingSteps(network, settings)
 
 

@@ -53,7 +53,7 @@ def write_export(
     A folder that was made from the same is left as it is. Raises ValueError where `out` is anything else, unless it is
     an older export and `overwrite`; and where the ONNX file does not compute the same.
     """
-    from ..models import weights_fingerprint
+    from ..models import try_images, weights_fingerprint
     from ..shards.files import whole_folder
 
     made_from = {
@@ -64,6 +64,8 @@ def write_export(
     if existing is not None:
         log.info("%s: finished already; nothing to do", out)
         return existing
+    settings = saved.settings
+    try_images(saved.model, settings.image_size or 224, name=settings.model, num_outputs=len(saved.tree))
     with whole_folder(out) as folder:
         return _fill(folder, saved, made_from, described=described, metrics=metrics, notes=notes)
 

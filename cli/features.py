@@ -140,21 +140,13 @@ def _describe(
     opened: OpenModel, shards: ShardSet, weights: str, split: str, layer: str, dtype: str, image_size: int
 ) -> dict[str, Any]:
     """Return what shapes the features: it goes into the file."""
-    import torch
-
     from .. import training
+    from ..models import try_images
 
     if split not in shards.num_samples:
         raise ValueError(f"{shards.location}: has no split {split!r}; it holds {', '.join(shards.num_samples)}")
-    with torch.inference_mode():
-        extractor = training.FeatureExtractor(opened.model, layer)
-        try:
-            width = extractor(torch.zeros(1, 3, image_size, image_size)).shape[1]
-        except (AssertionError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{opened.name} takes no images of {image_size} x {image_size} pixels ({reason})"
-            ) from error
+    extractor = training.FeatureExtractor(opened.model, layer)
+    width = try_images(extractor, image_size, name=opened.name, option="--image-size ").num_outputs
     return {
         "model": opened.name,
         "weights": weights if opened.run else "published",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +108,7 @@ def finetune(
         settings = replace(settings, image_size=settings.image_size or _own_size(start))
         labelled = find_data(data, val_data, val_share, settings)
         data_out = data_out or out.with_name(f"{out.name}-data")
+        training.check_start(settings, start, int(os.environ.get("WORLD_SIZE", "1")))
         if dry_run and not labelled.is_packed(data_out):
             _plan_unpacked(labelled, data_out, out, settings, start, device=device, as_json=as_json)
             return

@@ -125,6 +125,7 @@ def run_training(
         config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
         training.RunFolder(out).check(config, overwrite=overwrite)
         network = training.create_network(settings, tree.wnids, start)
+        training.check_network(network, settings, len(tree), ranks.world_size)
         loader = _loader(shards, "train", settings, ranks)
         try:
             if ranks.is_first and settings.loss == "semantic":

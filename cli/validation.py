@@ -54,9 +54,10 @@ def val_images(shards: ShardSet) -> ValImages:
 
 
 class Work:
-    """A network and how its images are loaded."""
+    """A network that answers two images, and how its images are loaded; raises ValueError where it does not answer."""
 
     def __init__(self, name: str, opened: OpenModel, backend: str, batch_size: int, workers: int | None) -> None:
+        opened.check()
         self.name, self.opened, self.batch_size, self.workers = name, opened, batch_size, workers
         self._backend = backend
         self._channels_last = opened.run.settings.channels_last if opened.run else False

@@ -5,11 +5,11 @@ from .card import render_model_card
 from .export import save_weights, timm_config, weights_fingerprint, write_checksums
 from .label_space import LabelSpace, class_map, known_label_spaces, label_space_of
 from .stats import ModelStats, count_parameters, model_stats
+from .trial import Trial, try_images
 from .weights import WeightsReport, load_weights
 from .weights_file import read_weights
 from .zoo import (
     PublishedWeights,
-    check_image_size,
     checkpoint_gradients,
     create_model,
     create_model_for,
@@ -22,9 +22,9 @@ __all__ = [
     "LabelSpace",
     "ModelStats",
     "PublishedWeights",
+    "Trial",
     "WeightsReport",
     "average_weights",
-    "check_image_size",
     "checkpoint_gradients",
     "class_map",
     "count_parameters",
@@ -41,6 +41,7 @@ __all__ = [
     "render_model_card",
     "save_weights",
     "timm_config",
+    "try_images",
     "weights_fingerprint",
     "write_checksums",
 ]

@@ -157,14 +157,16 @@ def _check_fit(
     """Raise ValueError where weights hardly fit a network."""
     fit = measure_fit(model, given)
     if fit.problem:
-        other = architecture or model_that_fits(model, raw, path)
-        way_out = (
-            f"these are weights of {other} (--set model={other})" if other else "give weights of this architecture"
-        )
-        network = architecture_of(model) or type(model).__name__
+        network, other = architecture_of(model), architecture or model_that_fits(model, raw, path)
+        if other is None:
+            way_out = "give weights of this architecture"
+        elif other == network:
+            way_out = f"these are weights of {other} with other arguments (--set model_args=...)"
+        else:
+            way_out = f"these are weights of {other} (--set model={other})"
         raise ValueError(
-            f"{path}: hardly fits {network}: {fit.problem} ({fit.counts}); {way_out}, or take what fits "
-            "(--set init_partial=true)"
+            f"{path}: hardly fits {network or type(model).__name__}: {fit.problem} ({fit.counts}); {way_out}, "
+            "or take what fits (--set init_partial=true)"
         )
 
 

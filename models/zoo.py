@@ -177,17 +177,6 @@ def _check_name(name: str) -> None:
     raise ValueError(f"unknown model {name!r}{hint}; wanted an architecture of timm (`timm.list_models()`)")
 
 
-def check_image_size(model: nn.Module, image_size: int) -> None:
-    """Raise ValueError where a network was built for images of another size (vision transformers and mixers are)."""
-    patches = getattr(model, "patch_embed", None)
-    built_for = getattr(patches, "img_size", None)
-    if getattr(patches, "strict_img_size", True) and built_for not in (None, (image_size, image_size)):
-        raise ValueError(
-            f"the model takes images of {built_for[0]} x {built_for[1]} pixels, got {image_size} x {image_size}; "
-            f"give --set 'model_args={{img_size: {image_size}}}', or other data"
-        )
-
-
 def checkpoint_gradients(model: nn.Module, name: str) -> None:
     """Let a model compute its activations a second time instead of keeping them; raises ValueError where it cannot."""
     switch: Any = getattr(model, "set_grad_checkpointing", None)

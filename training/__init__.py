@@ -74,7 +74,7 @@ from .run_folder import RunFolder, run_config
 from .schedule import count_steps
 from .semantic import SemanticSoftmaxLoss
 from .settings import TrainSettings, setting_meanings
-from .start import Start, create_network, open_start
+from .start import Start, check_network, check_start, create_network, open_start
 from .tracker import NonFiniteLossError, Progress
 
 __all__ = [
@@ -117,7 +117,9 @@ __all__ = [
     "answers_by_sigmoid",
     "average_precisions",
     "check_loss",
+    "check_network",
     "check_num_scores",
+    "check_start",
     "collect",
     "collect_features",
     "commonest",

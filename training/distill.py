@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..models.export import mean_std, weights_fingerprint
 from ..models.label_space import LabelSpace, class_map, label_space_of
+from ..models.trial import try_images
 from ..models.zoo import pretrained_21k
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .evaluation.open_model import OpenModel, first_line, num_published, open_model
+from .evaluation.open_model import OpenModel, num_published, open_model
 from .levels import Levels
 from .precision import autocast
 from .settings import TrainSettings
@@ -116,13 +117,13 @@ def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.devi
     ).to(device)
     if settings.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    try:
-        teacher(torch.zeros(1, 3, side, side, device=device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"teacher {teacher.name}: takes no images of {side} x {side} pixels ({first_line(error)}); it was trained "
-            f"on {opened.image_size} x {opened.image_size} (--set teacher_size={opened.image_size})"
-        ) from error
+    try_images(
+        teacher.network,
+        side,
+        name=f"teacher {teacher.name}",
+        num_outputs=cast(int, opened.model.num_classes),
+        option="--set teacher_size=",
+    )
     if settings.compile:
         teacher.network.compile()
     return teacher

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.export import save_weights
-from ..models.zoo import check_image_size
 from ..shards.files import whole_file, write_json
 from ..shards.tree import SemanticTree
 from .checkpoint import (
@@ -38,6 +37,7 @@ from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_conf
 from .schedule import count_steps
 from .settings import TrainSettings
 from .signals import StopRequests
+from .start import check_network
 from .tracker import NonFiniteLossError, Progress, Tracker
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def train(
     settings = resolve_amp(settings, ranks.device)
     facts = {"label_sets": len(label_sets)} if label_sets is not None else {}
     config = run_config(settings, {**facts, **(data or {})}, ranks.world_size)
-    _check(model, loader, tree, settings)
+    _check(model, loader, tree, settings, ranks)
     free = (*FREE, *(() if settings.deterministic else FREE_UNLESS_DETERMINISTIC))
     fixed = {name: value for name, value in config.items() if name not in free}
     versions = {name: version(name) for name in ("in21k", "torch", "timm")}
@@ -202,13 +202,13 @@ def _within_epoch(loader: Loader) -> bool:
     return loader.num_left() < len(loader)
 
 
-def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: TrainSettings) -> None:
+def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: TrainSettings, ranks: Ranks) -> None:
     """Raise ValueError where model, data and settings do not fit."""
     num_outputs = getattr(model, "num_classes", len(tree))
     if num_outputs != len(tree):
         raise ValueError(f"the model has {num_outputs} classes, the data set {len(tree)}; wanted equally many")
     if settings.image_size is not None:
-        check_image_size(model, settings.image_size)
+        check_network(model, settings, len(tree), ranks.world_size)
     count_steps(len(loader), settings)
     if settings.save_every_steps and place_of(loader) is None:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ..models.zoo import check_image_size, checkpoint_gradients
+from ..models.zoo import checkpoint_gradients
 from .optim import create_optimizer
 from .precision import autocast
 from .settings import TrainSettings
@@ -31,10 +31,9 @@ def estimate_memory(model: nn.Module, settings: TrainSettings, teacher: nn.Modul
 
     model: on the CPU, and unchanged afterwards.  settings: with image_size and amp filled in.
 
-    Raises ValueError where the network is for images of another size, or knows no grad_checkpointing.
+    Raises ValueError where the network knows no grad_checkpointing.
     """
     assert settings.image_size is not None
-    check_image_size(model, settings.image_size)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state, activations = _optimizer_bytes(model, settings), _activation_bytes(model, settings)
     sizes = {

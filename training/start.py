@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..models.export import mean_std, short_normalize
-from ..models.weights import fit_weights
+from ..models.trial import try_images
+from ..models.weights import WeightsReport, fit_weights, load_weights
 from ..models.zoo import create_model
 from .checkpoint import load_checkpoint
 from .evaluation.open_model import OpenModel, open_model
@@ -60,6 +62,34 @@ def open_start(name: str) -> Start:
     return Start(name=name, opened=opened, settings={"model": opened.name.partition(".")[0], "normalize": normalize})
 
 
+def check_start(settings: TrainSettings, start: Start | None = None, world_size: int = 1) -> None:
+    """Raise ValueError where no training of these settings can begin, whatever the classes are.
+
+    What takes long before it, as packing images does, asks here first; see `create_network` and `check_network`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network, _ = _begin(replace(settings, init_head="drop"), ("one", "another"), start)
+    check_network(network, settings, 2, world_size)
+
+
+def check_network(network: nn.Module, settings: TrainSettings, num_outputs: int, world_size: int = 1) -> None:
+    """Have a network answer two images of settings.image_size, before anything is written.
+
+    Raises ValueError where it takes none, gives no logits (2, num_outputs), or has a batch norm that sees a single
+    value of a channel in the batches of training.
+    """
+    assert settings.image_size is not None
+    trial = try_images(
+        network,
+        settings.image_size,
+        name=settings.model,
+        num_outputs=num_outputs,
+        option="--set image_size=",
+        rebuilds=True,
+    )
+    trial.check_batch(settings.batch_size * (world_size if settings.sync_bn else 1))
+
+
 def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start | None = None) -> nn.Module:
     """Build the network that the settings name for classes, on the CPU, with the weights of `start`, or random ones.
 
@@ -67,21 +97,37 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
 
     Raises ValueError where its weights hardly fit (see `load_weights`), unless settings.init_partial.
     """
-    if start is None or start.opened is None:
-        head = settings.init_head if start else "drop"
-        sliced = wnids if head == "slice" else None
-        return create_model(
-            settings.model,
-            len(wnids),
-            start and start.name,
-            head=head,
-            wnids=sliced,
-            partial=settings.init_partial,
-            **settings.model_args,
+    network, report = _begin(settings, wnids, start)
+    if report:
+        log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    opened = start and start.opened
+    if start and opened and (opened.mean, opened.std) != mean_std(settings.normalize):
+        theirs = short_normalize((opened.mean, opened.std))
+        log.warning(
+            "%s: these weights were trained with normalize %s, and this run trains with %s; --set 'normalize=%s' takes "
+            "theirs",
+            *(start.name, theirs, settings.normalize, theirs),
         )
+    return network
+
+
+def _begin(
+    settings: TrainSettings, wnids: Sequence[str], start: Start | None
+) -> tuple[nn.Module, WeightsReport | None]:
+    """Return the network, and what became of the weights of `start`."""
     network = create_model(settings.model, len(wnids), **settings.model_args)
+    if start is None:
+        return network, None
     opened, slices = start.opened, settings.init_head == "slice"
-    report = fit_weights(
+    if opened is None:
+        return network, load_weights(
+            network,
+            start.name,
+            head=settings.init_head,
+            wnids=wnids if slices else None,
+            partial=settings.init_partial,
+        )
+    return network, fit_weights(
         network,
         opened.model.state_dict(),
         Path(start.name),
@@ -92,15 +138,6 @@ def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start |
         partial=settings.init_partial,
         architecture=opened.name.partition(".")[0],
     )
-    log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
-    if (opened.mean, opened.std) != mean_std(settings.normalize):
-        theirs = short_normalize((opened.mean, opened.std))
-        log.warning(
-            "%s: these weights were trained with normalize %s, and this run trains with %s; --set 'normalize=%s' takes "
-            "theirs",
-            *(start.name, theirs, settings.normalize, theirs),
-        )
-    return network
 
 
 def _is_checkpoint(path: Path) -> bool:

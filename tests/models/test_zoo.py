@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from in21k.models import check_image_size, create_model, list_models, pretrained_21k, save_weights
+from in21k.models import create_model, list_models, pretrained_21k, save_weights
 
 PUBLISHED_ZOO = [
     "mobilenetv3_large_100",
@@ -103,14 +103,6 @@ def test_models_are_listed_by_pattern_or_part() -> None:
     assert set(list_models("resnet")) > set(list_models("resnet*"))
     assert list_models("ofa") == ["ofa_flops_595m_s"]
     assert list_models("no such model") == []
-
-
-def test_a_transformer_of_another_image_size_is_refused_with_the_way_out() -> None:
-    args = {"depth": 1, "embed_dim": 8, "num_heads": 1, "num_classes": 3}
-    with pytest.raises(ValueError, match=r"224 x 224 pixels, got 64 x 64; .*img_size: 64"):
-        check_image_size(create_model("vit_tiny_patch16_224", **args), 64)
-    check_image_size(create_model("vit_tiny_patch16_224", img_size=64, **args), 64)
-    check_image_size(create_model("resnet10t"), 64)
 
 
 def test_creating_a_model_with_weights_says_what_fitted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
+from ...models.trial import try_images
 from ...shards.tree import SemanticTree
 from ..precision import autocast
 from .answers import answers_by_sigmoid, gives_several_labels
@@ -71,6 +72,7 @@ class Classifier:
         threshold: float | None = None,
     ) -> None:
         opened = model if isinstance(model, OpenModel) else open_model(model, weights)
+        opened.check()
         tree = opened.tree or tree
         wnids, names = class_names(opened)
         if tree:
@@ -146,7 +148,9 @@ def extract_features(
     """
     opened = model if isinstance(model, OpenModel) else open_model(model, weights)
     own = _device(device)
-    extractor = FeatureExtractor(opened.model, layer).to(own).eval()
+    extractor = FeatureExtractor(opened.model, layer)
+    try_images(extractor, opened.image_size, name=opened.name)
+    extractor.to(own).eval()
     parts: list[Tensor] = []
     for batch in read_batches(_sources(images), opened, batch_size=batch_size, workers=workers):
         with torch.inference_mode():

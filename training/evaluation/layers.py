@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ...models.trial import try_images
+
 PRE_LOGITS = "pre-logits"  # what the classifier takes
 
 
@@ -68,7 +70,11 @@ class FeatureExtractor(nn.Module):
 
 
 def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
-    """Return every layer whose output makes features, in the order in which a network on the CPU is through with it."""
+    """Return every layer whose output makes features, in the order in which a network on the CPU is through with it.
+
+    Raises ValueError where the network takes no images of that size.
+    """
+    try_images(FeatureExtractor(model), image_size, name=type(model).__name__, option="--image-size ")
     layers: dict[str, Layer] = {}
 
     def note(name: str) -> Callable[..., None]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...models.export import mean_std, weights_fingerprint
 from ...models.label_space import LabelSpace, label_space_of
+from ...models.trial import try_images
 from ...models.weights_file import check_finite
 from ...shards.tree import SemanticTree
 from .saved_run import SavedRun, Weights, load_run
@@ -51,6 +52,11 @@ class OpenModel:
         """Return uint8 images (B, 3, H, W) as the network takes them, float32."""
         mean, std = torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def check(self) -> None:
+        """Have the network answer two images of its size; raises ValueError where it takes none, or gives no logits."""
+        num_outputs = cast(int, self.model.num_classes)
+        try_images(self.model, self.image_size, name=self.name, num_outputs=num_outputs)
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal weights."""
