@@ -125,8 +125,8 @@ def test_what_is_stopped_on_the_way_goes_on_and_ends_as_if_it_had_not_been(
     again: list[int] = []
     monkeypatch.setattr(FeatureExtractor, "forward", lambda s, i: (again.append(len(i)), forward(s, i))[1])
     assert run(*words, "--workers", 2).exit_code == 0
-    # Each begins with one image of zeros, to learn the width; 36 images were done.
-    assert sum(again) - 1 == len(manifest_of(shards, "train")) - 36
+    # Each begins with two black images, to learn the width; 36 images were done.
+    assert sum(again) - 2 == len(manifest_of(shards, "train")) - 36
     assert out.read_bytes() == cached["train"].read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
