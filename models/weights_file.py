@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+MOST_UNPACKED, SPARE_BYTES = 2, 2**24  # of a zip's size
 # Where checkpoints keep weights: an average of them (timm, and ours), and those of the last step.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema")
 _RAW = ("state_dict", "model")
@@ -41,6 +44,8 @@ def read_part(path: Path, *, average: bool = True) -> tuple[str, dict[str, Tenso
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
+            with path.open("rb") as file:
+                check_unpacked(file)
             # timm's training script leaves its arguments beside the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,6 +59,26 @@ def read_part(path: Path, *, average: bool = True) -> tuple[str, dict[str, Tenso
         if tensors:
             return part, _unwrapped(path, tensors)
     raise ValueError(f"{path}: holds no tensors by name; wanted a state dict")
+
+
+def check_unpacked(file: IO[bytes]) -> None:
+    """Raise ValueError where a zip, as torch writes, would unpack to far more than it takes; torch packs nothing.
+
+    A file of the form before torch 1.6 is no zip, and nothing in it is packed. `file` ends where it stood.
+    """
+    place = file.tell()
+    try:
+        if not zipfile.is_zipfile(file):
+            return
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        num_bytes = file.seek(0, io.SEEK_END)
+    finally:
+        file.seek(place)
+    if unpacked > MOST_UNPACKED * num_bytes + SPARE_BYTES:
+        raise ValueError(
+            f"its {num_bytes / 1e6:,.1f} MB would unpack to {unpacked / 1e6:,.1f} MB; wanted a file of torch.save's"
+        )
 
 
 def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ def read_miil(path: Path) -> MiilTree:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
             warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols, and refuses them or not
+            _check_unpacked(path)
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
         wnids, paths = content["class_list"], content["class_tree_list"]
         if not all(isinstance(wnid, str) for wnid in wnids) or not all(type(n) is int for each in paths for n in each):
@@ -35,6 +37,7 @@ def read_miil(path: Path) -> MiilTree:
         return MiilTree(list(wnids), [str(names.get(wnid, wnid)) for wnid in wnids], [list(each) for each in paths])
     except (
         pickle.UnpicklingError,
+        zipfile.BadZipFile,
         RuntimeError,
         EOFError,
         LookupError,
@@ -43,6 +46,18 @@ def read_miil(path: Path) -> MiilTree:
         AttributeError,
     ) as error:
         raise ValueError(f"{path}: no tree of the reference code ({_reason(error)})") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError where a zip would unpack to far more than it takes; torch packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        num_bytes = path.stat().st_size
+        if unpacked > 2 * num_bytes + 2**24:
+            raise ValueError(
+                f"its {num_bytes / 1e6:,.1f} MB would unpack to {unpacked / 1e6:,.1f} MB; wanted a file of torch.save's"
+            )
 
 
 class _Dtype:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..models.weights_file import check_unpacked
 from ..shards.files import whole_file
 from ..shards.tree import SemanticTree
 
@@ -47,6 +48,10 @@ def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
 
     Raises ValueError where it is none, and where it is damaged: torch itself checks no checksum.
     """
+    try:
+        check_unpacked(io.BytesIO(content))
+    except Exception as error:  # zipfile has as many kinds as torch
+        raise ValueError(f"{path}: not readable as a checkpoint ({error})") from error
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()

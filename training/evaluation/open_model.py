@@ -13,13 +13,16 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ...models.export import mean_std, weights_fingerprint
+from ...models.fit import convert
 from ...models.label_space import LabelSpace, label_space_of
 from ...models.trial import try_images
-from ...models.weights_file import check_finite
+from ...models.weights_file import check_finite, read_weights
 from ...shards.tree import SemanticTree
 from .saved_run import SavedRun, Weights, load_run
 
-_SOURCES = ("local-dir:", "hf-hub:")  # of timm's model names
+_FOLDER = "local-dir:"
+_SOURCES = (_FOLDER, "hf-hub:")  # of timm's model names
+_UNSAFE = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")  # which may hold pickles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ def _is_run(path: Path) -> bool:
 def _timm_name(name: str) -> str | None:
     """Return as what timm opens a model; None where it is none."""
     if (Path(name) / "config.json").is_file():
-        return f"local-dir:{name}"
+        return f"{_FOLDER}{name}"
     return name if timm.is_model(name) or name.startswith(_SOURCES) else None
 
 
@@ -130,10 +133,14 @@ def _from_run(run: SavedRun) -> OpenModel:
 
 
 def _from_timm(name: str, timm_name: str) -> OpenModel:
+    folder = Path(timm_name.removeprefix(_FOLDER)) if timm_name.startswith(_FOLDER) else None
+    weights = folder and _weights_file(folder)
     try:
-        model = timm.create_model(timm_name, pretrained=True).eval()
+        model = timm.create_model(timm_name, pretrained=weights is None).eval()
     except Exception as error:  # of timm, the hub, the network below it and the files' readers, each has its own kinds
         raise ValueError(f"{name}: timm cannot open it ({first_line(error)})") from error
+    if weights:
+        _load_all(model, weights)
     config = cast(dict[str, Any], model.pretrained_cfg)
     check_finite(name, model.state_dict())
     try:
@@ -150,6 +157,29 @@ def _from_timm(name: str, timm_name: str) -> OpenModel:
         interpolation=config.get("interpolation") or "bilinear",
         classes=classes,
     )
+
+
+def _weights_file(folder: Path) -> Path:
+    """Return a model folder's file of weights; raises ValueError where it has none that holds nothing but weights.
+
+    timm would take others too, and might run what is in them.
+    """
+    path = folder / "model.safetensors"
+    if path.is_file() or not folder.is_dir():
+        return path
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_UNSAFE))
+    instead = f"but {others[0]}, which may run code when it is opened" if others else "and nothing to take instead"
+    raise ValueError(
+        f"{folder}: has no model.safetensors, {instead}; save the weights as that (safetensors.torch.save_file)"
+    )
+
+
+def _load_all(model: nn.Module, path: Path) -> None:
+    """Fill a network with the weights of a file; raises ValueError where they are not its weights, all of them."""
+    try:
+        model.load_state_dict(convert(model, read_weights(path), path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights are not those of config.json ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:
