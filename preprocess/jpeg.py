@@ -210,8 +210,8 @@ def without_metadata(data: bytes) -> tuple[bytes, list[str]]:
     removed: set[str] = set()
     position = 0
     for marker, start, end in segments(data):
-        first = content(data, start, end)
-        kind = next((kind for of, begin, kind in METADATA if of == marker and first.startswith(begin)), None)
+        kinds = (kind for of, begin, kind in METADATA if of == marker and content(data, start, end).startswith(begin))
+        kind = next(kinds, None)
         if kind:
             kept.append(data[position:start])
             removed.add(kind)
