@@ -18,7 +18,7 @@ from .files import OutputFolder, write_json, write_text
 from .index import index_path
 from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
 from .names import archive_name
-from .parallel import OnProgress, Progress, ignore_progress, run_tasks
+from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
 from .reader import FileCache
 from .record import VERSION, record_files
 from .sample import Sample, checksum
@@ -199,6 +199,7 @@ class _ShardTask:
 
 def _write_shard(task: _ShardTask) -> tuple[int, int]:
     """Write one shard and its index; memory: the shard's images. Returns (samples, image bytes)."""
+    working_on(f"{task.shard.parent.name}/{task.shard.name}")
     files = FileCache()
     samples: dict[_StoredImage, Sample] = {}
     try:

@@ -21,7 +21,7 @@ from .index import IndexEntry, index_path, read_index, render_index
 from .manifest import REJECTS, num_rows, pc, read_row_groups, read_table
 from .names import archive_name
 from .pack import timm_info
-from .parallel import OnProgress, Progress, ignore_progress, run_tasks
+from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
 from .record import MARK
 from .sample import MAX_KEY_BYTES, checksum
 from .tree import SemanticTree
@@ -268,6 +268,7 @@ def _check_strays(folder: Path, known: set[Path], *, is_shard: bool) -> Iterator
 def _check_archive(task: _ArchiveTask) -> tuple[list[str], int, int]:
     """Check one archive; returns (problems, samples, bytes read)."""
     name = f"{task.path.parent.name}/{task.path.name}"
+    working_on(name)
     num_rows = task.rows.num_rows
     if not task.path.exists():
         return [f"{name}: missing; {num_rows} samples lie in it"], num_rows, 0

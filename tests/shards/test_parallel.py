@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from in21k.shards.dataset import PreparedSet, ShardSet
+from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.parallel import WorkerDiedError, default_workers, run_tasks
+from in21k.shards.verify import verify
 
 # The functions come from the standard library: worker processes import them by name.
 
@@ -115,6 +119,23 @@ def test_the_other_workers_finish_what_they_are_at(tmp_path: Path) -> None:
         list(run_tasks(exec, [slow, "import os; os.abort()"], 2))
     assert (tmp_path / "done").exists()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("command", ["shard", "verify"])
+def test_a_worker_that_dies_at_a_shard_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: PreparedSet, shard_set: ShardSet, command: str
+) -> None:
+    dying = {"shard": "pack._read_sample", "verify": "verify._check_members"}[command]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom in21k.shards import pack, verify\n" + f"{dying} = lambda *_: os.abort()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    run = {
+        "shard": partial(pack, prepared, tmp_path / "out", ShardSettings(shard_samples=9)),
+        "verify": partial(verify, shard_set),
+    }[command]
+    with pytest.raises(WorkerDiedError, match=r"died of SIGABRT at (train|val)/in21k-(train|val)-00000\d\.tar; what"):
+        run(workers=2)
 
 
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
