@@ -355,5 +355,9 @@ def open_dataset(path: str | Path) -> ShardSet:
 
 
 def read_manifest(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:
-    """Read the table of stored images, or some columns of it."""
-    return read_table(dataset.manifest_path, SHARDED if isinstance(dataset, ShardSet) else STORED, columns)
+    """Read the table of stored images, or some columns of it. Raises ValueError where it is damaged."""
+    path, expected = dataset.manifest_path, sum(dataset.num_samples.values())
+    table = read_table(path, SHARDED if isinstance(dataset, ShardSet) else STORED, columns)
+    if table.num_rows != expected:
+        raise ValueError(f"{path}: has {table.num_rows:,} rows; {MARK} says {expected:,}; run `in21k verify`")
+    return table

@@ -97,6 +97,10 @@ def _read(prepared: PreparedSet, rows: Sequence[int]) -> dict[int, SheetImage]:
     wanted, images, files = list(rows), dict[int, SheetImage](), FileCache()
     try:
         with TableReader(prepared.manifest_path, pa.schema([STORED.field(name) for name in COLUMNS])) as reader:
+            if wanted and wanted[-1] >= reader.num_rows:
+                raise ValueError(
+                    f"{reader.path}: has {reader.num_rows:,} rows; the classes have more images; run `in21k verify`"
+                )
             first = 0
             for group, num_rows in enumerate(reader.group_rows):
                 here = [row for row in wanted if first <= row < first + num_rows]

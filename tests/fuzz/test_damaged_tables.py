@@ -23,7 +23,7 @@ from in21k.shards.files import read_json, sealed, write_json
 from .mutators import changed_bytes, changed_json, changed_tables
 from .readers import READERS, read_all
 
-CRASHERS = Path(__file__).parent / "crashers"
+CRASHERS = Path(__file__).parent / "crashers" / "tables"
 TABLES = {
     ShardSet.format: ("manifest.parquet", "classes.parquet", "tree.json", "_info.json"),
     PreparedSet.format: ("manifest.parquet", "classes.parquet", "tree.json", "rejects.parquet"),
@@ -130,7 +130,7 @@ def test_bytes_that_changed_are_refused_in_one_line(
 
 @pytest.mark.parametrize("crasher", sorted(CRASHERS.glob("*/*/*")), ids=lambda path: "-".join(path.parts[-3:]))
 def test_what_crashed_a_reader_once_is_refused_in_one_line(crasher: Path, old_sets: dict[str, Path]) -> None:
-    """Each lies as `crashers/<format>/<file name>/<what was wrong with it>`."""
+    """Each lies as `<format>/<file name>/<the exception and what was wrong with the file>`."""
     kind, name = crasher.parts[-3:-1]
     assert try_each(old_sets[kind], kind, name, [(crasher.name, crasher.read_bytes())]) == 1
 
