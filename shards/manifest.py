@@ -135,8 +135,11 @@ class TableReader(AbstractContextManager["TableReader"]):
 
     def __init__(self, path: Path, schema: pa.Schema, *, as_dictionary: Sequence[str] = ()) -> None:
         self.path, self._schema = path, schema
-        with _readable(path):
-            self._file = pq.ParquetFile(path, read_dictionary=list(as_dictionary))
+        try:
+            with _readable(path):
+                self._file = pq.ParquetFile(path, read_dictionary=list(as_dictionary))
+        except KeyError as error:  # how Arrow says that there is no such column
+            raise ValueError(f"{path}: lacks one of the columns {', '.join(as_dictionary)}") from error
         try:
             with _readable(path):
                 self._check_columns(self._file.schema_arrow)
