@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, emit, in_one_line, json_option, num_workers, workers_option
+from .options import PATH, emit, json_option, num_workers, workers_option
 from .progress import ProgressLine
 from .terminal import in_one_line
 

@@ -172,12 +172,14 @@ class TableReader(AbstractContextManager["TableReader"]):
         """Read a row group."""
         with _readable(self.path):
             table = self._file.read_row_group(group, columns=self._schema.names)
-            # Checksums are taken for hex digits alone; to look for UTF-8 in them takes as long as to read them.
+            # To look for UTF-8 in checksums takes as long as to read them, and they are ASCII.
             table.select([name for name in table.column_names if name != "checksum"]).validate(full=True)
         if table.num_rows != self.group_rows[group]:
             raise ValueError(
                 f"{self.path}: row group {group} has {table.num_rows:,} of {self.group_rows[group]:,} rows"
             )
+        if "checksum" in table.column_names and not _is_ascii(table["checksum"]):
+            raise ValueError(f"{self.path}: a checksum is not 16 hex digits; run `in21k verify`")
         for field in self._schema:
             column = table[field.name]
             inner = pc.list_flatten(column).null_count if pa.types.is_list(field.type) else 0
@@ -190,6 +192,11 @@ class TableReader(AbstractContextManager["TableReader"]):
     def __iter__(self) -> Iterator[pa.Table]:
         """Yield the row groups in turn."""
         return map(self.read, range(len(self.group_rows)))
+
+
+def _is_ascii(column: pa.ChunkedArray) -> bool:
+    texts = (np.frombuffer(chunk.buffers()[2] or b"", np.uint8) for chunk in column.chunks)
+    return all(text.max(initial=0) < 0x80 for text in texts)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

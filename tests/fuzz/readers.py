@@ -13,7 +13,7 @@ from in21k.preprocess.report.sheet import contact_sheet
 from in21k.shards.dataset import PreparedSet, ShardSet, open_dataset, read_manifest
 from in21k.shards.pack import ShardSettings, plan_shards
 from in21k.shards.pack import _Whereabouts as Whereabouts
-from in21k.shards.reader import SampleReader
+from in21k.shards.reader import CorruptSampleError, SampleReader
 from in21k.shards.verify import open_any, verify
 
 
@@ -26,7 +26,7 @@ def _read_split(path: Path) -> None:
         reader = SampleReader(split)
         try:
             reader.image(len(split) - 1)
-        except OSError:  # a shard of another name
+        except (OSError, CorruptSampleError):  # no such shard, or other bytes, which loaders pass over by name
             pass
         finally:
             reader.close()
