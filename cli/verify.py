@@ -40,7 +40,7 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
     kind = dataset.format.removeprefix("in21k-")
     how = "every image read, checksummed and decoded" if deep else "archives and tables compared, images not read"
     lines = [
-        *map(in_one_line, verdict.problems),
+        *verdict.problems,
         f"{path} ({kind}): {verdict.num_samples:,} samples in {verdict.num_archives:,} archives, {how}: "
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all is well"),
     ]
