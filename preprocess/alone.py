@@ -11,6 +11,7 @@ from ..shards.parallel import CRASHES
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 
 CRASH = "crash"
+WAY_OUT = "what was done is kept; if it happens again there, leave that image out with --exclude, in a new output"
 TRIES = 2
 
 
@@ -28,7 +29,7 @@ def store_alone(name: str, data: bytes, settings: ImageSettings) -> StoredImage:
         if isinstance(outcome, Exception):
             raise outcome
         if outcome not in CRASHES:
-            raise ChildProcessError(f"{name}: its decoder ended a fresh process by {outcome.name}")
+            raise ChildProcessError(f"{name}: its decoder ended a fresh process by {outcome.name}; {WAY_OUT}")
         names.append(outcome.name)
     raise RejectedImageError(CRASH, f"its decoder ended fresh processes by {' and '.join(names)}")
 

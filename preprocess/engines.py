@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,9 +16,11 @@ from typing import Any, TypeAlias
 
 from ..shards.files import write_as
 from ..shards.parallel import WorkerDiedError, default_workers, run_tasks
+from .alone import WAY_OUT
 
 log = logging.getLogger(__name__)
 
+DECODER_SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
 CONNECT_SECONDS = 5.0
 CANCEL_SECONDS = 60.0
 
@@ -39,7 +42,12 @@ def open_engine(name: str, ray_address: str | None = None, workers: int | None =
 
 
 def _guarded(died: WorkerDiedError) -> Any | None:
-    """Return the task at which a decoder ended a worker, as one that decodes each image in a process of its own."""
+    """Return the task at which a decoder ended a worker, as one that decodes each image in a process of its own.
+
+    Raises ChildProcessError with the way out for signals that end the run.
+    """
+    if died.signal in DECODER_SIGNALS:
+        raise ChildProcessError(f"{died.summary}; {WAY_OUT}")
     return _guard(died.task, died.summary) if died.is_crash else None
 
 

@@ -70,9 +70,9 @@ class WorkerDiedError(ChildProcessError):
     def _how(self, exit_code: int) -> str:
         if self.signal == signal.SIGKILL:
             return "a worker process was killed (SIGKILL)"
-        return (
-            f"a worker process died of {self.signal.name}" if self.signal else f"a worker process ended ({exit_code})"
-        )
+        if self.signal is None:
+            return f"a worker process ended (exit code {exit_code})"
+        return f"a worker process died of {self.signal.name}"
 
     def _what_now(self) -> str:
         if self.signal == signal.SIGKILL:

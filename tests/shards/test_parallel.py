@@ -68,7 +68,7 @@ def test_memory_is_blamed_where_a_worker_is_killed() -> None:
 
 
 def test_a_worker_that_ends_by_itself_is_told_with_its_exit_code() -> None:
-    with pytest.raises(WorkerDiedError, match=r"^a worker process ended \(9\); what was done is kept"):
+    with pytest.raises(WorkerDiedError, match=r"^a worker process ended \(exit code 9\); what was done is kept"):
         list(run_tasks(os._exit, [9], 2))
 
 
