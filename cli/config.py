@@ -38,7 +38,9 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
         name: {"value": value, "source": sources[name], "meaning": meanings[name]}
         for name, value in asdict(settings).items()
     }
-    emit({"recipe": recipe, "settings": rows}, _render(rows, explain=explain), as_json=as_json)
+    emit(
+        {"recipe": recipe, "settings": rows}, lambda shown: _render(shown["settings"], explain=explain), as_json=as_json
+    )
 
 
 @config.command("list")

@@ -175,8 +175,8 @@ def _plan_unpacked(
             if settings.loss == "semantic":
                 say_flat(tree)
             plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
-            text = f"{render_plan(plan)}\n{data.name} is not packed yet: images that cannot be read will be left out"
-            emit({**plan, "packed": False}, text, as_json=as_json)
+            note = f"{data.name} is not packed yet: images that cannot be read will be left out"
+            emit({**plan, "packed": False}, lambda shown: f"{render_plan(shown)}\n{in_one_line(note)}", as_json=as_json)
 
 
 def _started(resolved: Resolved, start: Start) -> TrainSettings:
