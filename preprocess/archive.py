@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from tarfile import ReadError
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from ..shards.files import naming
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"
 DUPLICATE = "duplicate"
@@ -127,7 +129,7 @@ class ClassTar:
         """List what it holds by headers alone, without the bytes of images."""
         if self.data is not None:
             return list_members(self, self.data)
-        with self.source.open("rb") as file:
+        with naming(self.source), self.source.open("rb") as file:
             file.seek(self.offset)
             members, rejects, _ = _walk_class_tar(self, file)
         return one_of_each(self.wnid, members, rejects), rejects
@@ -136,7 +138,7 @@ class ClassTar:
         """Read the class tar whole, in one sequential sweep; raises ValueError where the archive got shorter."""
         if self.data is not None:
             return self.data
-        with self.source.open("rb") as file:
+        with naming(self.source), self.source.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.num_bytes)
         if len(data) != self.num_bytes:
@@ -205,9 +207,10 @@ def check_rest(file: Any, most: int = MAX_PADDING_BYTES + 1) -> None:
 
 @contextmanager
 def named_errors(source: Path) -> Generator[None]:
-    """Turn what tarfile and the decompressors raise into a ValueError that names the archive."""
+    """Turn what tarfile and the decompressors raise into a ValueError that names the archive; a failing disk's too."""
     try:
-        yield
+        with naming(source):
+            yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, *ODD_HEADERS) as error:
         if str(error).startswith(f"{source}: "):  # one of ours
             raise

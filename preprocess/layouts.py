@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from ..shards.files import naming
 from .archive import (
     NO_SUFFIX,
     ClassTar,
@@ -158,7 +159,7 @@ class LooseClass:
     def _read_extents(self, wanted: Sequence[Member]) -> Iterator[bytes]:
         """Read images from the tar in the order in which they lie there, and yield them in the order asked for."""
         data: dict[int, bytes] = {}
-        with self.holder.open("rb") as file:
+        with naming(self.holder), self.holder.open("rb") as file:
             for member in sorted(wanted, key=lambda member: member.offset):
                 file.seek(member.offset)
                 data[member.offset] = file.read(member.num_bytes)
@@ -169,7 +170,12 @@ class LooseClass:
         return (data.pop(member.offset) for member in wanted)
 
     def _read_files(self, wanted: Sequence[Member]) -> Iterator[bytes]:
-        return ((self.holder / to_os(member.path)).read_bytes() for member in wanted)
+        return (_read_file(self.holder / to_os(member.path)) for member in wanted)
+
+
+def _read_file(path: Path) -> bytes:
+    with naming(path):
+        return path.read_bytes()
 
 
 RawClass: TypeAlias = ClassTar | LooseClass

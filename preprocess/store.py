@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ..shards.dataset import SPLITS
-from ..shards.files import read_json, write_json
+from ..shards.files import naming, read_json, write_json
 from ..shards.manifest import STORED, TableWriter, pc
 from ..shards.parallel import working_on
 from ..shards.sample import checksum
@@ -429,8 +429,9 @@ class _Spools(AbstractContextManager["_Spools"]):
             if len(self._open) == MAX_OPEN_SPOOLS:
                 self.__exit__()
             self._open[chunk] = self._job.chunk_part(chunk).with_suffix(".tar").open("rb")
-        self._open[chunk].seek(offset)
-        return self._open[chunk].read(num_bytes)
+        with naming(self._open[chunk].name):
+            self._open[chunk].seek(offset)
+            return self._open[chunk].read(num_bytes)
 
     def __exit__(self, *_: object) -> None:
         for file in self._open.values():

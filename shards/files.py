@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from .lock import FileLock, lock_output
 log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
+_ARROW_ERRNO = re.compile(r"\[errno (\d+)\]")
 _writer = ""  # a part of temporary names, where others could write the same file at the same time
 
 WORK = ".work"
@@ -28,6 +29,18 @@ def write_as(writer: str) -> None:
     """Have this process's temporary files named by `writer`: two machines may be at the same work, one unbeknown."""
     global _writer
     _writer = f".{writer}"
+
+
+@contextmanager
+def naming(path: Path | str) -> Generator[None]:
+    """Have an OSError of the block name this file where it names none, as one of reading, writing or Arrow's does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and (number := _ARROW_ERRNO.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -42,15 +55,11 @@ def whole_file(path: Path) -> Generator[Path]:
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     aside = path.with_name(f"{path.name}{_writer}{TEMPORARY}")
     try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    except OSError as error:
-        if error.errno is None and "errno 28" in str(error):  # how Arrow says it
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        error.filename = error.filename or str(path)
-        raise
+        with naming(path):
+            yield aside
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -111,7 +120,8 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises ValueError naming the file."""
-    return parse_json(path.read_bytes(), str(path))
+    with naming(path):
+        return parse_json(path.read_bytes(), str(path))
 
 
 def parse_json(data: bytes, name: str, wanted: str = "wanted a JSON object") -> dict[str, Any]:

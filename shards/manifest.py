@@ -104,9 +104,12 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         self._num_waiting -= num_rows
 
     def __exit__(self, *exc_info: object) -> None:
-        if exc_info[0] is None and self._num_waiting:
-            self._flush(self._num_waiting)
-        self._stack.__exit__(*exc_info)  # pyright: ignore[reportArgumentType]  # the triple as the protocol hands it
+        if exc_info[0] is not None:
+            self._stack.__exit__(*exc_info)  # pyright: ignore[reportArgumentType]  # the triple as the protocol hands it
+            return
+        with self._stack:  # which names the file, and removes it, where this fails
+            if self._num_waiting:
+                self._flush(self._num_waiting)
 
 
 @contextmanager

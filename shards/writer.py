@@ -63,9 +63,11 @@ class TarWriter(AbstractContextManager["TarWriter"]):
         return offset
 
     def __exit__(self, *exc_info: object) -> None:
-        if exc_info[0] is None:
+        if exc_info[0] is not None:
+            self._stack.__exit__(*exc_info)  # pyright: ignore[reportArgumentType]  # the triple as the protocol hands it
+            return
+        with self._stack:  # which names the file, and removes it, where this fails
             self._file.write(bytes(2 * BLOCK_BYTES))
-        self._stack.__exit__(*exc_info)  # pyright: ignore[reportArgumentType]  # the triple as the protocol hands it
 
 
 class ShardWriter(TarWriter):
