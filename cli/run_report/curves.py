@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -147,14 +148,18 @@ def chart(title: str, lines: Sequence[Line], x: Axis, unit: str) -> str:
 
 
 def value_axis(lines: Sequence[Line], unit: str) -> Axis:
-    """Return an axis from 0, or from below the lowest where all lie far above 0; a few spikes may leave it."""
+    """Return an axis from 0, or from below the lowest where all lie far above 0 and differ; few spikes may leave it."""
     means = np.concatenate([line.curve.means for line in lines])
     ends = [float(line.curve.means[-1]) for line in lines]
-    high = max(float(np.quantile(means, 1 - SPIKES)), *ends, 1e-12)
+    high = max(float(np.quantile(means, 1 - SPIKES)), *ends)
     low = min(float(means.min()), *ends)
-    low = 0.0 if low < 0.6 * high else max(0.0, low - 0.3 * (high - low))
-    high += 0.08 * (high - low) if high > low else 0.08 * high
-    return Axis.linear(min(high, 100.0) if unit == "%" and high > low else high, unit, brief, low=low)
+    if math.isclose(low, high):
+        low, high = min(low, 0.0), max(high, 0.0)
+    else:
+        room = low - 0.3 * (high - low)
+        low = room if low < 0 else 0.0 if low < 0.6 * high else max(0.0, room)
+    high += 0.08 * (high - low)
+    return Axis.linear(min(high, 100.0) if unit == "%" else high, unit, brief, low=low)
 
 
 def _points(places: Iterable[float], values: Iterable[float], x: Axis, y: Axis) -> list[str]:

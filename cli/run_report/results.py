@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...preprocess.report.markup import bars, figure, number, short, table, text
 from ...training.report import RunRecord, telling_settings
@@ -133,11 +134,17 @@ def _number(found: Callable[[RunRecord], Any]) -> Callable[[RunRecord], Cell]:
     return measure
 
 
+def _logged(record: RunRecord, name: str) -> NDArray[np.float64]:
+    """Return what the steps have of a scalar, float64 (S,); there may be none."""
+    values = record.log.scalars.get(name, np.empty(0))
+    return values[~np.isnan(values)]
+
+
 def _loss(record: RunRecord) -> Cell:
     """The mean of the last hundredth of the steps."""
-    losses = record.log.scalars.get("loss", np.empty(0))
+    losses = _logged(record, "loss")
     last = losses[-max(1, len(losses) // 100) :]
-    return None, f"{float(np.nanmean(last)):.4g}" if len(last) and not np.isnan(last).all() else ""
+    return None, f"{float(last.mean()):.4g}" if len(last) else ""
 
 
 def _time(record: RunRecord) -> Cell:
@@ -146,17 +153,17 @@ def _time(record: RunRecord) -> Cell:
 
 
 def _rate(record: RunRecord) -> Cell:
-    rates = record.log.scalars.get("images_per_s", np.empty(0))
+    rates = _logged(record, "images_per_s")
     return (rate := float(np.median(rates)), number(rate)) if len(rates) else (None, "")
 
 
 def _waited(record: RunRecord) -> Cell:
-    waits = record.log.scalars.get("data_wait", np.empty(0))
+    waits = _logged(record, "data_wait")
     return None, f"{100 * float(waits.mean()):.1f} %" if len(waits) else ""
 
 
 def _memory(record: RunRecord) -> Cell:
-    memory = record.log.scalars.get("memory_mb", np.empty(0))
+    memory = _logged(record, "memory_mb")
     return None, f"{number(float(memory.max()))} MB" if len(memory) else ""
 
 

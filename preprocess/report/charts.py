@@ -37,7 +37,9 @@ class Axis:
 
     @classmethod
     def linear(cls, high: float, title: str, label: Callable[[float], str] = brief, *, low: float = 0.0) -> Axis:
-        """A linear axis."""
+        """A linear axis; where high and low are equal, one of some length from low on."""
+        if math.isclose(high, low):
+            high = low + (abs(low) or 1.0)
         length = high - low
         step = 10.0 ** math.floor(math.log10(length / 4))
         step *= next((factor for factor in (1, 2, 5) if length / (step * factor) <= 5), 10)
@@ -46,7 +48,12 @@ class Axis:
 
     @classmethod
     def log(cls, low: float, high: float, title: str, label: Callable[[float], str] = brief) -> Axis:
-        """A logarithmic axis; powers of ten are named, and values between them where there are few."""
+        """A logarithmic axis; powers of ten are named, and values between them where there are few.
+
+        Where high and low are equal, it is of a factor of ten around them.
+        """
+        if math.isclose(high, low):
+            low, high = low / math.sqrt(10), high * math.sqrt(10)
         decades = math.log10(high / low)
         steps = (1, 2, 5) if decades < 1.5 else (1, 3) if decades < 3 else (1,)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -453,6 +453,73 @@ def test_unfinished_runs_are_shown_as_far_as_they_came(
     assert "best of the moving average 12.25 % (epoch 0)" in Page(tmp_path / "averaged.html").sections["results"]
 
 
+def without_validation(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "validation" not in line]
+
+
+def first_epoch(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["epoch"] == 0]
+
+
+def first_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return lines[:1]
+
+
+def every_number(value: float | None) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Give all that is measured, in steps and validations, one value; None stands in steps alone."""
+
+    def change(line: dict[str, Any]) -> dict[str, Any]:
+        if "validation" not in line:
+            return {name: held if name in ("step", "epoch") else value for name, held in line.items()}
+        if value is None:
+            return line
+        numbers = {name: value if isinstance(held, float) else held for name, held in line["validation"].items()}
+        return {**line, "validation": numbers}
+
+    return lambda lines: [change(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(without_validation, first_epoch, first_step, lambda _: []),
+        *(every_number(value) for value in (0.0, 1e-30, 33.0, 100.0, -4.0, None)),
+        *(lambda lines, value=value: every_number(value)(first_epoch(lines)) for value in (0.0, 100.0)),
+        lambda lines: every_number(0.0)(first_step(lines)),
+    ],
+)
+def test_a_run_is_drawn_whatever_its_log_holds(
+    lines: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    strange, unfinished = changed("strange", lines=lines), changed("unfinished", "metrics.json", lines=lines)
+    for number, runs in enumerate(([strange], [unfinished], [strange, unfinished, changed("usual")])):
+        out = tmp_path / f"{number}.html"
+        result = run("report", *runs, out)
+        assert result.exit_code == 0, result.output
+        page = Page(out)
+        assert "nan" not in page.text.lower().replace("nanmean", "")
+        for section in ("curves", "levels", "results"):
+            assert page.sections[section]
+
+
+def test_a_run_of_five_classes_is_drawn_with_its_top_5_of_100_percent(
+    raw: Path, prepared: Path, tmp_path: Path
+) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(SemanticTree.load(prepared / "tree.json").wnids[:5]))
+    words = ("--classes", classes, "--val-per-class", 2, "--size", 32, "--max-reject-rate", 0.1, "--workers", 1)
+    run_json("preprocess", "raw-tar", raw, tmp_path / "prepared", *words)
+    shards, trained = tmp_path / "shards", tmp_path / "run"
+    run_json("shard", tmp_path / "prepared", shards, "--workers", 1)
+    words = ("--backend", "torch", "--set", "workers=1", "--set", "epochs=2", "--set", "batch_size=16")
+    metrics = run_json("train", "--data", shards, "--out", trained, "--model", "resnet10t", *words)
+    assert metrics["top5"] == 100
+    run_json("report", trained, tmp_path / "out.html", "--data", shards, "--images", 1)
+    page = Page(tmp_path / "out.html")
+    assert page.rows("results")["top-5"] == ["100.00 %"]
+    assert "100" in page.text.partition('aria-label="Top-5 over step"')[2].partition("</figure>")[0]
+
+
 def test_a_run_of_other_classes_is_refused_alone_and_noted_beside_others(
     trained: Path, shards: Path, changed: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -278,6 +278,19 @@ def test_an_axis_names_a_few_round_values(axis: Axis, ticks: tuple[float, ...], 
     assert (axis.at(0), axis.at(1e12)) == (0, 1)
 
 
+@given(st.floats(-1e30, 1e30), st.floats(0, 1e30))
+def test_an_axis_of_any_length_draws(low: float, length: float) -> None:
+    axes = [Axis.linear(low + length, "", low=low)]
+    if low > 0:
+        axes.append(Axis.log(low, low + length, ""))
+    for axis in axes:
+        assert (axis.at(axis.low), axis.at(axis.high)) == (0, 1)
+        assert 0 <= axis.at(low) <= axis.at(low + length) <= 1
+    assert len(axes[0].ticks) <= 7
+    margin = 1e-6 * (axes[0].high - axes[0].low)
+    assert all(axes[0].low - margin <= tick <= axes[0].high + margin for tick in axes[0].ticks)
+
+
 @pytest.mark.parametrize(
     ("shown", "wanted"),
     [
