@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..shards.files import write_text
 
@@ -50,11 +51,11 @@ class JsonLog:
                 break
             kept.append(line + "\n")
         write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = _File(path)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -62,21 +63,56 @@ class JsonLog:
 
 
 class TensorBoardLog:
-    """TensorBoard's event files in a folder."""
+    """TensorBoard's event files in a folder, one for each time that the run was started.
+
+    TensorBoard's own writer has the host's name in the file's, and tells of a full disk later and without the file.
+    """
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+        self._events, self._summaries = cast(Any, event_pb2), cast(Any, summary_pb2)
+        folder.mkdir(exist_ok=True)
+        number = sum(1 for _ in folder.glob("*tfevents*"))  # TensorBoard reads them in the order of their names
+        self._file = _File(folder / f"events.out.tfevents.{time.time():.0f}.{number}")
+        self._records: Any = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        if after_step:  # what an earlier start wrote from the next step on counts no more
+            begins = self._events.SessionLog(status=self._events.SessionLog.START)
+            self._add(step=after_step + 1, session_log=begins)
+
+    def _add(self, **content: Any) -> None:
+        event = self._events.Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line's numbers as scalars."""
-        for name, value in scalars_of(line):
-            self._writer.add_scalar(name, value, line["step"])
+        values = [self._summaries.Summary.Value(tag=name, simple_value=value) for name, value in scalars_of(line)]
+        self._add(step=line["step"], summary=self._summaries.Summary(value=values))
 
     def close(self) -> None:
-        """Write what still waits."""
-        self._writer.close()
+        """Close the file."""
+        self._file.close()
+
+
+class _File:
+    """A file that is written to at its end, at once; an error names it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:  # of a disk that is nearly full, what has room is written first
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class WandbLog:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from in21k.training.logs import JsonLog, check_trackers, open_logs, scalars_of
+from in21k.training.logs import JsonLog, Log, check_trackers, open_logs, scalars_of
 
 CONFIG: dict[str, Any] = {"seed": 0, "lr": 0.1, "model_args": {}}
 
@@ -62,6 +66,36 @@ def test_tensorboard_has_each_step_once_also_after_going_on(tmp_path: Path) -> N
     events = found.Scalars("train/loss")
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in events] == pytest.approx([1 / step for step in range(1, 7)])
+
+
+def test_tensorboards_files_bear_no_host_name(tmp_path: Path) -> None:
+    for _ in range(2):  # two starts in one second
+        write(tmp_path, range(1, 3), ["tensorboard"])
+    names = [path.name for path in (tmp_path / "tensorboard").iterdir()]
+    assert len(names) == 2
+    for name in names:
+        assert re.fullmatch(r"events\.out\.tfevents\.\d+\.\d+", name)
+        assert socket.gethostname().encode() not in (tmp_path / "tensorboard" / name).read_bytes()
+
+
+def write_all(log: Log) -> None:
+    for line in lines(range(1, 1000)):
+        log.write(line)
+
+
+@pytest.mark.parametrize("trackers", [[], ["tensorboard"]])
+def test_a_full_disk_names_the_file(tmp_path: Path, trackers: list[str]) -> None:
+    """A limit on the size of files stands for a disk without room."""
+    name = r"tensorboard/events\.out\.tfevents.*" if trackers else r"log\.jsonl"
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with open_logs(tmp_path, trackers, CONFIG, after_step=0, here=True) as logs:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+            with pytest.raises(OSError, match=rf"File too large: '{re.escape(str(tmp_path))}/{name}'"):
+                write_all(logs[-1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_other_ranks_log_nothing(tmp_path: Path) -> None:
