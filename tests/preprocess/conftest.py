@@ -22,6 +22,13 @@ Images = dict[str, dict[str, bytes]]
 Entries = list[tuple[str, bytes]]
 
 
+@pytest.fixture(params=["pillow", "opencv"])
+def resizer(request: pytest.FixtureRequest) -> str:
+    if request.param == "opencv":
+        pytest.importorskip("cv2", reason="OpenCV is not installed")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def images(draw: Callable[..., Image.Image], encode: Callable[..., bytes]) -> Images:
     """Three classes with odd names: 9 members of birds (3 are rejects), 5 swans, 1 sun. {wnid: {name: bytes}}."""
