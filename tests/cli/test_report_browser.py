@@ -276,3 +276,38 @@ def test_on_a_phone_no_run_is_wider_than_the_screen(
             assert readout(visit, 0)[-1].startswith("step ")
             assert visit.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
             assert visit.complaints == []
+
+
+def long_names(folder: Path, name: str) -> None:
+    """Give every class of a data set or run, and what it was made from, a name."""
+    tree = read_json(folder / "tree.json")
+    write_json(folder / "tree.json", {**tree, "names": [f"{name}{n}" for n in range(len(tree["names"]))]})
+    if (folder / "classes.parquet").exists():
+        rows = read_class_table(folder / "classes.parquet")
+        rows = [row._replace(name=f"{name}{n}", definition=name) for n, row in enumerate(rows)]
+        write_class_table(folder / "classes.parquet", rows)
+    if (folder / "rejects.parquet").exists():
+        with TableWriter(folder / "rejects.parquet", REJECTS) as writer:
+            reject = {"wnid": None, "name": name, "reason": name, "detail": name}
+            writer.write(pa.Table.from_pylist([reject], schema=REJECTS))
+    if (folder / "config.yaml").exists():
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("init: null", f"init: {name}"))
+
+
+@pytest.mark.parametrize("name", ["n" * 200, "\u91d1" * 80, "a-b_c." * 30])
+def test_a_page_is_as_wide_as_a_phone_whatever_names_hold(
+    browser: Any, prepared: Path, trained: Path, shards: Path, tmp_path: Path, name: str
+) -> None:
+    folders = [Path(shutil.copytree(each, tmp_path / f"{name}{n}")) for n, each in enumerate((prepared, trained))]
+    data = Path(shutil.copytree(shards, tmp_path / "shards"))
+    for folder in (*folders, data):
+        long_names(folder, name)
+    run_json("report", *folders, tmp_path / "report.html", "--data", data, "--images", 4)
+    for width in (390, 320):
+        with Visit(
+            browser, tmp_path / "report.html", viewport={"width": width, "height": 844}, is_mobile=True
+        ) as visit:
+            for summary in visit.page.locator("summary").all():
+                summary.click()
+            assert visit.page.evaluate("document.documentElement.scrollWidth") == width
