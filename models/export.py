@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,18 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the network's parameters and buffers to a `.safetensors` file."""
     # safetensors refuses tensors that share their storage, so each is copied.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    with named_errors(path):
+        path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
+@contextmanager
+def named_errors(path: Path) -> Generator[None]:
+    """Have an OSError of the block that names no file, as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def weights_fingerprint(model: nn.Module, also: str = "") -> str:
@@ -88,19 +100,24 @@ SEVERAL_LABELS = "an image has any number of labels"
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file of a folder into its `SHA256SUMS`, which `sha256sum -c` reads."""
     names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    (folder / CHECKSUMS).write_text("".join(_checksum_line(folder / name) for name in names), encoding="utf-8")
+    with named_errors(folder / CHECKSUMS):
+        (folder / CHECKSUMS).write_text("".join(_checksum_line(folder / name) for name in names), encoding="utf-8")
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the lines of a folder's `SHA256SUMS` by the names in them; none where there is no such file."""
+    sums = folder / CHECKSUMS
+    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True) if sums.is_file() else []
+    return {line.rstrip("\n").partition("  ")[2]: line for line in lines}
 
 
 def changed_files(folder: Path) -> list[str]:
     """Return the names of the files that are not, or no longer, what the folder's `SHA256SUMS` says."""
-    sums = folder / CHECKSUMS
-    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True) if sums.is_file() else []
-    names = [line.rstrip("\n").partition("  ")[2] for line in lines]
-    return [
-        name
-        for name, line in zip(names, lines, strict=True)
-        if not (folder / name).is_file() or _checksum_line(folder / name) != line
-    ] + ([] if lines else [CHECKSUMS])
+    lines = read_checksums(folder)
+    changed = [
+        name for name, line in lines.items() if not (folder / name).is_file() or _checksum_line(folder / name) != line
+    ]
+    return changed if lines else [CHECKSUMS]
 
 
 def _checksum_line(path: Path) -> str:

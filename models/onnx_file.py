@@ -63,6 +63,8 @@ def export_onnx(
         program.save(path, external_data=num_bytes > largest_single_file)
     except Exception as error:  # of torch.export, the converter and its optimizer, each has its own kinds
         cause = error.__cause__ or error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         reason = (str(cause).splitlines() or [""])[0]
         raise ValueError(
             f"torch {torch.__version__} cannot write this network as ONNX ({type(cause).__name__}: {reason}); "

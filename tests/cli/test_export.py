@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -485,3 +486,23 @@ def test_what_is_not_of_one_kind_is_not_averaged(
     assert "classes" in run("average", trained, renamed, tmp_path / "out").stderr
     assert "two networks or more" in run("average", trained, tmp_path / "out").stderr
     assert names_in(tmp_path) == {"renamed"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "SHA256SUMS"])
+def test_a_disk_that_takes_no_more_is_one_line_that_names_the_file(
+    trained: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_bytes if name == "model.safetensors" else Path.write_text
+
+    def full(self: Path, *words: Any, **options: Any) -> int:
+        if self.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")  # as write(2) says it: without a name
+        return written(self, *words, **options)
+
+    monkeypatch.setattr(Path, written.__name__, full)
+    refused = run("export", trained, tmp_path / "out")
+    assert refused.exit_code == 2
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("in21k: ")]
+    assert len(lines) == 1
+    assert f"{name}: No space left on device; make room" in lines[0]
+    assert list(tmp_path.iterdir()) == []

@@ -73,12 +73,12 @@ def folders(archive: Path) -> Path:
 PREPARE = ("--rare-threshold", 5, "--val-per-class", 3, "--size", 200, "--quality", 100, "--workers", 2)
 
 
-def kill_often(job: tuple[object, ...], out: Path, moments: random.Random) -> None:
+def kill_often(job: tuple[object, ...], mark: Path, moments: random.Random, longest: float = 1.8) -> None:
     """Start a job over and over and kill it at a random moment; the last time it is let finish."""
-    num_killed, longest = 0, 1.8
+    num_killed = 0
     while num_killed < KILLS:
         # What is finished begins anew, so that each kill finds work under way; the next one comes earlier.
-        anew = ("--overwrite",) if (out / "dataset.json").exists() else ()
+        anew = ("--overwrite",) if mark.exists() else ()
         if killed_at(moments.uniform(0.2, longest), *job, *anew):
             num_killed += 1
         else:
@@ -103,7 +103,7 @@ def test_prepared_data_and_shards_are_byte_equal_however_often_the_work_was_kill
     outs = (killed / "prepared", killed / "shards")
     for job, undisturbed, out in zip(jobs(killed), jobs(whole), outs, strict=True):
         assert run(*undisturbed).exit_code == 0
-        kill_often(job, out, moments)
+        kill_often(job, out / "dataset.json", moments)
     for name in ("prepared", "shards"):
         assert snapshot(killed / name) == snapshot(whole / name)
 
@@ -113,7 +113,7 @@ def test_a_stream_of_scattered_class_folders_gives_the_bytes_of_class_tars_howev
 ) -> None:
     assert run("preprocess", "raw-tar", archive, tmp_path / "whole", *PREPARE).exit_code == 0
     job = ("preprocess", "raw-tar", folders, tmp_path / "killed", *PREPARE)
-    kill_often(job, tmp_path / "killed", random.Random(3))
+    kill_often(job, tmp_path / "killed" / "dataset.json", random.Random(3))
     killed, whole = snapshot(tmp_path / "killed"), snapshot(tmp_path / "whole")
     assert killed.pop("dataset.json") != whole.pop("dataset.json")  # it names the source
     assert killed == whole
@@ -128,6 +128,34 @@ def train_words(shards: Path, out: Path, *settings: str) -> tuple[object, ...]:
 def steps_of(out: Path) -> list[int]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [line["step"] for line in lines if "loss" in line]
+
+
+def test_packed_images_and_exports_are_byte_equal_however_often_the_work_was_killed(
+    archive: Path, trained: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+    with tarfile.open(archive) as outer:
+        for class_tar in outer:
+            with tarfile.open(fileobj=outer.extractfile(class_tar)) as inner:
+                inner.extractall(tmp_path / "images" / class_tar.name.removesuffix(".tar"), filter="data")
+
+    def jobs(folder: Path) -> tuple[tuple[object, ...], ...]:
+        packing = ("--data", tmp_path / "images", "--data-out", folder / "packed", "--pack-only", "--workers", 2)
+        return (
+            ("finetune", "--init", trained, "--out", folder / "run", *packing),
+            ("export", trained, folder / "export"),
+        )
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        folder.mkdir()
+    marks = (killed / "packed" / "dataset.json", killed / "export" / "export.json")
+    for job, undisturbed, mark in zip(jobs(killed), jobs(whole), marks, strict=True):
+        assert run(*undisturbed).exit_code == 0
+        begun = time.monotonic()
+        assert not killed_at(600, *job)  # most of its time goes to imports, which this one warms
+        kill_often(job, mark, moments, longest=time.monotonic() - begun)
+    assert snapshot(killed) == snapshot(whole)
 
 
 def test_a_training_that_was_killed_ends_bit_equal_and_logs_each_step_once(shards: Path, tmp_path: Path) -> None:
