@@ -42,7 +42,7 @@ def write_export(
     onnx: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write an export, whole or not at all; return what its `export.json` holds.
+    """Write an export; return what its `export.json` holds.
 
     It is also a finished run, without checkpoints and log: `load_run` opens it.
 
@@ -51,46 +51,45 @@ def write_export(
     metrics:   what was measured of these very weights; it becomes `metrics.json`.
 
     A folder that was made from the same is left as it is. Raises ValueError where `out` is anything else, unless it is
-    an older export and `overwrite`; and where the ONNX file does not compute the same.
+    an older export and `overwrite`, whose own files are then replaced; where other files are in the way; and where the
+    ONNX file does not compute the same.
     """
     from ..models import try_images, weights_fingerprint
-    from ..shards.files import whole_folder
+    from ..models.export import CHECKSUMS, read_checksums
+    from ..shards.output import publish, staged_folder
+    from ..training.run_folder import EXPORT_MARK
 
     made_from = {
         "fingerprint": weights_fingerprint(saved.model),
         **{"weights": weights, "license": license_id, "onnx": onnx},
     }
-    existing = _existing(out, made_from, overwrite=overwrite)
-    if existing is not None:
-        log.info("%s: finished already; nothing to do", out)
-        return existing
     settings = saved.settings
-    try_images(saved.model, settings.image_size or 224, name=settings.model, num_outputs=len(saved.tree))
-    with whole_folder(out) as folder:
-        return _fill(folder, saved, made_from, described=described, metrics=metrics, notes=notes)
+    with staged_folder(out) as staged:
+        existing = _existing(out, made_from, overwrite=overwrite)
+        if existing is not None:
+            log.info("%s: finished already; nothing to do", out)
+            return existing
+        try_images(saved.model, settings.image_size or 224, name=settings.model, num_outputs=len(saved.tree))
+        content = _fill(staged, saved, made_from, described=described, metrics=metrics, notes=notes)
+        publish(staged, out, mark=EXPORT_MARK, record=CHECKSUMS, read_record=read_checksums)
+    return content
 
 
 def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
     from ..models.export import changed_files
-    from ..shards.files import differing, read_json
+    from ..shards.files import read_json
+    from ..shards.output import check_folder, check_same, foreign_files
     from ..training.run_folder import EXPORT_MARK
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; wanted a folder to write to")
-    if not out.exists() or not any(out.iterdir()):
+    if not check_folder(out):
         return None
     content = read_json(out / EXPORT_MARK) if (out / EXPORT_MARK).is_file() else {}
     if content.get("format") != FORMAT:
-        raise ValueError(f"{out}: holds other files and no export; give a new or an empty folder")
+        raise foreign_files(out)
     if overwrite:
         return None
-    differences = differing({key: content.get(key) for key in _MADE_FROM}, made_from)
-    if differences:
-        raise ValueError(
-            f"{out}: was made from something else ({'; '.join(differences)}); "
-            "give another folder, or --overwrite to make it anew"
-        )
+    check_same(out, {key: content.get(key) for key in _MADE_FROM}, made_from)
     if changed := changed_files(out):
         raise ValueError(f"{out}: {changed[0]} is not what was exported; give --overwrite to make the folder anew")
     return content

@@ -211,7 +211,7 @@ def _make(
     with ExitStack() as stack:
         stack.callback(loader.close)
         work = training.RowStore(out, made_from, shape, made_from["dtype"], overwrite=overwrite)
-        store = _enter_store(stack, work, ranks)
+        store = _enter_store(stack, work, out, made_from, ranks, overwrite=overwrite)
         progress = stack.enter_context(ProgressLine("features"))
         done = store.place["samples"] if store and store.place else 0
 
@@ -237,12 +237,18 @@ def _make(
             store.remove()
 
 
-def _enter_store(stack: ExitStack, store: RowStore, ranks: Ranks) -> RowStore | None:
+def _enter_store(
+    stack: ExitStack, store: RowStore, out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool
+) -> RowStore | None:
     """Take the work file on rank 0; None on the others. What is wrong with it is a ValueError on every rank."""
+    from .. import training
+
     problem = ""
     if ranks.is_first:
         try:
             stack.enter_context(store)
+            if training.finished_features(out, made_from, overwrite=overwrite) is not None:
+                problem = f"{out}: another in21k has finished it meanwhile; start the same command again to use it"
         except (OSError, ValueError) as error:
             problem = str(error)
     problem = ranks.gather_json(problem)[0]

@@ -13,18 +13,9 @@ SOFTWARE = "in21k"  # in the PNG's standard text field `Software`
 
 def check_picture(path: Path, *, overwrite: bool) -> None:
     """Raise ValueError where no picture can go: before the work that it would show."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; wanted the name of a PNG")
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: pictures are PNG files; give it a name that ends in .png")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    if not path.exists():
-        return
-    if not _is_ours(path):
-        raise ValueError(f"{path}: exists and was not drawn by in21k, so it is not overwritten; give another name")
-    if not overwrite:
-        raise ValueError(f"{path}: exists; give another name, or --overwrite to replace an older picture")
+    from ..shards.output import may_write_file
+
+    may_write_file(path, suffix=".png", what="a PNG picture", is_ours=_is_ours, overwrite=overwrite)
 
 
 def _is_ours(path: Path) -> bool:

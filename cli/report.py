@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -105,7 +105,7 @@ def report(
     from ..shards.files import write_text
 
     _check_paths(paths)
-    _check_out(paths, out, overwrite=overwrite)
+    _may_write(paths, out, overwrite=overwrite)
     runs = [path for path in paths if (path / "config.yaml").is_file()]
     shard_sets = [path for path in paths if _is_shard_set(path)]
     if not runs:
@@ -124,8 +124,7 @@ def report(
             "weights": weights,
         },
     )
-    if out.exists() and not overwrite and not has_mark(out, mark):
-        raise _other_report(out)
+    _may_write(paths, out, lambda path: has_mark(path, mark), overwrite=overwrite)
     folders: list[FolderReport] = []
     for path in paths:
         if path not in (*runs, *shard_sets):
@@ -150,12 +149,10 @@ def report(
             folders.append(render_runs(runs, question))
     page = assemble(folders, mark)
     num_bytes = len(page.encode())
-    if not out.exists() or overwrite:
+    if _may_write(paths, out, lambda path: path.read_bytes() == page.encode(), overwrite=overwrite):
         write_text(out, page)
-    elif out.read_bytes() == page.encode():
-        log.info("%s: finished already; nothing to do", out)
     else:
-        raise _other_report(out)
+        log.info("%s: finished already; nothing to do", out)
     titles = [section.title for folder in folders for section in folder.sections]
     result = {"path": str(out), "bytes": num_bytes, "sections": titles}
     emit(result, in_one_line(f"{out}: {num_bytes / 1e6:.1f} MB; {', '.join(titles)}"), as_json=as_json)
@@ -173,27 +170,17 @@ def _check_paths(paths: Sequence[Path]) -> None:
         )
 
 
-def _other_report(out: Path) -> ValueError:
-    return ValueError(f"{out}: is a report of other data or settings; give another name, or --overwrite")
+def _may_write(
+    paths: Sequence[Path], out: Path, is_same: Callable[[Path], bool] = lambda _: True, *, overwrite: bool
+) -> bool:
+    """Return whether the page is to be written, as `may_write_file`; raises ValueError where no page can go."""
+    from ..shards.output import may_write_file
 
-
-def _check_out(paths: Sequence[Path], out: Path, *, overwrite: bool) -> None:
-    """Raise ValueError where no page can go."""
-    if out.is_dir():
-        raise ValueError(
-            f"{out}: is a folder; wanted the page to write, such as report.html, after the folders to show"
-        )
-    if out.suffix.lower() != ".html":
-        raise ValueError(f"{out}: a report is an HTML page; give it a name that ends in .html")
     if any(out.resolve().is_relative_to(path.resolve()) for path in paths):
         raise ValueError(
             f"{out}: lies inside a folder that it is about, which holds nothing else; give a place beside it"
         )
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}; make it first")
-    if out.exists() and not is_report(out):
-        way_out = "it is not overwritten" if overwrite else "give another name"
-        raise ValueError(f"{out}: exists and is no report; {way_out}")
+    return may_write_file(out, suffix=".html", what="a report", is_ours=is_report, is_same=is_same, overwrite=overwrite)
 
 
 def _one_shard_set(given: Sequence[Path | str]) -> ShardSet | None:

@@ -17,16 +17,9 @@ ROW_GROUP_ROWS = 16_384  # guessed: some megabytes of predictions
 
 def check_table(path: Path, *, overwrite: bool) -> None:
     """Raise ValueError where no table can go: before the work that it would hold."""
-    if path.suffix != ".parquet":
-        raise ValueError(f"{path}: tables are Parquet files; give it a name that ends in .parquet")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    if not path.exists():
-        return
-    if path.is_dir() or not _is_ours(path):
-        raise ValueError(f"{path}: exists and was not written by in21k, so it is not overwritten; give another name")
-    if not overwrite:
-        raise ValueError(f"{path}: exists; give another name, or --overwrite to replace an older table")
+    from ..shards.output import may_write_file
+
+    may_write_file(path, suffix=".parquet", what="a Parquet table", is_ours=_is_ours, overwrite=overwrite)
 
 
 def _is_ours(path: Path) -> bool:

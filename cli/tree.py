@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..shards.class_table import ClassRow
     from ..shards.tree import SemanticTree
 
+_CSV_HEADER = "child,parent,name\n"
 log = logging.getLogger(__name__)
 
 NUM_BRANCHES = 10  # in the table
@@ -69,10 +70,10 @@ def show(path: Path, class_name: str | None, as_json: bool) -> None:
 def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
     """Write the tree of PATH (as in `tree show`) to the file OUT."""
     from ..shards.files import write_text
+    from ..shards.output import may_write_file
 
     semantic_tree = _load_tree(path)
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out}: exists; give another file, or --overwrite to replace it")
+    may_write_file(out, what="a tree", is_ours=_is_tree, overwrite=overwrite)
     if file_format == "json":
         semantic_tree.save(out)
     elif file_format == "csv":
@@ -119,6 +120,17 @@ class _Shown:
     def largest(self, indices: Iterable[int], number: int) -> list[int]:
         """Return those of the classes with the most classes below them."""
         return sorted(indices, key=lambda index: (-self.num_below[index], index))[:number]
+
+
+def _is_tree(path: Path) -> bool:
+    """Return whether a file is one that `tree export` writes."""
+    if path.read_bytes()[: len(_CSV_HEADER)] == _CSV_HEADER.encode():
+        return True
+    try:
+        _load_tree(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _load_tree(path: Path) -> SemanticTree:
@@ -275,7 +287,7 @@ def _miil_notes(semantic_tree: SemanticTree) -> Iterator[str]:
 def _as_csv(semantic_tree: SemanticTree) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["child", "parent", "name"])
+    out.write(_CSV_HEADER)
     for wnid, name, parent in zip(semantic_tree.wnids, semantic_tree.names, semantic_tree.parents, strict=True):
         writer.writerow([wnid, semantic_tree.wnids[parent] if parent >= 0 else "", name])
     return out.getvalue()

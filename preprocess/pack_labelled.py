@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow as pa
 
 from ..shards.dataset import PreparedSet, ShardSet
-from ..shards.files import OutputFolder, differing, read_json
+from ..shards.files import differing, read_json
 from ..shards.manifest import TableWriter, read_table
-from ..shards.pack import ShardSettings, pack
+from ..shards.output import OutputFolder
+from ..shards.pack import ShardSettings, list_shard_files, pack, planned_files
 from ..shards.parallel import OnProgress, ignore_progress
 from ..shards.record import MARK, VERSION, FileRecord, parse_mark, record_files
 from ..shards.tree import SemanticTree
@@ -186,12 +187,15 @@ def pack_labelled(
     if folder.finished:
         return open_labelled(out)
     with folder:
+        if folder.finished:  # by another process meanwhile
+            return open_labelled(out)
         try:
             prepared, sets = _prepare(data, folder.work, max_reject_rate, workers, watch)
         except ValueError:
             if not (folder.work / _PREPARED).exists():
                 folder.discard()  # nothing of it is of use to another try
             raise
+        folder.own(f"{_SHARDS}/{name}" for name in planned_files(prepared, ShardSettings()))
         with watch("shard") as on_progress:
             pack(prepared, out / _SHARDS, ShardSettings(), workers=workers, on_progress=on_progress)
         if sets is not None:
@@ -231,8 +235,18 @@ def _prepare(
     return prepared, sets if data.several else None
 
 
+def _list_files(path: Path) -> list[str]:
+    """Return the files in the subfolders of a finished output."""
+    shards = ("dataset.json", *ShardSet.contents, *list_shard_files(path / _SHARDS))
+    return [f"{_SHARDS}/{name}" for name in shards]
+
+
 def _output(data: LabelledData, out: Path, *, overwrite: bool) -> OutputFolder:
-    options: dict[str, Any] = {"made_from": data.facts, "contents": (_SHARDS, LABEL_SETS)}
+    options: dict[str, Any] = {
+        "made_from": data.facts,
+        "contents": (_SHARDS, LABEL_SETS),
+        "list_files": _list_files,
+    }
     try:
         return OutputFolder(out, **options)
     except ValueError:

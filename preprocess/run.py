@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..shards.class_table import read_class_table
 from ..shards.dataset import SPLITS, PreparedSet
-from ..shards.files import OutputFolder, read_json, write_json
+from ..shards.files import read_json, write_json
 from ..shards.manifest import pc, read_table
+from ..shards.output import OutputFolder
 from ..shards.parallel import OnProgress, Progress, ignore_progress
 from ..shards.record import record_files
 from .archive import DAMAGED, NO_SUFFIX, Reject, UselessError, readable, to_text
@@ -74,7 +76,13 @@ def prepare(
             **taxonomy.version,
         },
     }
-    folder = OutputFolder(out, made_from=made_from, contents=PreparedSet.contents, overwrite=overwrite)
+    folder = OutputFolder(
+        out,
+        made_from=made_from,
+        contents=PreparedSet.contents,
+        list_files=list_class_tars,
+        overwrite=overwrite,
+    )
     if folder.finished:
         return PreparedSet(out)
     classes = source.classes()  # what is no archive leaves no folder
@@ -82,9 +90,13 @@ def prepare(
     if classes is not None:
         say_split(source.name, source.layout)
     with folder:
+        if folder.finished:  # by another process meanwhile
+            return PreparedSet(out)
         job = Job(out.resolve(), folder.work.resolve(), select.carried(folder.work), image, resizer_version)
         try:
-            outcome = _Run(job, source, select, taxonomy, partial(run_tasks, run_task), on_progress).outcome()
+            outcome = _Run(
+                job, source, select, taxonomy, partial(run_tasks, run_task), on_progress, folder.own
+            ).outcome()
             if not any(part.num_raw or not part.from_chunks for part in outcome.parts):  # of a stream known at its end
                 raise no_classes(source.name, [*outcome.strays, *(r for part in outcome.parts for r in part.rejects)])
             check_outcome(outcome, job, source, select, taxonomy, max_reject_rate)
@@ -99,6 +111,15 @@ def prepare(
     say_what_was_listed(select, outcome)
     say_crashes(outcome.parts)
     return PreparedSet(out)
+
+
+def list_class_tars(path: Path) -> list[str]:
+    """Return the class tars of a finished prepared data set, by its class table."""
+    return [tar for row in read_class_table(path / "classes.parquet") if row.kept for tar in _class_tars(row.wnid)]
+
+
+def _class_tars(wnid: str) -> list[str]:
+    return [f"{split}/{wnid}.tar" for split in SPLITS]
 
 
 def _check_subtrees(select: SelectSettings, taxonomy: Taxonomy) -> None:
@@ -118,7 +139,9 @@ class _Run:
         taxonomy: Taxonomy,
         run: Callable[[Iterable[Any]], Iterator[Any]],
         on_progress: OnProgress,
+        own: Callable[[Iterable[str]], None],
     ) -> None:
+        self._own = own  # records files before they are written
         self._job, self._source = job, source
         self._verdict = partial(select.verdict, taxonomy=taxonomy)
         self._select = select
@@ -277,6 +300,7 @@ class _Run:
 
     def _task(self, unit: Unit) -> ClassTask | ChunkTask:
         if not isinstance(unit, Chunk):
+            self._own(_class_tars(unit.wnid))
             return ClassTask(self._job, unit, self._verdict(unit.wnid), names_beginning(unit.wnid, self._names))
         groups = {group for group, _ in unit.images}
         return ChunkTask(self._job, unit, frozenset(filter(self._is_unwanted, groups)))
@@ -328,6 +352,7 @@ class _Run:
                 # Taken, not sliced: what goes to a worker with a slice is the whole table.
                 own = rows.take(pa.array(range(rows.num_rows)))
                 others = names_beginning(wnid, names)
+                self._own(_class_tars(wnid))
                 yield MergeTask(self._job, wnid, own, self._groups.layout, self._verdict(wnid), others)
             elif not self._whole[wnid].from_chunks:
                 self._whole[wnid] = _with_beside(self._whole[wnid], rows, self._groups.layout)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ..shards.files import whole_file
+from ..shards.output import may_write_file
 from ..shards.tree import SemanticTree
 from .sample_drawing import NUM_ATTRIBUTES, draw
 from .taxonomy import build_tree
@@ -182,8 +183,14 @@ def write_sample_archive(
     odd_names = {f"{wnid}/{name}": kind for wnid in wnids for name, kind in members[wnid] if kind}
     if oddities:
         odd_names |= {README: "README", f"{wnids[0]}/{README}": "README"}
-    if not _is_there(out, comment, overwrite=overwrite):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if may_write_file(
+        out,
+        what="a sample archive",
+        is_ours=lambda path: _comment_of(path).startswith(_COMMENT),
+        is_same=lambda path: _comment_of(path) == comment,
+        overwrite=overwrite,
+    ):
         with whole_file(out) as aside, tarfile.open(aside, "w", pax_headers={"comment": comment}) as archive:
             if oddities:
                 _add(archive, README, _README_TEXT)
@@ -193,31 +200,19 @@ def write_sample_archive(
                 _add(
                     archive, f"{wnid}.tar", _class_tar(wnid, looks[wnid], members[wnid], seed, with_readme, on_progress)
                 )
+    else:
+        log.info("%s: finished already; nothing to do", out)
     num_images = num_classes * images_per_class
     return SampleArchive(num_classes, num_images, out.stat().st_size, build_tree(wnids), odd_names)
 
 
-def _is_there(out: Path, comment: str, *, overwrite: bool) -> bool:
-    """Tell whether `out` is the archive of that comment already.
-
-    Raises ValueError for another file, unless it is a sample archive too and `overwrite` asks to replace it.
-    """
-    if not out.exists():
-        return False
-    found = ""
+def _comment_of(path: Path) -> str:
+    """Return the comment of a tar; "" where there is none."""
     try:
-        with tarfile.open(out, "r:") as archive:
-            found = archive.pax_headers.get("comment", "")
+        with tarfile.open(path, "r:") as archive:
+            return archive.pax_headers.get("comment", "")
     except (tarfile.TarError, OSError):
-        pass  # no tar at all: the refusal below is what there is to say
-    if found == comment and not overwrite:
-        log.info("%s: finished already; nothing to do", out)
-        return True
-    if not found.startswith(_COMMENT):
-        raise ValueError(f"{out}: exists and is no sample archive; give another name")
-    if not overwrite:
-        raise ValueError(f"{out}: is another sample archive; give another name, or --overwrite to replace it")
-    return False
+        return ""
 
 
 def _check(num_classes: int, images_per_class: int, seed: int, oddities: bool) -> None:

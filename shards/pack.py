@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from .card import render_card
 from .dataset import SPLITS, PreparedSet, ShardSet
-from .files import OutputFolder, write_json, write_text
+from .files import read_json, write_json, write_text
 from .index import index_path
 from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
 from .names import archive_name
+from .output import WORK, OutputFolder
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
 from .reader import FileCache
 from .record import VERSION, record_files
@@ -245,12 +246,19 @@ def pack(
     settings and for prepared images that changed.
     """
     folder = OutputFolder(
-        out, made_from=_made_from(prepared, settings), contents=ShardSet.contents, overwrite=overwrite
+        out,
+        made_from=_made_from(prepared, settings),
+        contents=ShardSet.contents,
+        list_files=list_shard_files,
+        overwrite=overwrite,
     )
     if folder.finished:
         return ShardSet(out)
     plan = plan_shards(prepared, settings)
     with folder:
+        if folder.finished:  # by another process meanwhile
+            return ShardSet(out)
+        folder.own(_shard_files(shard.name for shard in plan.shards))
         for split in {shard.split for shard in plan.shards}:
             (out / split).mkdir(exist_ok=True)
         missing = [shard for shard in plan.shards if not _is_done(out / shard.name)]
@@ -261,6 +269,23 @@ def pack(
         info = write_tables(prepared, out, plan)
         folder.finish({**info, "files": record_files(out, ShardSet.recorded(info))})
     return ShardSet(out)
+
+
+def list_shard_files(path: Path) -> list[str]:
+    """Return the files in the subfolders of a finished shard set, by its dataset.json."""
+    splits = read_json(path / "dataset.json")["shards"].values()
+    return _shard_files(shard["name"] for shards in splits for shard in shards)
+
+
+def planned_files(prepared: PreparedSet, settings: ShardSettings) -> list[str]:
+    """Return every file that `pack` may write into its folder, on the way too."""
+    shards = _shard_files(shard.name for shard in plan_shards(prepared, settings).shards)
+    work = [f"{WORK}/{name}" for name in OutputFolder.work_files]
+    return ["dataset.json", *ShardSet.contents, *work, *shards]
+
+
+def _shard_files(shards: Iterable[str]) -> list[str]:
+    return [name for shard in shards for name in (shard, str(index_path(Path(shard))))]
 
 
 def _made_from(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]:

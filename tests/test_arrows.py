@@ -50,7 +50,7 @@ def test_training_takes_from_shards_the_tree_the_writing_of_outputs_and_fonts_al
         for name in imported_modules(path)
         if name.startswith("in21k.shards.")
     }
-    assert found == {"tree", "files", "lock", "fonts"}
+    assert found == {"tree", "files", "lock", "output", "fonts"}
 
 
 def test_every_package_folder_is_installed() -> None:

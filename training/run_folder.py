@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,26 +13,25 @@ import yaml
 from torch import nn
 
 from ..models.export import timm_config
-from ..shards.files import TEMPORARY, differing, read_json, write_text
+from ..shards.files import read_json, write_text
 from ..shards.lock import FileLock, lock_output
+from ..shards.output import check_folder, check_same, foreign_files, remove_files, remove_temporary
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
 from .settings import BINARY_LOSSES, TrainSettings
 
-# What a run's folder holds, in the order in which it goes when a run is overwritten. metrics.json is the mark of a
-# finished run and goes first; config.yaml is the mark of a run and goes last.
-CONTENTS = (
+# What a run's folder holds. metrics.json is the mark of a finished run; config.yaml, that of a run, is removed last.
+FILES = (
     "metrics.json",
     "model.safetensors",
     "model_ema.safetensors",
     "config.json",
-    "checkpoints",
-    "tensorboard",
     "log.jsonl",
     "nonfinite.json",
     "tree.json",
     "config.yaml",
 )
+SUBFOLDER_FILES = ("checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/step-*.pt", "tensorboard/events.out.*")
 EXPORT_MARK = "export.json"  # is in a folder that `in21k export` made of a run
 # Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
 FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
@@ -94,36 +92,34 @@ class RunFolder:
 
     def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Raise ValueError unless the folder is new, empty, or a run: of this configuration, or any if `overwrite`."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path}: is a file; wanted a folder to write to")
-        found = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
-        if "config.yaml" not in found:
-            if found not in ([], ["config.yaml.tmp"]):  # the second: killed while it wrote its first file
-                raise ValueError(f"{self.path}: holds other files ({found[0]}, ...); give a new or an empty folder")
+        names = check_folder(self.path)
+        if "config.yaml" not in names:
+            if names not in ([], ["config.yaml.tmp"]):  # the second: killed while it wrote its first file
+                raise foreign_files(self.path)
             return
         if overwrite:
             return
-        differences = differing(_fixed(read_config(self.path / "config.yaml")), _fixed(config))
-        if differences:
-            raise ValueError(
-                f"{self.path}: was trained with other settings ({'; '.join(differences)}); "
-                "give another folder, or --overwrite to train anew"
-            )
+        check_same(self.path, _fixed(read_config(self.path / "config.yaml")), _fixed(config), "train anew")
 
     def take(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder this process's to write to, emptied if `overwrite`; raises ValueError as `check` does."""
-        self.check(config, overwrite=overwrite)
-        if self.finished and not overwrite:
-            return
+        self.check(config, overwrite=overwrite)  # before a folder is made
         self._lock = lock_output(
             self.path, self.path, "training there", lambda: self.path.mkdir(parents=True, exist_ok=True)
         )
-        if overwrite:
-            self._clear()
-        for leftover in self.path.rglob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        self.last.parent.mkdir(exist_ok=True)
+        try:
+            self.check(config, overwrite=overwrite)  # as another process may have left it
+            if self.finished and not overwrite:
+                self.release()
+                return
+            if overwrite:
+                self._clear()
+            remove_temporary(self.path, [*FILES, *self._own_files(), "checkpoints/last.pt", "checkpoints/best.pt"])
+            write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            self.last.parent.mkdir(exist_ok=True)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let others write to the folder."""
@@ -131,13 +127,14 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
+    def _own_files(self) -> list[str]:
+        """Return the files in the folder that a run writes, without config.yaml, which marks it as a run."""
+        checkpoints = [entry for pattern in SUBFOLDER_FILES for entry in self.path.glob(pattern)]
+        return [*FILES[:-1], *(str(entry.relative_to(self.path)) for entry in checkpoints)]
+
     def _clear(self) -> None:
-        for name in CONTENTS:
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+        (self.path / "metrics.json").unlink(missing_ok=True)
+        remove_files(self.path, self._own_files())
 
 
 @contextmanager

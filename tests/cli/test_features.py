@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from in21k.datapipe import rows as rows_module
 from in21k.datapipe.pixels import decode
 from in21k.shards import open_dataset
 from in21k.shards.dataset import read_manifest
@@ -101,6 +102,22 @@ def test_two_ranks_make_the_file_of_one(cached: dict[str, Path], shards: Path, t
     assert keys_of(tmp_path / "out.parquet") == keys_of(cached["train"])
     assert np.allclose(numbers_of(tmp_path / "out.parquet"), numbers_of(cached["train"]), atol=2e-3, rtol=2e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_a_file_that_others_wrote_between_the_look_and_the_lock_is_not_replaced(
+    cached: dict[str, Path], shards: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, make_loader = tmp_path / "out.parquet", rows_module.create_row_loader
+
+    def meanwhile(*words: Any, **options: Any) -> Any:
+        shutil.copy(cached["train"], out)
+        return make_loader(*words, **options)
+
+    monkeypatch.setattr(rows_module, "create_row_loader", meanwhile)
+    result = run("features", trained, out, "--data", shards, "--split", "val", "--backend", "torch", "--workers", 1)
+    assert result.exit_code == 2
+    assert "made with other settings" in result.stderr
+    assert out.read_bytes() == cached["train"].read_bytes()
 
 
 def test_what_is_stopped_on_the_way_goes_on_and_ends_as_if_it_had_not_been(

@@ -196,7 +196,7 @@ def test_a_picture_never_replaces_what_it_was_not_asked_to(trained: Path, tmp_pa
 def test_sample_data_replaces_sample_archives_alone(tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("years of work")
-    assert_refused(run("sample-data", note, "--overwrite"), "no sample archive")
+    assert_refused(run("sample-data", note, "--overwrite"), "not a sample archive")
     assert_refused(run("sample-data", tmp_path, "--overwrite"), str(tmp_path))
     assert note.read_text() == "years of work"
 

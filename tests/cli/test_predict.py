@@ -141,7 +141,7 @@ def test_a_table_is_whole_or_not_there_and_replaces_only_its_own(trained: Path, 
     assert "--overwrite" in run(*words).stderr
     assert run(*words, "--overwrite").exit_code == 0
     out.write_text("years of work")
-    assert "not written by in21k" in run(*words, "--overwrite").stderr
+    assert "not a Parquet table of in21k" in run(*words, "--overwrite").stderr
     assert out.read_text() == "years of work"
     assert "ends in .parquet" in run("predict", trained, photos / "b.jpg", "--out", tmp_path / "out.csv").stderr
 

@@ -60,7 +60,7 @@ def test_the_same_command_says_that_it_is_done_and_another_is_refused(prepared: 
     assert again.exit_code == 0, again.output
     other = run("report", prepared, page, "--images", 20, "--seed", 1)
     assert other.exit_code == 2
-    assert "report of other data or settings; give another name, or --overwrite" in other.stderr
+    assert "exists, made from other data or settings; give another name, or --overwrite" in other.stderr
     assert page.read_bytes() == before
     assert run("report", prepared, page, "--images", 20, "--seed", 1, "--overwrite").exit_code == 0
     assert page.read_bytes() != before
@@ -94,7 +94,7 @@ def test_another_page_is_refused_before_the_work(
     ):
         result = run("report", *others)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "is a report of other data or settings; give another name, or --overwrite" in result.stderr
+        assert "exists, made from other data or settings; give another name, or --overwrite" in result.stderr
     Image.new("RGB", (30, 20), "blue").save(photo)
     assert "is a report of other data or settings" in run("report", *words).stderr
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_report_is_never_overwritten(prepared: Path, tmp_path:
     for words in ([], ["--overwrite"]):
         result = run("report", prepared, mine, *words)
         assert (result.exit_code, mine.read_text()) == (2, "my own page")
-        assert "exists and is no report" in result.stderr
+        assert "exists and is not a report of in21k" in result.stderr
 
 
 def test_several_folders_share_a_page_and_no_address(prepared: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -215,6 +217,31 @@ def test_the_same_images_again_are_kept_and_others_refused_unless_asked_for(tmp_
     with pytest.raises(ValueError, match="source num_images 4 -> 5"):
         pack_labelled(others, out)
     assert pack_labelled(others, out, overwrite=True).shards.tree.wnids == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_overwriting_packed_images_leaves_others_files_and_refuses_those_in_the_way(
+    tmp_path: Path, save: Save, finished: bool, monkeypatch: pytest.MonkeyPatch, files_of: Callable[[Path], Any]
+) -> None:
+    for number in range(4):
+        save(f"mine/{'cat' if number % 2 else 'owl'}/{number}.jpg", seed=number)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        if not finished:  # killed while shards are written
+            patch.setattr("in21k.shards.pack.write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        pack_labelled(data_of(read_labelled(tmp_path / "mine", val_share=0.25)), out)
+    assert is_labelled_set(out) == finished
+    save("mine/dog/1.jpg")
+    others = data_of(read_labelled(tmp_path / "mine", val_share=0.25))
+    for name in ("notes.txt", "shards/train/mine.tar"):
+        (out / name).write_text("mine")
+    before = files_of(out)
+    with pytest.raises(ValueError, match=r"train/mine\.tar: is in the way"):
+        pack_labelled(others, out, overwrite=True)
+    assert files_of(out) == before
+    (out / "shards" / "train" / "mine.tar").unlink()
+    assert pack_labelled(others, out, overwrite=True).shards.tree.wnids == ("cat", "dog", "owl")
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_died_on_the_way_goes_on(

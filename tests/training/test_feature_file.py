@@ -118,11 +118,11 @@ def test_a_finished_file_is_found_again_and_another_is_not_overwritten_unasked(t
     found = finished_features(path, made_from(4))
     assert found is not None
     assert len(found) == 9
-    with pytest.raises(ValueError, match=r"made from something else .*'pre-logits' -> 'x'.*--overwrite"):
+    with pytest.raises(ValueError, match=r"made with other settings .*'pre-logits' -> 'x'.*--overwrite"):
         finished_features(path, made_from(4, layer="x"))
     assert finished_features(path, made_from(4, layer="x"), overwrite=True) is None
     path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="is no features file, so it is not overwritten"):
+    with pytest.raises(ValueError, match="is not a features file of in21k, so it is not overwritten"):
         finished_features(path, made_from(4), overwrite=True)
 
 
@@ -131,7 +131,7 @@ def test_keys_whose_array_never_came_are_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "out.npy").unlink()
     assert finished_features(tmp_path / "out.npy", made_from(4)) is None
     (tmp_path / "out.keys.parquet").write_bytes(b"somebody's")
-    with pytest.raises(ValueError, match=r"out.keys.parquet: exists and is no features file"):
+    with pytest.raises(ValueError, match=r"out.keys.parquet: exists and is not a features file"):
         finished_features(tmp_path / "out.npy", made_from(4), overwrite=True)
 
 

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from ...shards.files import differing, whole_file
+from ...shards.files import whole_file
+from ...shards.output import check_same, may_write_file
 
 FORMAT, VERSION = "in21k-features", 1
 METADATA = b"in21k"  # the key of the JSON in a Parquet file's metadata
@@ -247,25 +248,26 @@ def finished_features(path: Path, made_from: Mapping[str, Any], *, overwrite: bo
     features made from something else.
     """
     check_name(path)
-    lying = [each for each in (keys_path(path), path) if each.exists()]
-    if not lying:
+    wanted = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(made_from)))}
+
+    def is_same(path: Path) -> bool:
+        check_same(path, open_features(path).made_from, wanted)
+        return True
+
+    what = "a features file"
+    if keys_path(path) != path and not path.exists():  # killed before the array took its name
+        may_write_file(keys_path(path), what=what, is_ours=lambda keys: bool(_metadata(keys)), overwrite=True)
+    if may_write_file(path, what=what, is_ours=_opens, is_same=is_same, overwrite=overwrite):
         return None
+    return open_features(path)
+
+
+def _opens(path: Path) -> bool:
     try:
-        found = open_features(path)
+        open_features(path)
     except ValueError:
-        if lying != [keys_path(path)] or not _metadata(lying[0]):  # else killed before the array took its name
-            raise ValueError(
-                f"{lying[0]}: exists and is no features file, so it is not overwritten; give another name"
-            ) from None
-        return None
-    differences = differing(
-        found.made_from, {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(made_from)))}
-    )
-    if overwrite or not differences:
-        return None if overwrite else found
-    raise ValueError(
-        f"{path}: was made from something else ({'; '.join(differences)}); give another name, or --overwrite"
-    )
+        return False
+    return True
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -1,0 +1,313 @@
+"""May this command write here? One answer for every output: files, folders with a mark, and folders that are replaced.
+
+`--overwrite` removes only what a record of ours lists: the mark of a file, the tables of a finished folder, the list in
+`.work` of an unfinished one. What others put there stays, and where it is in the way the command refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .files import TEMPORARY, differing, read_json, sealed, write_json, write_text
+from .lock import FileLock, lock_output
+
+log = logging.getLogger(__name__)
+
+WORK = ".work"
+
+
+def may_write_file(
+    path: Path,
+    *,
+    suffix: str = "",
+    what: str,
+    is_ours: Callable[[Path], bool],
+    is_same: Callable[[Path], bool] | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Return whether a command has to write the file `path`; False where it is there already, made from the same.
+
+    suffix:  that its name ends in; "" for any.
+    what:    in words, such as "a picture".
+    is_ours: whether a file is one that in21k wrote as `what`; no other is ever replaced.
+    is_same: whether such a file was made from the same; None: nobody can tell.
+
+    Raises ValueError where it must not.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; wanted the name of {what}")
+    if not path.name.lower().endswith(suffix):
+        raise ValueError(f"{path}: {what} is a {suffix} file; give it a name that ends in {suffix}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    if not path.exists():
+        return True
+    if not is_ours(path):
+        raise ValueError(f"{path}: exists and is not {what} of in21k, so it is not overwritten; give another name")
+    if overwrite:
+        return True
+    if is_same and is_same(path):
+        return False
+    made = ", made from other data or settings" if is_same else ""
+    raise ValueError(f"{path}: exists{made}; give another name, or --overwrite to replace {what} that was made before")
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a name from a table stands for a file inside the folder of the table."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/")
+
+
+def check_folder(path: Path) -> list[str]:
+    """Return the sorted names in a folder, none where it does not exist; raises ValueError where it is a file."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; wanted a folder to write to")
+    return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+
+
+def check_same(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str = "make it anew") -> None:
+    """Raise ValueError, naming the differences, where an output was made from something else than is wanted."""
+    if differences := differing(was, wanted):
+        raise ValueError(
+            f"{path}: was made with other settings ({'; '.join(differences)}); give another name, or --overwrite to "
+            f"{way_out}"
+        )
+
+
+def foreign_files(path: Path) -> ValueError:
+    """Return the error for a folder that holds what in21k did not make."""
+    return ValueError(f"{path}: holds other files ({check_folder(path)[0]}, ...); give a new or an empty folder")
+
+
+def check_not_in_the_way(path: Path, contents: Iterable[str], recorded: Collection[str]) -> None:
+    """Raise ValueError where a file that no record lists lies at, or below, one of the names `contents` of a folder."""
+    for name in contents:
+        place = path / name
+        below = sorted(entry for entry in place.rglob("*") if not entry.is_dir()) if place.is_dir() else [place]
+        for entry in below:
+            is_there = entry.exists() or entry.is_symlink()
+            if is_there and str(entry.relative_to(path)) not in recorded and not _is_temporary(entry, path, recorded):
+                raise ValueError(
+                    f"{entry}: is in the way, and no record of in21k lists it, so it is not removed; move it away"
+                )
+
+
+def remove_files(path: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder, temporary files beside them, and the subfolders that are empty then."""
+    names = {name for name in names if is_inside(name)}
+    for place in {
+        *(path / name for name in names if (path / name).is_dir()),
+        *((path / name).parent for name in names),
+    }:
+        for entry in list(place.iterdir()) if place.is_dir() else []:
+            if entry.is_dir():
+                continue
+            if str(entry.relative_to(path)) in names or _is_temporary(entry, path, names):
+                entry.unlink()
+        while place != path:
+            with suppress(OSError):  # it is not empty, not there, or a link
+                place.rmdir()
+            place = place.parent
+
+
+def remove_temporary(path: Path, names: Collection[str]) -> None:
+    """Remove the temporary files that killed writers of these files of a folder left."""
+    for place in {(path / name).parent for name in names}:
+        for entry in list(place.glob(f"*{TEMPORARY}")) if place.is_dir() else []:
+            if _is_temporary(entry, path, names):
+                entry.unlink(missing_ok=True)
+
+
+def _is_temporary(entry: Path, path: Path, names: Collection[str]) -> bool:
+    """Return whether a file is what `whole_file` writes to, `NAME[.WRITER].tmp`, for one of these names."""
+    if entry.suffix != TEMPORARY:
+        return False
+    parts = entry.name.split(".")
+    return any(str(entry.with_name(".".join(parts[:end])).relative_to(path)) in names for end in range(1, len(parts)))
+
+
+@contextmanager
+def staged_folder(path: Path) -> Generator[Path]:
+    """Yield an empty folder beside `path` to fill for `publish`, and remove what is left of it at the end.
+
+    While the block runs no other process writes to `path`. Raises ValueError where there is no folder to lie in, and
+    while another process writes there.
+    """
+    check_folder(path)
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    staged = path.with_name(f".{path.name}.in21k-new")
+    lock = lock_output(staged, path, "writing there", lambda: staged.mkdir(exist_ok=True))
+    try:
+        for leftover in staged.iterdir():  # of a command that was killed
+            leftover.unlink()
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        lock.release()
+
+
+def publish(staged: Path, path: Path, mark: str, read_record: Callable[[Path], Mapping[str, str]], record: str) -> None:
+    """Move the files of `staged` to the folder `path`, where they replace the older ones of `path`'s own record.
+
+    A kill on the way leaves the mark of the older ones, and a record that lists the files of both and so does not fit.
+
+    mark:        the file that is written last but one, with which the folder is an output of this kind.
+    record:      the file that lists the others, and is written last.
+    read_record: returns its lines, by the names in them; none where there is no record.
+
+    Raises ValueError where a file that the record does not list is in the way.
+    """
+    path = path.resolve()
+    if not check_folder(path):
+        staged.rename(path)
+        return
+    older = {name: line for name, line in read_record(path).items() if is_inside(name)}
+    newer = read_record(staged)
+    names = sorted(entry.name for entry in staged.iterdir())
+    check_not_in_the_way(path, names, {*older, record})
+    write_text(path / record, "".join({**older, **newer}.values()))
+    for name in [name for name in names if name not in (mark, record)]:
+        (staged / name).replace(path / name)
+    remove_files(path, older.keys() - newer.keys())
+    for name in (mark, record):
+        (staged / name).replace(path / name)
+
+
+class OutputFolder:
+    """A folder that one command fills, with `dataset.json` as the mark that it is finished.
+
+    While it is being filled, `.work/made_from.json` says from what, and `.work/files.txt` which files in its subfolders
+    are its own; work done is found again by the next run of the same. As a context manager it is this process's alone.
+    Its state is looked at twice: at first, to refuse early, and again under the lock. So ask `finished` in the block
+    too.
+
+    path:       the folder; made where it does not exist.
+    made_from:  what shapes the bytes of the output, as JSON values; it becomes part of `dataset.json`.
+    contents:   the names this kind of folder holds beside `dataset.json`.
+    list_files: returns the files in the subfolders of a finished output, by its own tables; it may raise ValueError.
+    overwrite:  begin anew whatever of this kind is there.
+
+    Raises ValueError where the folder holds something else or was made from something else.
+    """
+
+    work_files = ("made_from.json", "files.txt", "clearing")
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        made_from: Mapping[str, Any],
+        contents: Sequence[str],
+        list_files: Callable[[Path], Iterable[str]],
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self.work = path / WORK
+        self.finished = False
+        self._made_from: dict[str, Any] = json.loads(json.dumps(made_from))
+        self._contents, self._list_files, self._overwrite = contents, list_files, overwrite
+        self._lock: FileLock | None = None
+        self._mark = path / "dataset.json"
+        self._unfinished_mark, self._record, clearing = (self.work / name for name in self.work_files)
+        self._clearing = clearing  # there while an older output is being removed: nothing of it counts
+        self._decide()
+        if self.finished:
+            log.info("%s: finished already; nothing to do", path)
+            if self.work.exists():
+                with self:  # which removes what a run left that was killed in its very last step
+                    pass
+
+    def _decide(self) -> bool:
+        """Look whether the output is finished; return whether what is there has to be removed first."""
+        names = check_folder(self.path)
+        marks = [mark for mark in (self._mark, self._unfinished_mark) if mark.exists()]
+        half_cleared = self._clearing.exists()
+        if set(names) - {WORK} and not marks and not half_cleared:
+            raise foreign_files(self.path)
+        if marks and not self._overwrite and not half_cleared:
+            was = read_json(marks[0])
+            check_same(self.path, {key: was.get(key) for key in self._made_from}, self._made_from)
+        anew = half_cleared or (bool(marks) and self._overwrite)
+        if anew:
+            check_not_in_the_way(self.path, self._contents, self._own_files())
+        self.finished = not anew and self._mark in marks
+        return anew
+
+    def _own_files(self) -> set[str]:
+        """Return every file that our records list; raises ValueError where these are damaged."""
+        own = {self._mark.name, *self._contents}
+        if self._record.exists():
+            own.update(self._record.read_text(encoding="utf-8").splitlines())
+        elif self._mark.exists():
+            try:
+                own.update(self._list_files(self.path))
+            except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.path}: its own tables do not say which files are its own ({error}), so nothing is removed; "
+                    "delete the folder yourself, or give another one"
+                ) from error
+        return {name for name in own if is_inside(name)}
+
+    def __enter__(self) -> OutputFolder:
+        """Take the folder for writing; raises ValueError when another process has it, and as the constructor."""
+        self._lock = lock_output(
+            self.path, self.path, "writing there", lambda: self.path.mkdir(parents=True, exist_ok=True)
+        )
+        try:
+            anew = self._decide()
+            if self.finished:
+                shutil.rmtree(self.work, ignore_errors=True)
+                return self
+            self.work.mkdir(exist_ok=True)
+            if anew:
+                self._clear()
+            remove_temporary(self.path, self._own_files())
+            write_json(self._unfinished_mark, self._made_from)
+            self._record.touch()
+            self._clearing.unlink(missing_ok=True)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock
+        self._lock.release()
+
+    def own(self, names: Iterable[str]) -> None:
+        """Record files in subfolders as this output's, before they are written."""
+        with self._record.open("a", encoding="utf-8") as record:
+            record.writelines(f"{name}\n" for name in names)
+
+    def _clear(self) -> None:
+        own = self._own_files()
+        self._record.write_text("".join(f"{name}\n" for name in sorted(own)), encoding="utf-8")
+        self._clearing.touch()
+        self._mark.unlink(missing_ok=True)  # first: what is left of the rest must never look finished
+        remove_files(self.path, own)
+        for entry in self.work.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry not in (self._clearing, self._record):
+                entry.unlink()
+        self._record.write_text("", encoding="utf-8")
+
+    def finish(self, content: Mapping[str, Any]) -> None:
+        """Write `dataset.json`, which makes the folder finished, and remove the traces of the work."""
+        remove_temporary(self.path, self._own_files())
+        write_json(self._mark, sealed({**content, **self._made_from}))
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what was written: the folder is as if the command had never run."""
+        self._clear()
+        shutil.rmtree(self.work)
+        with suppress(OSError):  # others have put something there
+            self.path.rmdir()
