@@ -16,7 +16,7 @@ from torch import Tensor
 
 Channels = tuple[float, float, float]  # red, green and blue
 # What `normalize` may be: a name; or mean and standard deviation of pixels in 0..1, each a number or one per channel.
-Normalize = str | tuple[float | Sequence[float], float | Sequence[float]]
+Normalize = str | Sequence[float | Sequence[float]]
 
 NORMALIZATIONS: dict[str, tuple[Channels, Channels]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),

@@ -263,7 +263,7 @@ def _convert(name: str, value: object, hint: Any) -> Any:
     """Make of a YAML value one of the setting's kind (None where it may be); raises ValueError where it is none."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kind = get_origin(kinds[0]) or kinds[0]
-    if len(kinds) > 1 and get_origin(kinds[1]) is list:
+    if any(get_origin(other) is list for other in kinds[1:]):
         return value  # `normalize`, a name or numbers, which TrainSettings checks
     if kind is Literal:
         # YAML 1.1 reads a bare `off` as False.
