@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .archive import (
     DUPLICATE,
+    NO_SUFFIX,
     ClassTar,
     Folders,
     Reject,
@@ -202,6 +203,8 @@ def beside(path: str, wnid: str) -> Reject:
 def no_classes(source: Path | str, rejects: Sequence[Reject]) -> UselessError:
     """Return the error of a source in which nothing is a class."""
     held = f"its first member is {rejects[0].name}" if rejects else "it is empty"
+    if rejects and rejects[0].reason not in ("no class", NO_SUFFIX):
+        held += f": {rejects[0].reason}, {rejects[0].detail}"
     return UselessError(
         f"{source}: holds no classes ({held}); wanted members such as n01440764.tar or n01440764/n01440764_26.JPEG"
     )

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 import rapidgzip
 
+from ..shards.files import naming
 from .archive import (
     DUPLICATE,
     MAX_CLASS_TAR_BYTES,
@@ -160,7 +161,7 @@ def open_raw_tar(source: Path) -> RawSource:
         )
     if not stat.S_ISREG(source.stat().st_mode):
         raise ValueError(f"{source}: is no file (a pipe or a device); give it as standard input: `- < {source}`")
-    with source.open("rb") as file:
+    with naming(source), source.open("rb") as file:
         head = file.read(6)
     for magic, (name, program) in OTHER_PACKERS.items():
         if head.startswith(magic):
@@ -175,7 +176,7 @@ def open_folder(source: Path) -> RawSource:
     source = source.absolute()  # as the nodes of a cluster have to be told
     if source.is_dir():
         return Seekable(source, gather_folder)
-    with source.open("rb") as file:
+    with naming(source), source.open("rb") as file:
         head = file.read(512)
     if b"\0" in head or head[:2] == GZIP:
         raise ValueError(

@@ -15,7 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .files import whole_file
+from .files import naming, whole_file
 
 ROW_GROUP_ROWS = 65_536
 
@@ -84,9 +84,11 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         self.num_rows = 0
 
     def __enter__(self) -> Self:
-        aside = self._stack.enter_context(whole_file(self._path))
-        writer = pq.ParquetWriter(aside, self._schema, compression="zstd", **_encodings(self._schema))
-        self._writer = self._stack.enter_context(writer)
+        with ExitStack() as stack:  # which removes the file where it cannot be begun
+            aside = stack.enter_context(whole_file(self._path))
+            writer = pq.ParquetWriter(aside, self._schema, compression="zstd", **_encodings(self._schema))
+            self._writer = stack.enter_context(writer)
+            self._stack = stack.pop_all()
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -118,7 +120,8 @@ def _readable(path: Path) -> Generator[None]:
     if not path.is_file():
         raise ValueError(f"{path}: missing")
     try:
-        yield
+        with naming(path):
+            yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Arrow's
             raise

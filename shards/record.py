@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import SELF, parse_json, sealed
+from .files import SELF, naming, parse_json, sealed
 from .names import file_name
 from .shape import COUNT, SHA256, Each, check_shape
 
@@ -24,7 +24,7 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]
     """Return {name: {num_bytes, sha256}} of files in a folder. Raises OSError."""
     record: dict[str, dict[str, Any]] = {}
     for name in names:
-        with (folder / name).open("rb") as file:
+        with naming(folder / name), (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             record[name] = {"num_bytes": file.tell(), "sha256": digest}
     return record
