@@ -172,6 +172,8 @@ def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: 
     if ranks.is_first:
         try:
             found = training.finished_features(out, made_from, overwrite=overwrite) is not None
+            if found:
+                training.remove_leftover_rows(out)
         except ValueError as error:
             problem = str(error)
     found, problem = ranks.gather_json([found, problem])[0]

@@ -19,7 +19,7 @@ from .predictions import Predictions, collect, load_predictions, save_prediction
 from .probe import probe
 from .reading import Source, read_batches
 from .retrieve import retrieve
-from .row_store import RowStore
+from .row_store import RowStore, remove_leftover_rows
 from .saved_run import SavedRun, load_model, load_run
 from .validate import evaluate
 
@@ -67,6 +67,7 @@ __all__ = [
     "probe",
     "read_batches",
     "read_image",
+    "remove_leftover_rows",
     "retrieve",
     "save_predictions",
     "shared_with_imagenet1k",

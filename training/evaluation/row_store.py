@@ -16,10 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...shards.files import differing, read_json, write_json
-from ...shards.lock import lock_output
+from ...shards.lock import FileLock, lock_output
 
 SAVE_EVERY_S = 30.0
 STAT_BLOCK = 512  # bytes of a block as stat counts them
+
+
+def _work_paths(out: Path) -> tuple[Path, Path]:
+    return out.with_name(f"{out.name}.work"), out.with_name(f"{out.name}.work.json")
+
+
+def remove_leftover_rows(out: Path) -> None:
+    """Remove the work file of a finished output, which a kill left behind; one that another process fills stays."""
+    path, state = _work_paths(out)
+    if not path.exists():
+        return
+    lock = FileLock(path)
+    try:
+        if lock.take(shared=False) and lock.is_of(path):
+            state.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 class RowStore(AbstractContextManager["RowStore"]):
@@ -46,7 +64,7 @@ class RowStore(AbstractContextManager["RowStore"]):
         overwrite: bool = False,
     ) -> None:
         self._out, self._overwrite = out, overwrite
-        self._path, self._state = out.with_name(f"{out.name}.work"), out.with_name(f"{out.name}.work.json")
+        self._path, self._state = _work_paths(out)
         self._made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._saved = time.monotonic()
