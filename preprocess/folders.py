@@ -49,7 +49,7 @@ class Layout:
     @classmethod
     def load(cls, content: dict[str, Any]) -> Layout:
         """Return a layout from JSON values."""
-        return cls(**{**content, "unused": tuple(content["unused"])})
+        return cls(content["root"], content["val"], tuple(content["unused"]), content["processed"])
 
     def unused_of(self, folder: str) -> str | None:
         """Return the ignored folder in which another lies."""

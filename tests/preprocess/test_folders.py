@@ -31,7 +31,8 @@ NOWHERE = Place(None, "", None)
 
 
 def prepared_of(source: RawSource, out: Path, **options: Any) -> PreparedSet:
-    return prepare(source, out, **({"select": ALL, "image": ImageSettings(size=16), "max_reject_rate": 0} | options))
+    settings: dict[str, Any] = {"select": ALL, "image": ImageSettings(size=16), "max_reject_rate": 0}
+    return prepare(source, out, **(settings | options))
 
 
 def stored(prepared: PreparedSet) -> list[tuple[str, str, str]]:
@@ -148,7 +149,7 @@ class Everywhere:
     """Read the same entries as a folder and as a tar in each way, and by fine-tuning; all have to agree."""
 
     def __init__(self, hand_over: HandOver, tmp_path: Path, photo_of: Callable[[str], bytes]) -> None:
-        self._hand_over, self._tmp_path, self._photo_of = hand_over, tmp_path, photo_of
+        self._hand_over, self.tmp_path, self._photo_of = hand_over, tmp_path, photo_of
         self._count = 0
 
     def opened(self, names: list[str]) -> list[RawSource]:
@@ -156,7 +157,7 @@ class Everywhere:
 
     def folder(self, names: list[str]) -> Path:
         self._count += 1
-        return write_files(self._tmp_path / f"folder {self._count}", [(name, self._photo_of(name)) for name in names])
+        return write_files(self.tmp_path / f"folder {self._count}", [(name, self._photo_of(name)) for name in names])
 
     def archives(self, names: list[str]) -> list[RawSource]:
         content = write_tar((name, self._photo_of(name)) for name in names)
@@ -168,7 +169,7 @@ class Everywhere:
             self._count += 1
             content = write_tar((name, self._photo_of(name)) for name in names)
             source = open_folder(self.folder(names)) if way == "folder" else open_raw_tar(self._hand_over(content, way))
-            found.append(prepared_of(source, self._tmp_path / f"out {self._count}", **options))
+            found.append(prepared_of(source, self.tmp_path / f"out {self._count}", **options))
         for other in found[1:]:
             assert tables_of(other.path) == tables_of(found[0].path)
             assert facts_of(other) == facts_of(found[0])
@@ -178,7 +179,7 @@ class Everywhere:
         errors: list[str] = []
         for way in ("folder", *WAYS):
             self._count += 1
-            out = self._tmp_path / f"out {self._count}"
+            out = self.tmp_path / f"out {self._count}"
             content = write_tar((name, self._photo_of(name)) for name in names)
             with pytest.raises(ValueError) as error:  # noqa: PT011  # the caller compares the messages
                 prepared_of(
@@ -294,7 +295,7 @@ def _refused_by_rate(everywhere: Everywhere, names: list[str]) -> list[str]:
     errors: list[str] = []
     for number, source in enumerate(everywhere.opened(names)):
         with pytest.raises(ValueError) as error:  # noqa: PT011
-            prepared_of(source, everywhere._tmp_path / f"by rate {number}")
+            prepared_of(source, everywhere.tmp_path / f"by rate {number}")
         errors.append(str(error.value))
     return errors
 

@@ -29,7 +29,8 @@ ALL = SelectSettings(rare_threshold=0, val_per_class=1)
 
 
 def prepared_of(source: RawSource, out: Path, **options: Any) -> PreparedSet:
-    return prepare(source, out, **({"select": ALL, "image": ImageSettings(size=16), "max_reject_rate": 1} | options))
+    settings: dict[str, Any] = {"select": ALL, "image": ImageSettings(size=16), "max_reject_rate": 1}
+    return prepare(source, out, **(settings | options))
 
 
 def rejects_of(prepared: PreparedSet) -> list[tuple[str | None, str, str]]:
@@ -140,7 +141,7 @@ def test_a_class_that_only_its_rejects_keep_under_the_threshold_is_named_and_cou
 
 
 def test_a_class_that_is_rare_anyhow_or_not_wanted_counts_no_rejects(photos: Images, tmp_path: Path) -> None:
-    links = dict(special(tarfile.SYMTYPE)(f"{number}.jpg") for number in range(3))
+    links: dict[str, Any] = dict(special(tarfile.SYMTYPE)(f"{number}.jpg") for number in range(3))
     entries: list[Any] = [*class_folders(photos), *class_tars({"n02051845": links})]
     (tmp_path / "raw.tar").write_bytes(write_tar(entries))
     for number, select in enumerate(
