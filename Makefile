@@ -9,13 +9,14 @@ PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
 DALI_VENV := .venv-dali-$(BUILD)
 
-.PHONY: help setup quickstart test test-slow test-dali lint typecheck bench simd clean
+.PHONY: help setup quickstart test test-slow test-dali test-lowest lint typecheck bench simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
 	@echo "quickstart  the main job on drawn images, from a raw archive to a prediction"
 	@echo "test        the test suite;   test-slow  what takes minutes by nature"
 	@echo "test-dali   the tests of DALI under another build (BUILD=cuda110|cuda120|cuda130), laid in a .venv-dali-BUILD over .venv"
+	@echo "test-lowest the security tests with the lowest versions that pyproject.toml allows, laid in .venv-lowest over .venv"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
 	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
@@ -50,6 +51,28 @@ $(DALI_VENV)/.setup: $(SETUP) constraints.txt
 	$(BIN)/python -m venv $(DALI_VENV)
 	$(BIN)/python -c "$(LAYER)" > $$($(DALI_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])")/in21k-layer.pth
 	$(DALI_VENV)/bin/python -m pip install --quiet --constraint constraints.txt nvidia-dali-$(BUILD)
+	touch $@
+
+test-lowest: .venv-lowest/.setup
+	.venv-lowest/bin/python -m pytest -m "security and not slow and not gpu"
+
+# torch and torchvision are those of .venv: their lowest versions are gigabytes.
+define LOWEST
+import re, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+for each in [*project["dependencies"], *extras["webdataset"], *extras["remote"]]:
+    name, version = re.match(r"([\w-]+)\S*>=([\w.]+)", each).groups()
+    if name not in ("torch", "torchvision"):
+        print(f"{name}=={version}")
+endef
+export LOWEST
+.venv-lowest/.setup: $(SETUP) pyproject.toml
+	rm -rf .venv-lowest
+	$(BIN)/python -m venv .venv-lowest
+	$(BIN)/python -c "$(LAYER)" > $$(.venv-lowest/bin/python -c "import site; print(site.getsitepackages()[0])")/in21k-layer.pth
+	$(BIN)/python -c "$$LOWEST" > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/lowest.txt
 	touch $@
 
 lint: setup
@@ -95,4 +118,4 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) .venv-dali-* .typecheck quickstart *.egg-info build dist
+	rm -rf $(VENV) .venv-dali-* .venv-lowest .typecheck quickstart *.egg-info build dist

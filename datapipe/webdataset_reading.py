@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ..shards.dataset import ShardSet
 
 STALL_S = 300.0  # a command that prints nothing for so long has failed (guessed)
 READ_BYTES = 2**18
+_OF_SHELL = re.compile(r"[\x00-\x20\x7f'\"`\\$;|<>(){}!*]")  # in a URL; & parts its query
 
 
 class ShardUrls(NamedTuple):
@@ -51,13 +53,23 @@ def expand_pattern(pattern: str) -> ShardUrls:
         urls = expand_urls(pattern)
     except (ValueError, AssertionError) as error:  # AssertionError: it names a variable that is not set
         raise ValueError(f"{pattern}: is no pattern of shards ({error})") from error
-    _check_schemes(urls)
+    _check_urls(urls)
     return ShardUrls(urls, None, "see what the shard holds, or raise max_bad_rate")
 
 
-def _check_schemes(urls: list[str]) -> None:
+def _check_urls(urls: list[str]) -> None:
+    """Raise ValueError for a URL that the library cannot open, or that a shell would take for more than a name.
+
+    The library opens URLs by commands (curl, gsutil, ...). A command of one's own is typed, as `pipe:COMMAND`: of the
+    names in a shard set's tables none can begin so, as each stands behind the folder or URL of the set.
+    """
     for url in urls:
         scheme = urlparse(rewrite_url(url)).scheme
+        if scheme not in ("", "file", "pipe") and (unsafe := _OF_SHELL.search(url)):
+            raise ValueError(
+                f"{url!r}: holds {unsafe[0]!r}, by which a shell would run more than was meant; write it as "
+                f"%{ord(unsafe[0]):02X}"
+            )
         if scheme not in ("", "file", *gopen_schemes):
             raise ValueError(
                 f"{url}: the webdataset library opens no {scheme}: by itself; give a command that prints the shard, as "
@@ -69,7 +81,7 @@ def shard_urls(shards: ShardSet, split: str) -> ShardUrls:
     """Return the shards of a split; raises ValueError where there is no such split."""
     folder = shards.location if shards.remote else str(shards.path.absolute())
     urls = [f"{folder}/{name}" for name in shards.shard_names(split)]
-    _check_schemes(urls[:1])
+    _check_urls(urls)
     sizes = [int(shard["num_samples"]) for shard in shards.info["shards"][split]]
     return ShardUrls(urls, sizes, f"`in21k verify --deep {shards.location}` lists all such")
 
