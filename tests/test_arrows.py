@@ -43,14 +43,14 @@ def test_a_folder_imports_only_what_its_arrows_allow(folder: str) -> None:
     assert found - {folder} <= MAY_IMPORT[folder]
 
 
-def test_training_takes_from_shards_the_tree_the_writing_of_outputs_and_fonts_alone() -> None:
+def test_training_takes_from_shards_the_tree_the_checking_and_writing_of_files_and_fonts_alone() -> None:
     found = {
         name.split(".")[2]
         for path in (ROOT / "training").rglob("*.py")
         for name in imported_modules(path)
         if name.startswith("in21k.shards.")
     }
-    assert found == {"tree", "files", "lock", "output", "fonts"}
+    assert found == {"tree", "files", "lock", "output", "shape", "fonts"}
 
 
 def test_every_package_folder_is_installed() -> None:

@@ -9,18 +9,42 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ..models.weights_file import check_unpacked
 from ..shards.files import whole_file
+from ..shards.shape import COUNT, INDEX, TEXT, Kind, Shape, check_shape
 from ..shards.tree import SemanticTree
+from .run_folder import check_config
 
 log = logging.getLogger(__name__)
 
 FORMAT = "in21k-checkpoint"
 VERSION = 1
+_TENSORS = Kind("tensors by name", lambda value: _are_tensors(value))
+_TENSORS_OR_NONE = Kind("tensors by name, or None", lambda value: value is None or _are_tensors(value))
+_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+_OBJECT_OR_NONE = Kind("an object, or None", lambda value: value is None or isinstance(value, dict))
+_NUMBER_OR_NONE = Kind("a number, or None", lambda value: value is None or type(value) in (int, float))
+_PARTS: Shape = {
+    "position": {
+        "epoch": COUNT,
+        "step": COUNT,
+        "best": _NUMBER_OR_NONE,
+        "best_epoch": _NUMBER_OR_NONE,
+        "validation": _OBJECT_OR_NONE,
+    },
+    "model": _TENSORS,
+    "ema": _TENSORS_OR_NONE,
+    "optimizer": {"state": _OBJECT, "param_groups": [_OBJECT]},
+    "scaler": _OBJECT,
+    "loader": _OBJECT_OR_NONE,
+    "config": _OBJECT,
+    "tree": {"wnids": [TEXT], "names": [TEXT], "parents": [INDEX]},
+}
 ZIP = b"PK\x03\x04"  # with which what torch writes begins
 
 
@@ -74,6 +98,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: not readable as a checkpoint (begins with {head!r}); wanted a file from a run's checkpoints/"
             )
     return parse_checkpoint(read_checkpoint(path), path)
+
+
+def open_parts(content: Mapping[str, Any], path: Path) -> tuple[SemanticTree, dict[str, Any]]:
+    """Return the tree and the configuration of a checkpoint, all parts of which are there, each of its kind.
+
+    Raises ValueError, naming `path`, where one is not.
+    """
+    try:
+        check_shape(dict(content), _PARTS)
+        tree = tree_from(content["tree"])
+    except ValueError as error:
+        raise ValueError(f"{path}: not whole as a checkpoint ({error})") from error
+    return tree, check_config(content["config"], str(path))
 
 
 def tree_content(tree: SemanticTree) -> dict[str, list[Any]]:
@@ -137,6 +174,13 @@ def newest_checkpoint(last: Path) -> tuple[Path, bytes, dict[str, Any]] | None:
     raise ValueError(
         f"{problems[0]}, and no other checkpoint to resume from is whole; {way_out}--overwrite to train anew"
     )
+
+
+def _are_tensors(value: object) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    named = cast(Mapping[object, object], value)
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in named.items())
 
 
 def _step_path(last: Path, step: int) -> Path:

@@ -21,6 +21,7 @@ from ..shards.tree import SemanticTree
 from .checkpoint import (
     keep_checkpoints,
     newest_checkpoint,
+    open_parts,
     parse_checkpoint,
     save_checkpoint,
     tree_content,
@@ -232,9 +233,15 @@ def _go_on(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
     if not content:
         return
     state = newest[2] if newest else parse_checkpoint(content, run.last)
-    trainer.load_state_dict(state)
-    if state["loader"]:
-        loader.load_state_dict(state["loader"])
+    path = newest[0] if newest else run.last
+    open_parts(state, path)
+    try:
+        trainer.load_state_dict(state)
+        if state["loader"]:
+            loader.load_state_dict(state["loader"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        problem = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: does not fit this run ({type(error).__name__}: {problem})") from error
     position = trainer.position
     log.info("%s: going on after step %d, in epoch %d", run.path, position.step, position.epoch)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .run_folder import WRITER
 from .settings import TrainSettings, known_settings, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -135,7 +136,7 @@ def _read(recipe: str) -> _Recipe:
         raise ValueError(f"{path}: holds no settings; wanted lines of `name: value`")
     # `data` is what a run is trained on, in its config.yaml; it is no setting.
     source = f"{'run' if 'data' in content else 'recipe'} {recipe}"
-    values = {str(name): value for name, value in content.items() if name != "data"}
+    values = {str(name): value for name, value in content.items() if name not in ("data", WRITER)}
     extends = values.pop("extends", None)
     if extends is not None and not isinstance(extends, str):
         raise ValueError(f"{path}: extends is {extends!r}; wanted the name of one recipe, or a YAML file")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from ..models.export import timm_config
 from ..shards.files import read_json, write_text
 from ..shards.lock import FileLock, lock_output
 from ..shards.output import check_folder, check_same, foreign_files, remove_files, remove_temporary
+from ..shards.shape import COUNT, Shape, check_shape
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .settings import BINARY_LOSSES, TrainSettings
+from .settings import BINARY_LOSSES, TrainSettings, known_settings, setting_kinds
+
+log = logging.getLogger(__name__)
 
 # What a run's folder holds. metrics.json is the mark of a finished run; config.yaml, that of a run, is removed last.
 FILES = (
@@ -36,6 +41,12 @@ EXPORT_MARK = "export.json"  # is in a folder that `in21k export` made of a run
 # Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
 FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
 FREE_UNLESS_DETERMINISTIC = ("backend", "world_size")
+
+
+WRITER = "in21k"  # in config.yaml: the version that wrote it
+# Settings by which a network is opened: a default in their place would answer something else.
+OPENING = ("model", "model_args", "normalize", "image_size", "crop_pct", "loss", "ema")
+_CONFIG: Shape = {"data": {"world_size": COUNT}}
 
 
 def run_config(settings: TrainSettings, data: Mapping[str, Any], world_size: int) -> dict[str, Any]:
@@ -60,15 +71,48 @@ def network_config(model: nn.Module, config: Mapping[str, Any], tree: SemanticTr
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's config.yaml; raises ValueError where it is none."""
+def read_config(path: Path, *, knows_all: bool = False) -> dict[str, Any]:
+    """Read a run's config.yaml as `check_config` gives it; raises ValueError where it is none."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not readable as a run's configuration ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-        raise ValueError(f"{path}: no configuration of a run; wanted settings and `data`")
-    return config
+    return check_config(config, str(path), knows_all=knows_all)
+
+
+def check_config(content: object, where: str, *, knows_all: bool = False) -> dict[str, Any]:
+    """Return a run's configuration with every setting that this version knows, each of its own kind.
+
+    Settings that this version does not know are left out with a warning that names them and the version that wrote
+    them; those that are lacking have their defaults, unless they shape how the network is opened (`OPENING`).
+
+    knows_all: raise ValueError for settings that this version does not know, as who resumes a run has to.
+
+    Raises ValueError, naming `where` it stands, for what is no configuration.
+    """
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{where}: no configuration of a run; wanted settings and `data`")
+    config: dict[str, Any] = dict(content)
+    try:
+        check_shape(config, _CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{where}: no configuration of a run ({error})") from error
+    data, writer = config.pop("data"), config.pop(WRITER, "of another version")
+    if missing := [name for name in OPENING if name not in config]:
+        raise ValueError(f"{where}: lacks {missing[0]}, without which the network cannot be opened as it was trained")
+    if unknown := [name for name in config if name not in setting_kinds()]:
+        problem = (
+            f"{where}: was written by in21k {writer}, with settings that this one ({version('in21k')}) does not know: "
+            f"{', '.join(unknown)}"
+        )
+        if knows_all:
+            raise ValueError(f"{problem}; take that version, give another folder, or --overwrite to train anew")
+        log.warning("%s; they are left out", problem)
+    try:
+        known = known_settings({name: value for name, value in config.items() if name not in unknown}, where)
+        return {**asdict(TrainSettings(**known)), "data": data}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 class RunFolder:
@@ -88,7 +132,13 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics of a finished run; raises ValueError where it is not."""
-        return read_json(self.path / "metrics.json")
+        path = self.path / "metrics.json"
+        metrics = read_json(path)
+        try:
+            check_shape(metrics, {"num_epochs": COUNT, "num_steps": COUNT})
+        except ValueError as error:
+            raise ValueError(f"{path}: no metrics of a run ({error})") from error
+        return metrics
 
     def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Raise ValueError unless the folder is new, empty, or a run: of this configuration, or any if `overwrite`."""
@@ -99,7 +149,8 @@ class RunFolder:
             return
         if overwrite:
             return
-        check_same(self.path, _fixed(read_config(self.path / "config.yaml")), _fixed(config), "train anew")
+        old = read_config(self.path / "config.yaml", knows_all=True)
+        check_same(self.path, _fixed(old), _fixed(config), "train anew")
 
     def take(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder this process's to write to, emptied if `overwrite`; raises ValueError as `check` does."""
@@ -115,7 +166,8 @@ class RunFolder:
             if overwrite:
                 self._clear()
             remove_temporary(self.path, [*FILES, *self._own_files(), "checkpoints/last.pt", "checkpoints/best.pt"])
-            write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            written = {WRITER: version("in21k"), **config}
+            write_text(self.path / "config.yaml", yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
             self.last.parent.mkdir(exist_ok=True)
         except BaseException:
             self.release()

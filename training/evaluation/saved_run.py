@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...models.weights_file import check_finite, read_weights
 from ...models.zoo import create_model
 from ...shards.tree import SemanticTree
-from ..checkpoint import load_checkpoint, tree_from
+from ..checkpoint import load_checkpoint, open_parts
 from ..run_folder import EXPORT_MARK, RunFolder, network_config, read_config
 from ..settings import TrainSettings
 
@@ -67,7 +67,7 @@ def load_run(path: str | Path, weights: Weights = "last") -> SavedRun:
             f"export{folder}, or a checkpoint of a run"
         )
     content = load_checkpoint(path)
-    averaged = weights == "ema" or (weights == "ema-or-last" and content["ema"] is not None)
+    averaged = weights == "ema" or (weights == "ema-or-last" and content.get("ema") is not None)
     return _from_checkpoint(content, path, averaged=averaged)
 
 
@@ -92,9 +92,10 @@ def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
 
 
 def _from_checkpoint(content: dict[str, Any], path: Path, *, averaged: bool) -> SavedRun:
+    tree, config = open_parts(content, path)
     if averaged and content["ema"] is None:
         raise ValueError(f"{path}: holds no moving average; it was trained without (--set ema=0.9999)")
-    return _build(path, content["ema" if averaged else "model"], tree_from(content["tree"]), content["config"])
+    return _build(path, content["ema" if averaged else "model"], tree, config)
 
 
 def _build(path: Path, tensors: dict[str, Tensor], tree: SemanticTree, config: dict[str, Any]) -> SavedRun:
