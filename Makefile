@@ -9,7 +9,7 @@ PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
 DALI_VENV := .venv-dali-$(BUILD)
 
-.PHONY: help setup quickstart test test-slow test-dali test-lowest lint typecheck bench simd clean
+.PHONY: help setup quickstart test test-slow test-dali test-lowest dist lint typecheck bench simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
@@ -17,6 +17,7 @@ help:
 	@echo "test        the test suite;   test-slow  what takes minutes by nature"
 	@echo "test-dali   the tests of DALI under another build (BUILD=cuda110|cuda120|cuda130), laid in a .venv-dali-BUILD over .venv"
 	@echo "test-lowest the security tests with the lowest versions that pyproject.toml allows, laid in .venv-lowest over .venv"
+	@echo "dist        builds the sdist and the wheel, and runs the quickstart from the wheel in a fresh environment"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
 	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
@@ -74,14 +75,20 @@ export LOWEST
 	$(BIN)/python -c "$$LOWEST" > .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/lowest.txt
 	touch $@
+# The wheel is built from the sdist, so that what the sdist lacks shows.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	rm -rf dist/try && $(PYTHON) -m venv dist/try/.venv
+	dist/try/.venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/in21k-*.whl)[opencv,dali-$(DALI)]"
+	cd dist/try && .venv/bin/python -m in21k.cli.quickstart && rm -rf .venv
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 typecheck: setup
-	mkdir -p .typecheck/in21k
-	for folder in cli datapipe models preprocess shards training; do ln -sfn ../../$$folder .typecheck/in21k/$$folder; done
+	mkdir -p .typecheck && rm -rf .typecheck/in21k && ln -sfn .. .typecheck/in21k
 	$(BIN)/pyright --project pyproject.toml
 
 bench: setup
