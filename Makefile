@@ -9,7 +9,7 @@ PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
 DALI_VENV := .venv-dali-$(BUILD)
 
-.PHONY: help setup quickstart test test-slow test-dali test-lowest dist lint typecheck bench simd clean
+.PHONY: help setup quickstart test test-slow test-dali test-lowest dist docs lint typecheck bench simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
@@ -18,6 +18,7 @@ help:
 	@echo "test-dali   the tests of DALI under another build (BUILD=cuda110|cuda120|cuda130), laid in a .venv-dali-BUILD over .venv"
 	@echo "test-lowest the security tests with the lowest versions that pyproject.toml allows, laid in .venv-lowest over .venv"
 	@echo "dist        builds the sdist and the wheel, and runs the quickstart from the wheel in a fresh environment"
+	@echo "docs        makes docs/cli.md and docs/python.md anew, and a site of all pages in build/site"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
 	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
@@ -82,6 +83,11 @@ dist: setup
 	rm -rf dist/try && $(PYTHON) -m venv dist/try/.venv
 	dist/try/.venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/in21k-*.whl)[opencv,dali-$(DALI)]"
 	cd dist/try && .venv/bin/python -m in21k.cli.quickstart && rm -rf .venv
+
+docs: setup
+	CUDA_VISIBLE_DEVICES= $(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html --conf-dir docs . build/site
+	@echo "build/site/docs/index.html"
 
 lint: setup
 	$(BIN)/ruff check .
