@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data._utils import signal_handling
 
 from .machine import describe_shared_memory
 
@@ -60,7 +60,8 @@ def from_workers(loader: Any) -> Generator[Any]:
         raise _lack("the queues of worker processes", os.strerror(error.errno or errno.ENOSPC)) from error
     workers = getattr(running, "_workers", [])
     if workers:
-        _remove_worker_pids(id(running))  # or torch would raise of a dead one wherever the main process happens to be
+        # Or torch would raise for a dead worker wherever the main process happens to be; nothing public turns that off.
+        signal_handling._remove_worker_pids(id(running))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         running._worker_pids_set = False
     try:
         while True:

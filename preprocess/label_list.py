@@ -53,8 +53,11 @@ def read_list(file: Path) -> Iterator[ListedImage]:
 
 class _LineError(ValueError):
     def __init__(self, line: int, problem: str) -> None:
-        super().__init__(problem)
-        self.line = line
+        super().__init__(line, problem)
+        self.line, self.problem = line, problem
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 def _checked(number: int, path: str, labels: Iterable[str]) -> ListedImage:

@@ -58,9 +58,13 @@ class WorkerDiedError(ChildProcessError):
     def __init__(self, task: Any, place: str, exit_code: int) -> None:
         self.task = task
         self.place = place
+        self.exit_code = exit_code
         self.signal = signal.Signals(-exit_code) if exit_code < 0 else None
         self.summary = f"{self._how(exit_code)}{f' at {place}' if place else ''}"
         super().__init__(self.summary + self._what_now())
+
+    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[Any, str, int]]:
+        return WorkerDiedError, (self.task, self.place, self.exit_code)
 
     @property
     def is_crash(self) -> bool:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from in21k.preprocess.image import RejectedImageError
+from in21k.preprocess.label_list import _LineError
 from in21k.preprocess.select import NoTrainingImageError, SelectSettings
 from in21k.preprocess.taxonomy import CycleError
+from in21k.shards.parallel import WorkerDiedError
 from in21k.shards.reader import CorruptSampleError
 from in21k.training.tracker import NonFiniteLossError
 
@@ -24,6 +26,8 @@ EXAMPLES: dict[type[Exception], Exception] = {
         RejectedImageError("too large", "20000x20000 pixels"),
         NoTrainingImageError("n01440764", 3, 3, 1, SelectSettings(val_list=None, classes=frozenset({"n01440764"}))),
         CycleError(["bird", "swan", "bird"]),
+        WorkerDiedError("n01440764", "n01440764_1.JPEG", -11),
+        _LineError(3, "the path is empty"),
         CorruptSampleError(7, "has another checksum"),
         NonFiniteLossError({"step": 3, "lr": 0.1}, [float("inf")], {"epoch": 0, "samples": 8}),
     )
