@@ -76,6 +76,7 @@ export LOWEST
 	$(BIN)/python -c "$$LOWEST" > .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/lowest.txt
 	touch $@
+
 # The wheel is built from the sdist, so that what the sdist lacks shows.
 dist: setup
 	rm -rf dist
