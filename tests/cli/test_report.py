@@ -96,7 +96,7 @@ def test_another_page_is_refused_before_the_work(
         assert (result.exit_code, result.stdout) == (2, "")
         assert "exists, made from other data or settings; give another name, or --overwrite" in result.stderr
     Image.new("RGB", (30, 20), "blue").save(photo)
-    assert "is a report of other data or settings" in run("report", *words).stderr
+    assert "exists, made from other data or settings" in run("report", *words).stderr
 
 
 def test_a_file_that_is_no_report_is_never_overwritten(prepared: Path, tmp_path: Path) -> None:
@@ -137,11 +137,11 @@ def test_a_shard_set_that_is_given_several_times_counts_once(shards: Path, train
     ("words", "says"),
     [
         (["PREPARED", "PREPARED/report.html"], "lies inside a folder that it is about"),
-        (["PREPARED", "PREPARED/.."], "is a folder; wanted the page to write"),
+        (["PREPARED", "PREPARED/.."], "is a folder; wanted the name of a report"),
         (["PREPARED", "nowhere/report.html"], "there is no folder nowhere"),
         (["nowhere", "OUT"], "nowhere: does not exist; wanted a prepared data set (of `in21k preprocess`), a run (of"),
         (["RUN/checkpoints", "OUT"], "is none of those; wanted a prepared data set (of `in21k preprocess`), a run (of"),
-        (["PREPARED", "OUT.txt"], "a report is an HTML page; give it a name that ends in .html"),
+        (["PREPARED", "OUT.txt"], "a report is a .html file; give it a name that ends in .html"),
         (["PREPARED", "OUT", "--seed", "99999999999999999999999"], "is not in the range 0<=x<=4294967295"),
         (
             ["RUN", "OUT", "--data", "nowhere"],
