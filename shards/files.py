@@ -26,13 +26,17 @@ def write_as(writer: str) -> None:
 
 @contextmanager
 def naming(path: Path | str) -> Generator[None]:
-    """Have an OSError of the block name this file where it names none, as one of reading, writing or Arrow's does."""
+    """Have an OSError of the block name this file where it names none, as one of reading, writing or Arrow's does.
+
+    One without a number, such as gzip's, keeps its message: Python would show the name in place of it.
+    """
     try:
         yield
     except OSError as error:
         if error.errno is None and (number := _ARROW_ERRNO.search(str(error))):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from in21k.shards.files import differing, read_json, whole_file, write_json, write_text
+from in21k.shards.files import differing, naming, read_json, whole_file, write_json, write_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -32,6 +35,13 @@ def test_a_file_that_fails_leaves_the_older_one_alone(tmp_path: Path) -> None:
         aside.write_text("half")
         raise KeyboardInterrupt
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("some.txt", "older")]
+
+
+def test_an_error_of_a_block_names_the_file_and_one_without_a_number_keeps_its_message() -> None:
+    with pytest.raises(OSError, match=r"Input/output error: 'some\.tar'"), naming("some.tar"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(gzip.BadGzipFile, match=r"^CRC check failed$"), naming("some.tar"):
+        raise gzip.BadGzipFile("CRC check failed")
 
 
 @given(content=st.dictionaries(st.text(), JSON, max_size=4))
