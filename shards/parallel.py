@@ -109,9 +109,11 @@ class _Worker(Generic[Task, Result]):
         self._process = context.Process(target=_serve, args=(theirs, self._place, function, os.getpid()))
         # A worker must not know Ctrl-C before it can leave it to its parent.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         self._is_ready = False
         self.is_dead = False
 
@@ -180,8 +182,9 @@ class _Crew(Generic[Task, Result]):
 
     def do(self, task: Task) -> Result:
         """Have a task done by a worker that is idle."""
-        worker = self._idle.get() or _Worker(self._function)
+        worker = self._idle.get()
         try:
+            worker = worker or _Worker(self._function)
             return worker.do(task)
         except WorkerDiedError as died:
             instead = self._again(died) if self._again else None
@@ -190,7 +193,7 @@ class _Crew(Generic[Task, Result]):
             worker = _Worker(self._function)
             return worker.do(instead)
         finally:
-            self._idle.put(None if worker.is_dead else worker)
+            self._idle.put(None if worker is None or worker.is_dead else worker)
 
     def close(self) -> None:
         """End the workers, none of which is at a task."""

@@ -49,6 +49,14 @@ def test_an_exception_of_a_task_is_raised_here_and_ends_the_work(workers: int) -
     assert len(taken) < 15
 
 
+def test_workers_that_cannot_be_started_end_the_work_with_the_reason() -> None:
+    """No other process can import a function that has no name: each start fails, with more tasks waiting."""
+    script = "from in21k.shards.parallel import run_tasks; list(run_tasks(lambda task: task, range(9), 2))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 1
+    assert "pickle" in result.stderr.splitlines()[-1]
+
+
 def die_at(place: str) -> str:
     return f"from in21k.shards.parallel import working_on; working_on({place!r}); import os, signal; "
 
