@@ -45,7 +45,9 @@ def cli_page() -> str:
     """Return the text of docs/cli.md."""
     from in21k.cli.main import cli
 
-    root = click.Context(cli, info_name="in21k", terminal_width=WIDTH, max_content_width=WIDTH)
+    # With the settings that a started command has: click keeps the help option of the first context that it sees.
+    settings = {**cli.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    root = click.Context(cli, info_name="in21k", **settings)
     parts = [CLI_HEAD]
     for context in [root, *commands(cli, root)]:
         level = "##" if context.parent in (None, root) else "###"
