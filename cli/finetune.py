@@ -160,15 +160,16 @@ def _plan_unpacked(
         training.check_num_scores(outline.num_samples.get("val", 0) * len(tree), len(tree))
     with training.join_ranks(check_device(device, settings.backend)) as ranks:
         training.RunFolder(out).check({}, overwrite=True)  # the packed images' fingerprint is not known yet
-        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
         training.seed_everything(settings)
+        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
+        epoch_samples = settings.epoch_samples or outline.num_samples["train"]
         network = training.create_network(settings, tree.wnids, start)
         planned = PlannedData(
             location=str(data_out),
             num_classes=len(tree),
             num_samples=outline.num_samples,
             backend=choose_backend(settings.backend, ranks.device),
-            num_batches=outline.num_samples["train"] // (settings.batch_size * ranks.world_size),
+            num_batches=epoch_samples // (settings.batch_size * ranks.world_size),
         )
         plan = make_plan(planned, out, settings, network, ranks)
         if ranks.is_first:

@@ -254,6 +254,14 @@ def test_a_dry_run_plans_without_packing_what_the_packed_images_then_give(
     assert packed["data"] == f"{plan['data']}/shards"
 
 
+def test_a_dry_run_without_packing_takes_the_samples_of_an_epoch_as_training_does(
+    trained: Path, images: Path, tmp_path: Path
+) -> None:
+    command = ("finetune", "--init", trained, "--data", images / "folders", "--dry-run", *words(tmp_path / "run"))
+    plan = run_json(*command, "--backend", "webdataset", "--set", "epoch_samples=17")
+    assert (plan["steps_per_epoch"], plan["skipped_per_epoch"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
