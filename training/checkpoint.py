@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,7 +138,7 @@ def keep_checkpoints(last: Path, step: int, count: int) -> None:
     """
     if count > 1:
         with whole_file(_step_path(last, step)) as aside:
-            aside.write_bytes(last.read_bytes())
+            shutil.copyfile(last, aside)
     earlier = [path for path in _step_paths(last) if path <= _step_path(last, step)]
     kept = earlier[-count:] if count > 1 else []
     for path in _step_paths(last):
