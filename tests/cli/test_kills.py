@@ -32,7 +32,8 @@ def test_a_killed_training_leaves_its_run_to_the_next_start_while_its_workers_st
         wait_for((tmp_path / "run" / "checkpoints" / "last.pt").exists, process)
         process.kill()
         process.wait()
+        os.killpg(process.pid, signal.SIGSTOP)  # raises unless a worker is there still; it stays until the end
         run = RunFolder(tmp_path / "run")
         run.take(read_config(tmp_path / "run" / "config.yaml"))
         run.release()
-        os.killpg(process.pid, signal.SIGKILL)  # raises unless a worker was there still
+        os.killpg(process.pid, signal.SIGKILL)
