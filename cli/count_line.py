@@ -1,13 +1,8 @@
-"""The progress line of long work that goes through a known number of things which are no images."""
+"""The progress line of work on a known number of things that are not images."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .progress import ProgressLine
-
-if TYPE_CHECKING:
-    pass
 
 
 class CountLine(ProgressLine):

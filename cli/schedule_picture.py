@@ -22,8 +22,6 @@ def draw_schedule(
     settings: TrainSettings, *, lr: float, num_steps: int, steps_per_epoch: int, subtitle: str
 ) -> Image.Image:
     """Draw the learning rate (0 to its peak `lr`) over the epochs of a run of `num_steps` steps, as an RGB picture."""
-    if not num_steps:
-        raise ValueError("the training images do not fill one step, so there is no schedule; give a smaller batch_size")
     # Every step, or of a long run so many that no pixel lacks one.
     steps = sorted({round(i * (num_steps - 1) / MOST_POINTS) for i in range(MOST_POINTS + 1)})
     rates = [lr * learning_rate_share(settings, step, num_steps) for step in steps]

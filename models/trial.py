@@ -88,10 +88,10 @@ def _answer(network: nn.Module, image_size: int, device: torch.device, norms: di
     """Return a network's output for two images; note how many values of a channel each batch norm sees in one."""
 
     def note(norm_name: str) -> Callable[..., None]:
-        def note(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        def count_values(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
             norms[norm_name] = inputs[0].numel() // norm.num_features // NUM_IMAGES
 
-        return note
+        return count_values
 
     batch_norms = [(name, each) for name, each in network.named_modules() if isinstance(each, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(note(name)) for name, norm in batch_norms]

@@ -233,7 +233,7 @@ class Trainer:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a run needs to go on; random draws come from the number of the step."""
+        """Return everything a run needs to resume; random draws come from the number of the step."""
         return {
             "position": dict(vars(self.position)),
             "model": self.model.state_dict(),

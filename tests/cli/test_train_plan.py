@@ -130,8 +130,3 @@ def test_the_drawn_curve_is_the_schedule(num_steps: int) -> None:
     peak = height_at(picture, 0.75)
     assert peak > 0.8
     assert height_at(picture, 0.25) == pytest.approx(0.55 * peak, abs=0.01)
-
-
-def test_no_step_gives_no_picture() -> None:
-    with pytest.raises(ValueError, match="smaller batch_size"):
-        draw_schedule(TrainSettings(), lr=0.1, num_steps=0, steps_per_epoch=0, subtitle="")
