@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +76,19 @@ class Dataset:
                 f"`{self.made_by}`"
             )
         return self.path / name
+
+    @contextmanager
+    def checking(self, name: str) -> Generator[Path]:
+        """Yield where a file lies, as `checked`, but compare it while the block reads it.
+
+        What the block made counts only once the block has ended: where the file is not as it was written, this raises.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            compared = thread.submit(self.checked, name)
+            try:
+                yield self.path / name
+            finally:
+                compared.result()
 
     @classmethod
     def recorded(cls, info: Mapping[str, Any]) -> list[str]:
@@ -172,6 +187,15 @@ class ShardSet(Dataset):
             self.remote.fetch_again(name, num_bytes)
         return super().checked(name)
 
+    @contextmanager
+    def checking(self, name: str) -> Generator[Path]:
+        """Compare a file while the block reads it; one in a cache before, as it may be fetched again."""
+        if self.remote:
+            yield self.checked(name)
+            return
+        with super().checking(name) as path:
+            yield path
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that are equal for equal shard sets."""
@@ -199,12 +223,15 @@ class ShardSet(Dataset):
 
         Of each sample 28 bytes stay in memory, and 32 are needed on the way.
         """
+        with self.checking("manifest.parquet") as path:
+            return self._read_split(split, path)
+
+    def _read_split(self, split: str, path: Path) -> ShardSplit:
         shards = self._shards(split)
         names = [shard["name"] for shard in shards]
         before = SPLITS[: SPLITS.index(split)]  # the manifest's rows are sorted by split
         start = sum(self.num_samples.get(name, 0) for name in before)
         rows = range(start, start + self.num_samples.get(split, 0))
-        path = self.manifest_path
         sizes, places = _read_places(path, rows, names)
         if sizes.tolist() != [shard["num_samples"] for shard in shards]:
             raise ValueError(f"{path}: counts per shard of {split} differ from dataset.json; run `in21k verify`")
