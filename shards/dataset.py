@@ -78,7 +78,7 @@ class Dataset:
         return self.path / name
 
     @contextmanager
-    def checking(self, name: str) -> Generator[Path]:
+    def _checking(self, name: str) -> Generator[Path]:
         """Yield where a file lies, as `checked`, but compare it while the block reads it.
 
         What the block made counts only once the block has ended: where the file is not as it was written, this raises.
@@ -188,12 +188,12 @@ class ShardSet(Dataset):
         return super().checked(name)
 
     @contextmanager
-    def checking(self, name: str) -> Generator[Path]:
+    def _checking(self, name: str) -> Generator[Path]:
         """Compare a file while the block reads it; one in a cache before, as it may be fetched again."""
         if self.remote:
             yield self.checked(name)
             return
-        with super().checking(name) as path:
+        with super()._checking(name) as path:
             yield path
 
     @property
@@ -223,7 +223,7 @@ class ShardSet(Dataset):
 
         Of each sample 28 bytes stay in memory, and 32 are needed on the way.
         """
-        with self.checking("manifest.parquet") as path:
+        with self._checking("manifest.parquet") as path:
             return self._read_split(split, path)
 
     def _read_split(self, split: str, path: Path) -> ShardSplit:
