@@ -58,15 +58,17 @@ $(DALI_VENV)/.setup: $(SETUP) constraints.txt
 test-lowest: .venv-lowest/.setup
 	.venv-lowest/bin/python -m pytest -m "security and not slow and not gpu"
 
-# torch and torchvision are those of .venv: their lowest versions are gigabytes.
+# torch and torchvision are those of .venv: their lowest versions are gigabytes. The tests make S3 buckets with boto3,
+# which has to go with the botocore of s3fs.
 define LOWEST
 import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-for each in [*project["dependencies"], *extras["webdataset"], *extras["remote"]]:
-    name, version = re.match(r"([\w-]+)\S*>=([\w.]+)", each).groups()
+for requirement in [*project["dependencies"], *extras["webdataset"], *extras["remote"]]:
+    name, version = re.match(r"([\w-]+)\S*>=([\w.]+)", requirement).groups()
     if name not in ("torch", "torchvision"):
         print(f"{name}=={version}")
+print("aiobotocore[boto3]<3")
 endef
 export LOWEST
 .venv-lowest/.setup: $(SETUP) pyproject.toml

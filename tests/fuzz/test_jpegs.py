@@ -12,6 +12,8 @@ import pytest
 from .decoders import DEADLY, DECODERS, ROOT, search
 from .jpegs import mutant, small_jpegs
 
+pytestmark = pytest.mark.security
+
 CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*.jpg"))
 needs_cv2 = pytest.mark.skipif(not importlib.util.find_spec("cv2"), reason="OpenCV is not installed")
 decoders = pytest.mark.parametrize(

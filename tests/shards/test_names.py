@@ -20,6 +20,8 @@ from in21k.shards.verify import verify
 
 from ..fuzz.mutators import HOSTILE_NAMES
 
+pytestmark = pytest.mark.security
+
 PARTS = st.sampled_from(["train", "val", "..", ".", "/", "\\", ".tar", ".idx", "\0", "\n", " ", "$(id)", "|", "é", "a"])
 NAMES = st.text(max_size=30) | st.lists(PARTS, max_size=9).map("".join)
 Reseal = Callable[[Path], None]
