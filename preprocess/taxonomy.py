@@ -179,7 +179,7 @@ def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             is_first = True
             for row in reader:
                 cells = [cell.strip() for cell in row]
-                if any(cells) and not (is_first and _is_header(cells)):
+                if any(cells) and not (is_first and _is_header(path, reader.line_num, cells)):
                     yield reader.line_num, cells
                 is_first = is_first and not any(cells)
         except UnicodeDecodeError as error:
@@ -188,8 +188,16 @@ def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; wanted child,parent[,name]") from error
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    return len(cells) in (2, 3) and all(cell.casefold() in known for cell, known in zip(cells, _HEADER, strict=False))
+def _is_header(path: Path, line: int, cells: Sequence[str]) -> bool:
+    """Say whether the first row is a header; raise ValueError where it has our columns in another order."""
+    words = [cell.casefold() for cell in cells]
+    if len(words) not in (2, 3) or not set(words) <= set().union(*_HEADER):
+        return False
+    if any(word not in known for word, known in zip(words, _HEADER, strict=False)):
+        raise ValueError(
+            f"{path}, line {line}: the columns are {','.join(cells)}; wanted child,parent[,name], in this order"
+        )
+    return True
 
 
 def _parent_row(path: Path, line: int, cells: list[str]) -> tuple[str, _ParentRow]:

@@ -194,6 +194,8 @@ def test_a_name_may_hold_a_comma(tmp_path: Path) -> None:
         ("a;b;c\n", "line 1: 'a;b;c' has 1 columns"),
         ("Class,Parent,Name\n", "holds no rows"),
         ("child;parent\n", "line 1: 'child;parent' has 1 columns"),
+        ("parent,child\nb,a\n", "line 1: the columns are parent,child; wanted child,parent[,name], in this order"),
+        ("\nClass,Name,Parent\na,x,b\n", "line 2: the columns are Class,Name,Parent; wanted child,parent[,name]"),
         (",b\n", "line 1: ',b' names no child; wanted child,parent[,name]"),
         ('a,b,"open\nc,d\n', "unexpected end of data; wanted child,parent[,name]"),
         ("", "holds no rows; wanted child,parent[,name]"),
