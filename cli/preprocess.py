@@ -100,7 +100,7 @@ def raw_tar(source: Path, out: Path, **options: Any) -> None:
 
     Recognised by what is in it, plain or gzipped: a tar of class tars, a tar of class folders, which may lie in train/
     and val/, and the official processed archive, whose own split and classes are kept. `-` reads it from standard
-    input. Nothing is extracted and every image is read once. A run that was stopped goes on with the same command.
+    input. Nothing is extracted and every image is read once. Run the same command again to resume.
     """
     from ..preprocess.sources import open_raw_tar
 

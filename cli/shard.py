@@ -32,7 +32,7 @@ def shard(
 ) -> None:
     """Shuffle PREPARED globally into WebDataset shards in the folder OUT, with indexes and manifest.
 
-    A worker holds the images of one shard in memory. A run that was stopped goes on with the same command.
+    A worker holds the images of one shard in memory. Run the same command again to resume.
     """
     from ..shards.dataset import PreparedSet
     from ..shards.pack import ShardSettings, pack

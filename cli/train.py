@@ -62,8 +62,8 @@ def train(
 ) -> None:
     """Train a network on shards, with one rank or with several under torchrun.
 
-    An unfinished run of the same settings goes on after its last checkpoint: that of its last epoch, of
-    `save_every_steps`, or of a SIGTERM or SIGUSR1, which end the run in good order. Several GPUs:
+    Run the same command again to resume an unfinished run from its last checkpoint, which is written after each
+    epoch, every `save_every_steps` steps, and on SIGTERM or SIGUSR1, which stop the run. Several GPUs:
     `torchrun --nproc-per-node 8 --no-python in21k train ...`.
     """
     from .. import training
