@@ -12,7 +12,10 @@ from .options import num_workers
 from .progress import ProgressLine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..preprocess.image import ImageSettings
+    from ..preprocess.labelled import LabelledImage
     from ..preprocess.pack_labelled import LabelledData, LabelledSet
     from ..training import TrainSettings
 
@@ -82,7 +85,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
         name=from_os(path.resolve().name),
         made_from=describe_images(images),
         list_images=lambda _: images,
-        list_labels=lambda: [image for image in images if image.path.is_file()],
+        list_labels=lambda: _list_present(data, images),
         image=image,
         several=several,
     )
@@ -110,6 +113,20 @@ def pack_data(
             said = time.monotonic()
             log.info("%s: waiting for rank 0 to pack the images (without a shared disk: --pack-only on each)", out)
     return open_labelled(out)
+
+
+def _list_present(data: str, images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Return the images whose files exist, and warn of the others; raises ValueError where none exists."""
+    present = [image for image in images if image.path.is_file()]
+    if len(present) < len(images):
+        missing = next(image.path for image in images if not image.path.is_file())
+        if not present:
+            raise ValueError(f"{data}: none of the images listed is there (the first: {missing})")
+        log.warning(
+            "%s: %d of %d images listed do not exist (the first: %s); packing counts them as rejects",
+            *(data, len(images) - len(present), len(images), missing),
+        )
+    return present
 
 
 def _image_settings(settings: TrainSettings) -> ImageSettings:

@@ -262,6 +262,23 @@ def test_a_dry_run_without_packing_takes_the_samples_of_an_epoch_as_training_doe
     assert (plan["steps_per_epoch"], plan["skipped_per_epoch"]) == (2, 1)
 
 
+def test_a_dry_run_names_listed_images_that_do_not_exist(
+    trained: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f"{images}/{line.split(',')[0]}" for line in (images / "train.txt").read_text().splitlines()]
+    absent = [line.replace(".png", "-absent.png") for line in lines]
+    some, none = tmp_path / "some.txt", tmp_path / "none.txt"
+    some.write_text("\n".join([*lines, *absent[:2]]))
+    none.write_text("\n".join(absent))
+    asked = ("--loss", "asymmetric", "--dry-run", *words(tmp_path / "run"))
+    result = run("finetune", "--init", trained, "--data", some, *asked)
+    assert f"2 of {len(lines) + 2} images listed do not exist (the first: " in caplog.text
+    assert result.exit_code == 0
+    result = run("finetune", "--init", trained, "--data", none, *asked)
+    assert "none of the images listed is there (the first: " in result.stderr
+    assert result.exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
