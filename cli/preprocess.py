@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..preprocess.estimate import Estimate
     from ..preprocess.image import ImageSettings
     from ..preprocess.select import SelectSettings
-    from ..preprocess.sources import RawSource
     from ..preprocess.taxonomy import Taxonomy
+    from ..preprocess.units import RawSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -12,9 +12,9 @@ from .alone import CRASH
 from .archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
 from .outcome import Outcome, lost_strays, unreadable_class
 from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
-from .sources import RawSource
 from .store import EXCLUDED, ClassPart, Job
 from .taxonomy import Taxonomy
+from .units import RawSource
 
 log = logging.getLogger(__name__)
 

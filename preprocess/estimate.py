@@ -23,8 +23,8 @@ from .groups import Groups, folder_of
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass
 from .select import SelectSettings, check_training_images, split_members
-from .sources import Chunk, RawSource
 from .taxonomy import Taxonomy, build_tree
+from .units import Chunk, RawSource
 
 COUNT_SECONDS = 60.0  # for looking into class tars, or at the beginning of a stream
 SAMPLED_CLASSES = 32

@@ -32,10 +32,10 @@ from .layouts import no_class, stray
 from .outcome import Outcome
 from .resize import get_resizer
 from .select import SelectSettings, check_training_images, split_members
-from .sources import Chunk, RawSource, Unit
 from .store import CHUNK, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
 from .tables import describe, write_tables
 from .taxonomy import Taxonomy
+from .units import Chunk, RawSource, Unit
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 from .layouts import RawClass, as_member
 from .resize import get_resizer
 from .select import Chosen, NameList, SelectSettings, check_training_images, split_members
-from .sources import Chunk
+from .units import Chunk
 
 EXCLUDED = "excluded"
 BATCH_ROWS = 4096

@@ -15,8 +15,9 @@ from in21k.preprocess import estimate as module
 from in21k.preprocess.estimate import estimate
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
+from in21k.preprocess.sources import open_folder, open_raw_tar
 from in21k.preprocess.taxonomy import Taxonomy
+from in21k.preprocess.units import RawSource
 from in21k.shards.dataset import PreparedSet
 
 Usage = namedtuple("Usage", "total used free")

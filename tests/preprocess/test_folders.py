@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from in21k.preprocess import run as run_module
-from in21k.preprocess import sources
+from in21k.preprocess import sources, stream
 from in21k.preprocess.class_names import class_id
 from in21k.preprocess.folders import Layout, Place, is_processed, place_of, read_layout
 from in21k.preprocess.groups import folder_of, group_of
@@ -20,7 +20,8 @@ from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.labelled import read_class_folders
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
+from in21k.preprocess.sources import open_folder, open_raw_tar
+from in21k.preprocess.units import RawSource
 from in21k.shards.dataset import PreparedSet, read_manifest
 
 from .conftest import WAYS, facts_of, tables_of, write_files, write_tar
@@ -140,7 +141,7 @@ def photo_of(draw: Callable[..., Image.Image], encode: Callable[..., bytes]) -> 
 
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 3)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 3)
     monkeypatch.setattr(run_module, "MERGED_ROWS", 3)
 

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from in21k.preprocess import run as run_module
-from in21k.preprocess import sources
+from in21k.preprocess import sources, stream
 from in21k.preprocess.folders import Place, place_of
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
+from in21k.preprocess.sources import open_folder, open_raw_tar
 from in21k.preprocess.store import MergeTask
+from in21k.preprocess.units import RawSource
 from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.parallel import run_tasks
 from in21k.shards.verify import verify
@@ -51,9 +52,9 @@ def assert_equal(found: PreparedSet, expected: PreparedSet) -> None:
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks so small that each class lies in several."""
-    monkeypatch.setattr(sources, "CHUNK_IMAGES", 4)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 4)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 4)
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 2000)
     monkeypatch.setattr(sources, "SLICE_BYTES", 2000)
     monkeypatch.setattr(run_module, "MERGED_ROWS", 4)
 
@@ -190,7 +191,7 @@ def test_two_workers_and_tiny_chunks_give_the_bytes_of_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 2)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 2)
     source = hand_over(write_tar(class_folders(images, shuffled=True)), way)
     two = prepared_of(open_raw_tar(source), tmp_path / "out", run_tasks=partial(run_tasks, workers=2))
@@ -232,7 +233,7 @@ def test_stopped_after_every_task_it_goes_on_to_equal_bytes_and_does_nothing_twi
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_IMAGES", 4)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 4)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 4)
     monkeypatch.setattr(run_module, "MERGED_ROWS", 1)
     content = TARS[layout](images)
@@ -259,7 +260,7 @@ def test_images_of_chunks_go_as_their_classes_are_put_together(
     way: str, images: Images, hand_over: HandOver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the order of the classes: not all are there a second time."""
-    monkeypatch.setattr(sources, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 2)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 2)
     monkeypatch.setattr(run_module, "MERGED_ROWS", 1)
     backwards = dict(reversed(images.items()))

@@ -17,7 +17,8 @@ from in21k.preprocess.archive import IGNORED_FILES, IGNORED_FOLDERS, ignored_kin
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
+from in21k.preprocess.sources import open_folder, open_raw_tar
+from in21k.preprocess.units import RawSource
 from in21k.shards.dataset import PreparedSet
 from in21k.shards.verify import verify
 

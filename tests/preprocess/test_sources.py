@@ -23,14 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from in21k.preprocess import run as run_module
-from in21k.preprocess import sources
+from in21k.preprocess import sources, stream
 from in21k.preprocess.archive import UselessError
 from in21k.preprocess.class_names import class_id
 from in21k.preprocess.folders import Layout, place_of, read_layout
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import RawSource, open_folder, open_raw_tar
+from in21k.preprocess.sources import open_folder, open_raw_tar
+from in21k.preprocess.units import RawSource
 from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.verify import verify
 
@@ -172,7 +173,7 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
     (folder / "raw.tar.gz").write_bytes(gzip.compress((folder / "raw.tar").read_bytes(), 1))
     outs: list[PreparedSet | str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_IMAGES", chunk_images)
+        patch.setattr(stream, "CHUNK_IMAGES", chunk_images)
         patch.setattr(sources, "SLICE_IMAGES", chunk_images)
         patch.setattr(run_module, "MERGED_ROWS", chunk_images)
         for name in ("raw.tar", "raw.tar.gz"):
@@ -192,11 +193,11 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
             for wnid in ("n01503061", "n01858441", "n02051845", "n09450163", "cats", "black", MY_CATS, "sub", "docs")
         ),
     }
-    plain, stream = outs
-    if isinstance(plain, str) or isinstance(stream, str):
-        assert plain == stream
+    plain, gzipped = outs
+    if isinstance(plain, str) or isinstance(gzipped, str):
+        assert plain == gzipped
         return
-    assert tables_of(plain.path) == tables_of(stream.path)
+    assert tables_of(plain.path) == tables_of(gzipped.path)
     wanted, classes = accounted(items)
     assert {row.wnid for row in plain.classes} == classes
     stored = sources_of(plain)
@@ -493,7 +494,7 @@ class TestRunsInSequence:
     @pytest.fixture
     def streamed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., PreparedSet]:
         """Prepare what standard input holds; with `num_tasks` as far as that."""
-        monkeypatch.setattr(sources, "CHUNK_IMAGES", 2)
+        monkeypatch.setattr(stream, "CHUNK_IMAGES", 2)
         monkeypatch.setattr(sources, "SLICE_IMAGES", 2)
 
         def streamed(entries: list[tuple[str, bytes]], num_tasks: int = 1000) -> PreparedSet:
@@ -562,12 +563,12 @@ class TestRoom:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """On a disk on which nothing is free: after the first tasks that are 2 % of the whole, not at the end."""
-        monkeypatch.setattr(sources, "CHUNK_IMAGES", 4)
+        monkeypatch.setattr(stream, "CHUNK_IMAGES", 4)
         monkeypatch.setattr(sources, "SLICE_IMAGES", 4)
         monkeypatch.setattr(run_module, "ROOM_FRACTION", 0.06)
         # A small file is read at once; a large one as its chunks are.
         chunks_seen = iter(range(1, 100))
-        monkeypatch.setattr(sources.Stream, "position", lambda self: self.num_bytes * next(chunks_seen) // 40)
+        monkeypatch.setattr(stream.Stream, "position", lambda self: self.num_bytes * next(chunks_seen) // 40)
         photos = {f"c{n:02d}": {f"{i}.jpg": encode(draw(20, 18, seed=4 * n + i)) for i in range(4)} for n in range(30)}
         source = hand_over(write_tar(class_folders(photos)), way)
         with pytest.raises(ValueError, match=r"out: about 0 MB more are needed .*make room and start the same"):
