@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 from .archive import readable, to_bytes, to_os
 from .class_names import class_name
+
+log = logging.getLogger(__name__)
 
 NO_LABEL = "-"  # of an image that shows none of the labels
 _WANTED = f"wanted a path and labels with commas between, such as `street/1.jpg car,person`, or `{NO_LABEL}` for none"
@@ -36,7 +39,8 @@ def read_list(file: Path) -> Iterator[ListedImage]:
     JSON lines: objects with `path`, and `label` (a string or a number) or `labels` (a list of these); a label may
     hold commas.
 
-    CSV: a header with `path` and `label` (or `labels`), in any case; other columns do not count. Labels as in text.
+    CSV: a header with `path` and `label` (or `labels`), in any case. Other columns do not count, and the log names
+    them. Labels as in text.
 
     Raises ValueError naming the line where it is none of these.
     """
@@ -139,6 +143,11 @@ def _columns(line: str) -> tuple[int, int] | None:
     return (cells.index("path"), of_labels[0]) if cells.count("path") == 1 and len(of_labels) == 1 else None
 
 
+def _log_ignored(columns: list[str]) -> None:
+    if columns:
+        log.warning("a list's columns beside path and label are ignored: %s", ", ".join(map(readable, columns)))
+
+
 def _csv_rows(lines: Iterable[str], _folder: Path) -> Iterator[tuple[int, str, Iterable[str]]]:
     reader = csv.reader(lines, strict=True)
     columns: tuple[int, int] | None = None
@@ -148,6 +157,7 @@ def _csv_rows(lines: Iterable[str], _folder: Path) -> Iterator[tuple[int, str, I
                 continue
             if columns is None:
                 columns = _columns(",".join(row))
+                _log_ignored([cell for at, cell in enumerate(row) if at not in (columns or ())])
                 continue
             if len(row) <= max(columns):
                 raise _LineError(reader.line_num, f"{readable(','.join(row))[:80]!r}; {_WANTED_CSV}")
