@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .card import render_card
 from .dataset import SPLITS, PreparedSet, ShardSet
-from .files import read_json, write_json, write_text
+from .files import read_json, whole_file, write_json, write_text
 from .index import index_path
 from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
 from .names import archive_name
@@ -320,7 +320,8 @@ def write_tables(prepared: PreparedSet, out: Path, plan: ShardPlan) -> dict[str,
     """Write all that lies beside the shards; returns what `dataset.json` says of the set itself."""
     _write_manifest(prepared, out, plan)
     for name in ("classes.parquet", "tree.json"):
-        shutil.copyfile(prepared.checked(name), out / name)
+        with whole_file(out / name) as aside:
+            shutil.copyfile(prepared.checked(name), aside)
     info = _describe(prepared, plan)
     write_json(out / "_info.json", timm_info(info))
     write_text(out / "README.md", render_card(info, prepared.tree))

@@ -44,3 +44,5 @@ BREAK(ssize_t, write, "write", (int fd, const void *from, size_t n), (fd, from, 
 BREAK(ssize_t, pwrite, "write", (int fd, const void *from, size_t n, off_t at), (fd, from, n, at))
 BREAK(ssize_t, writev, "write", (int fd, const struct iovec *from, int n), (fd, from, n))
 BREAK(int, fsync, "write", (int fd), (fd))
+BREAK(ssize_t, sendfile, "write", (int fd, int from, off_t *at, size_t n), (fd, from, at, n))
+BREAK(ssize_t, sendfile64, "write", (int fd, int from, off64_t *at, size_t n), (fd, from, at, n))

@@ -118,7 +118,7 @@ MORE = [
     ("raw-tar", "write", "/tree.json"),
     ("raw-tar", "write", "/dataset.json"),
     ("raw-tar", "read", "/classes/"),
-    ("folder", "read", "/n01858441.tar"),
+    ("folder", "read", "/n01861778.tar"),
     ("folder", "write", "/val/"),
     ("shard", "read", "/manifest.parquet"),
     ("shard", "read", "/val/"),
@@ -137,7 +137,7 @@ def test_it_does_so_wherever_the_disk_fails(
     case: tuple[str, str, str], workers: int, commands: Commands, broken_disk: Path, files_of: FilesOf
 ) -> None:
     num_met = 0
-    for after in (0, 1, 2, 5, 11):
+    for after in (0, 2):
         num_met += break_on_the_way(commands, broken_disk, case, after, files_of, workers)
         shutil.rmtree(commands.out)
     assert num_met
