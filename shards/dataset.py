@@ -112,8 +112,10 @@ class Dataset:
         rows = read_class_table(path)
         kept = [row for row in rows if row.kept]
         counts = {"train": sum(row.num_train for row in kept), "val": sum(row.num_val for row in kept)}
-        if [row.class_index for row in kept] != list(range(self.num_classes)) or any(
-            counts[split] != self.num_samples.get(split, 0) for split in SPLITS
+        if (
+            [row.class_index for row in kept] != list(range(self.num_classes))
+            or any(counts[split] != self.num_samples.get(split, 0) for split in SPLITS)
+            or any(row.level is None or row.level >= self.num_classes for row in kept)
         ):
             raise ValueError(f"{path}: its classes or their images are not those of {MARK}; run `in21k verify`")
         return rows

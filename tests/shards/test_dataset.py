@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from in21k.shards import PreparedSet, ShardSet, open_dataset
+from in21k.shards.class_table import write_class_table
 from in21k.shards.dataset import read_manifest
 from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.reader import MAX_OPEN_FILES, CorruptSampleError, FileCache, SampleReader
@@ -155,3 +156,14 @@ def test_few_files_stay_open(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) <= open_before + MAX_OPEN_FILES
     files.close()
     assert len(list(Path("/proc/self/fd").iterdir())) <= open_before
+
+
+def test_a_level_deeper_than_there_are_classes_is_refused(
+    shard_set: ShardSet, tmp_path: Path, as_version_1: Reseal
+) -> None:
+    folder = Path(shutil.copytree(shard_set.path, tmp_path / "copy"))
+    as_version_1(folder)  # nothing but the table itself tells that it is damaged
+    rows = [row._replace(level=2**31 - 1) if row.kept else row for row in shard_set.classes]
+    write_class_table(folder / "classes.parquet", rows)
+    with pytest.raises(ValueError, match=r"classes\.parquet: its classes or their images are not those"):
+        _ = open_dataset(folder).classes
