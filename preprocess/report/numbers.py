@@ -19,7 +19,8 @@ FINE = 24  # bins per doubling: 3 % wide
 COARSE = 6  # of the two-dimensional histogram: 12 % wide
 SIDE_OCTAVES = 15  # sides of 32,768 pixels and more share the last bin
 NUM_EXAMPLES = 3
-COLUMNS = ["num_bytes", "width", "height", "source_format", "source_width", "source_height", "changes"]
+POSITIVE = ["num_bytes", "width", "height", "source_width", "source_height"]
+COLUMNS = [*POSITIVE, "source_format", "changes"]
 
 
 def _edges(per_octave: int, octaves: int) -> NDArray[np.float64]:
@@ -121,13 +122,16 @@ def _without_numbers(change: str) -> str:
 def count_images(prepared: PreparedSet, on_progress: OnProgress = ignore_progress) -> ImageNumbers:
     """Count the stored images, one row group in memory at a time; raises ValueError where the manifest is damaged."""
     numbers, expected = ImageNumbers(), sum(prepared.num_samples.values())
-    for rows in read_row_groups(prepared.manifest_path, COLUMNS):
+    path = prepared.manifest_path
+    for rows in read_row_groups(path, COLUMNS):
+        for name in POSITIVE:
+            if pc.min(rows[name]).as_py() < 1:
+                raise ValueError(f"{path}: an image has the {name} {pc.min(rows[name]).as_py()}; run `in21k verify`")
         numbers.add(rows)
         on_progress(Progress(min(1.0, numbers.num_images / max(1, expected)), numbers.num_images, numbers.num_bytes))
     if numbers.num_images != expected:
         raise ValueError(
-            f"{prepared.manifest_path}: has {numbers.num_images:,} rows where dataset.json says {expected:,}; "
-            "run `in21k verify`"
+            f"{path}: has {numbers.num_images:,} rows where dataset.json says {expected:,}; run `in21k verify`"
         )
     return numbers
 

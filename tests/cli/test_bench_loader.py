@@ -198,7 +198,7 @@ def test_browse_replaces_its_own_pictures_alone(shards: Path, tmp_path: Path) ->
     assert run("browse", shards, out, *words, "--overwrite").exit_code == 0
     Image.new("RGB", (9, 9)).save(photo)
     before = photo.read_bytes()
-    assert_refused(run("browse", shards, photo, *words, "--overwrite"), "not drawn by in21k")
+    assert_refused(run("browse", shards, photo, *words, "--overwrite"), "is not a PNG picture of in21k")
     assert photo.read_bytes() == before
 
 

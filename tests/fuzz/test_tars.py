@@ -15,7 +15,7 @@ import pytest
 import rapidgzip
 from PIL import Image
 
-from in21k.preprocess import archive, sources
+from in21k.preprocess import archive, stream
 from in21k.preprocess.archive import ClassTar
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
@@ -125,7 +125,7 @@ def test_a_header_that_wants_a_name_of_gigabytes_is_damage(
 def test_a_class_tar_of_a_stream_that_would_fill_the_memory_is_refused(
     hand_over: Callable[[bytes, str], Path], archives: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_CLASS_TAR_BYTES", 1000)
+    monkeypatch.setattr(stream, "MAX_CLASS_TAR_BYTES", 1000)
     for way in WAYS[1:]:
         error = outcome_of(hand_over(archives[0], way), tmp_path / way)
         assert "n0.tar has 10,240 bytes; a class tar of a stream is held in memory, and 1,000 are the most" in error

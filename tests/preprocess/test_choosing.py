@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from in21k.preprocess import sources
+from in21k.preprocess import sources, stream
 from in21k.preprocess.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
@@ -47,7 +47,7 @@ def choose(
     if request.param == "class tars":
         source.write_bytes(write_tar(class_tars(photos)))
     else:
-        monkeypatch.setattr(sources, "CHUNK_IMAGES", 3)
+        monkeypatch.setattr(stream, "CHUNK_IMAGES", 3)
         monkeypatch.setattr(sources, "SLICE_IMAGES", 3)
         source.write_bytes(gzip.compress(write_tar(class_folders(photos)), 1))
 

@@ -18,7 +18,7 @@ from in21k.preprocess.image import ImageSettings, RejectedImageError, store_imag
 from in21k.preprocess.run import prepare
 from in21k.preprocess.select import SelectSettings
 from in21k.preprocess.sources import open_folder, open_raw_tar
-from in21k.shards import files
+from in21k.shards import files, output
 from in21k.shards.dataset import PreparedSet
 
 TarOf = Callable[..., bytes]
@@ -56,7 +56,7 @@ def test_a_discard_that_was_killed_leaves_nothing_that_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "shutil", SimpleNamespace(rmtree=kill))
+        patch.setattr(output, "shutil", SimpleNamespace(rmtree=kill))
         with pytest.raises(KeyboardInterrupt):
             run(hand_over(bytes(bad)))
     assert list((tmp_path / "out").glob(".work/classes/*.json"))

@@ -105,6 +105,10 @@ def test_a_checkpoint_teaches_by_the_moving_average_of_its_weights_where_it_has_
     chosen = TrainSettings(model="resnet10t", image_size=32)
     for ema, expected in ((None, last), (0.9, averaged)):
         content = {
+            "position": {"epoch": 1, "step": 1, "best": None, "best_epoch": None, "validation": None},
+            "optimizer": {"state": {}, "param_groups": []},
+            "scaler": {},
+            "loader": None,
             "model": last.state_dict(),
             "ema": averaged.state_dict() if ema else None,
             "tree": tree_content(tree),
