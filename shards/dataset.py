@@ -177,6 +177,8 @@ class ShardSet(Dataset):
         if shards.keys() != self.num_samples.keys():
             raise ValueError(f"it lists shards of {', '.join(shards)} and counts {', '.join(self.num_samples)}")
         for split, listed in shards.items():
+            if not listed:
+                raise ValueError(f"it lists no shard of {split}, which has {self.num_samples[split]:,} samples")
             names = [archive_name(shard["name"], "it") for shard in listed]
             if any(not name.startswith(f"{split}/") for name in names) or len(set(names)) < len(names):
                 raise ValueError(f"its shards of {split} are not all in {split}/, or one stands twice")
