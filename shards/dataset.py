@@ -234,10 +234,8 @@ class ShardSet(Dataset):
         before = SPLITS[: SPLITS.index(split)]  # the manifest's rows are sorted by split
         start = sum(self.num_samples.get(name, 0) for name in before)
         rows = range(start, start + self.num_samples.get(split, 0))
-        counts = [shard["num_samples"] for shard in shards]
-        # One that is not listed would have no number; counts that do not add up are told before they are compared.
-        sizes, places = _read_places(path, rows, names) if sum(counts) == len(rows) else (np.zeros(0), None)
-        if places is None or sizes.tolist() != counts:
+        sizes, num_elsewhere, places = _read_places(path, rows, names)
+        if num_elsewhere or sizes.tolist() != [shard["num_samples"] for shard in shards]:
             raise ValueError(f"{path}: counts per shard of {split} differ from dataset.json; run `in21k verify`")
         places.sort()
         row_bits = len(rows).bit_length()
@@ -267,8 +265,8 @@ def _block_bits(num_rows: int, num_shards: int) -> int:
     return 64 - num_rows.bit_length() - num_shards.bit_length()
 
 
-def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return the samples per shard, and per manifest row one number: shard, place there in blocks, row.
+def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np.int64], int, NDArray[np.uint64]]:
+    """Return the samples per shard, those of other shards, and a number per manifest row: shard, place in blocks, row.
 
     Sorted, these numbers are the samples in the order of the shards: much faster than any sorting by columns.
     """
@@ -288,7 +286,7 @@ def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np
         place = (shard.astype(np.uint64) << block_bits | block.astype(np.uint64)) << row_bits
         places[start : start + len(place)] = place | np.arange(start, start + len(place), dtype=np.uint64)
         start += len(place)
-    return sizes[:-1], places
+    return sizes[:-1], int(sizes[-1]), places
 
 
 def _read_images(

@@ -12,6 +12,7 @@ import pytest
 from in21k.shards import PreparedSet, ShardSet, open_dataset
 from in21k.shards.class_table import write_class_table
 from in21k.shards.dataset import read_manifest
+from in21k.shards.files import read_json, write_json
 from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.reader import MAX_OPEN_FILES, CorruptSampleError, FileCache, SampleReader
 
@@ -167,3 +168,15 @@ def test_a_level_deeper_than_there_are_classes_is_refused(
     write_class_table(folder / "classes.parquet", rows)
     with pytest.raises(ValueError, match=r"classes\.parquet: its classes or their images are not those"):
         _ = open_dataset(folder).classes
+
+
+def test_rows_of_a_shard_that_is_not_listed_are_refused(
+    shard_set: ShardSet, tmp_path: Path, as_version_1: Reseal
+) -> None:
+    folder = Path(shutil.copytree(shard_set.path, tmp_path / "copy"))
+    as_version_1(folder)
+    info = read_json(folder / "dataset.json")
+    del info["shards"]["train"][0]
+    write_json(folder / "dataset.json", info)
+    with pytest.raises(ValueError, match=r"manifest\.parquet: counts per shard of train differ from dataset\.json"):
+        open_dataset(folder).split("train")
