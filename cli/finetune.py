@@ -70,16 +70,16 @@ def finetune(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Train a network that begins with the weights of --init on other data; all else is as in `in21k train`.
+    """Train a network on other data, beginning with the weights of --init. Everything else is as in `in21k train`.
 
-    --data is shards of ours (a folder or a URL); class folders, FOLDER/CLASS/... or FOLDER/train/CLASS/... and
+    --data is one of: shards (a folder or a URL); class folders, FOLDER/CLASS/... or FOLDER/train/CLASS/... and
     FOLDER/val/CLASS/...; a list of `path label[,label]` lines (`-` for no label), JSON lines (`path`, `labels`) or CSV
-    (`path,label`), paths from the list's folder on; or torchvision:NAME:FOLDER, nothing of which is downloaded. What is
-    no shards is packed into some first, into OUT-data, which --data takes too the next time. Where an image has several
-    labels, validation measures the mAP.
+    (`path,label`), with paths relative to the list's folder; or torchvision:NAME:FOLDER, which downloads nothing. Any
+    other input than shards is first packed into shards in OUT-data, which later runs take as their --data. Where an
+    image has several labels, validation measures the mAP.
 
-    Model, its arguments and the normalisation of pixels are those of --init, unless --model or --set says otherwise;
-    a head of other classes begins anew (--set init_head=slice: each class by its wnid).
+    The model, its arguments and the normalisation are those of --init, unless --model or --set says otherwise. A head
+    with other classes begins anew (--set init_head=slice takes the rows of its classes by wnid).
     """
     from .. import training
 

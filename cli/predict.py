@@ -70,17 +70,17 @@ def predict(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Say what each image shows, from general to particular.
+    """Predict what each image shows, from general to particular.
 
-    The likely label at each level of the tree, as long as each lies below the one before, and the five likeliest of
-    all classes. Of a timm model (`tresnet_m.miil_in21k`) that knows ImageNet-21K the tree is built; of another there
-    are the five likeliest classes alone. Of a run on images of several labels there are the labels that are present,
-    each by a probability of its own, and the five likeliest; --threshold 0 lists every label.
+    The answer is the likely label at each level of the tree, as long as each lies below the one before, and the five
+    likeliest of all classes. For a timm model (`tresnet_m.miil_in21k`) that knows ImageNet-21K the tree is built; other
+    timm models give the five likeliest classes alone. A run on images of several labels gives the labels that are
+    present, each with its own probability, and the five likeliest; --threshold 0 lists every label.
 
     Images are JPEG, PNG, GIF, BMP and WebP files, prepared as in validation: upright, RGB, stretched or cropped as the
-    network was trained. A folder gives its images by byte order of their paths, and those of its tars. What cannot be
-    read is said on stderr, has its `error` in the output, and is passed over; of files whose names are those of other
-    kinds the number is said at the end.
+    network was trained. A folder gives its images by byte order of their paths, and those of its tars. An image that
+    cannot be read is reported on stderr, has an `error` in the output, and is skipped. Files of other types are skipped
+    and counted at the end.
     """
     from .. import training
     from .image_sources import OtherFiles, image_sources, own_limit

@@ -41,9 +41,9 @@ def render(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{summary['path']}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept",
         f"images of those: {counts['num_raw_kept']:,}; stored: {splits}",
-        f"rejects, those that are no images included: {counts['num_rejects']:,}{_by_kind(summary['rejects'])}",
-        f"images stored of which a decoder warned: {summary['num_with_warnings']:,}",
-        f"files ignored as no images: {sum(summary['ignored'].values()):,}{_by_kind(summary['ignored'])}",
+        f"rejects, files that are not images included: {counts['num_rejects']:,}{_by_kind(summary['rejects'])}",
+        f"images stored with a decoder warning: {summary['num_with_warnings']:,}",
+        f"files ignored, known not to be images: {sum(summary['ignored'].values()):,}{_by_kind(summary['ignored'])}",
         _named("class folders and class tars that are empty", summary["empty_classes"]),
         _named("classes that only their rejects keep under the threshold, with how many", dropped),
         _named("classes without validation images", summary["classes_without_val"]),

@@ -38,7 +38,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         """Draw, when it is time again."""
         now = time.monotonic()
         self._last = progress
-        if self._start is None:  # what an earlier run did already is no rate of this one
+        if self._start is None:  # what an earlier run did does not count in this rate
             self._start, self._begun, self._next = progress, now, now + self._pause_s
         elif now >= self._next:
             self._next = now + self._pause_s

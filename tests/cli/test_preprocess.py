@@ -321,9 +321,9 @@ def test_the_summary_says_what_was_lost_ignored_and_left_empty(tmp_path: Path) -
     lines = run(*words).stdout.splitlines()
     assert lines[1:-1] == [
         "images of those: 9; stored: 6 train + 1 val",
-        "rejects, those that are no images included: 3 (empty 1, no image suffix 1, not an image 1)",
-        "images stored of which a decoder warned: 1",
-        "files ignored as no images: 3 (._* 2, .DS_Store 1)",
+        "rejects, files that are not images included: 3 (empty 1, no image suffix 1, not an image 1)",
+        "images stored with a decoder warning: 1",
+        "files ignored, known not to be images: 3 (._* 2, .DS_Store 1)",
         "class folders and class tars that are empty: 1 (n02051845)",
         f"classes without validation images: 2 ({BIRD}, {SUN})",
         f"classes with rejects among their validation images, which are not replaced: 2 ({BIRD} 1, {SUN} 1)",
