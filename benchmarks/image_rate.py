@@ -21,8 +21,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from in21k.preprocess.image import ImageSettings, open_image, store_image
-from in21k.preprocess.resize import RESIZERS, PillowResizer, Target, reduction
+from in21k.preprocess.images.image import ImageSettings, open_image, store_image
+from in21k.preprocess.images.resize import RESIZERS, PillowResizer, Target, reduction
 
 ARCHIVE = Path(__file__).parents[1] / ".." / "shared" / "data" / "fall11-mini.tar"
 SIZE = 224

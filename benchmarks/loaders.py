@@ -30,10 +30,10 @@ from typing import NamedTuple
 import torch
 
 from in21k.datapipe.machine import cpu_seconds
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import ShardSet, open_dataset
 from in21k.shards.pack import ShardSettings, pack
 

@@ -26,7 +26,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 from torchvision.transforms import v2
 
-from in21k.datapipe import Loader, create_loader, draws
+from in21k.datapipe import Loader, create_loader
+from in21k.datapipe.augment import draws
 from in21k.datapipe.plan import EpochPlan
 from in21k.shards import ShardSet
 from in21k.shards.dataset import ShardSplit

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from in21k.preprocess import build_tree
-from in21k.preprocess.label_spaces import read_classes
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.shards.tree import SemanticTree
 from in21k.training import SemanticKDLoss, SemanticSoftmaxLoss
 

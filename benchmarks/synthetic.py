@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from in21k.preprocess.label_spaces import read_classes
-from in21k.preprocess.taxonomy import build_tree
+from in21k.preprocess.classes.label_spaces import read_classes
+from in21k.preprocess.classes.taxonomy import build_tree
 from in21k.shards.class_table import ClassRow, write_class_table
 from in21k.shards.dataset import SPLITS, PreparedSet
 from in21k.shards.files import sealed, write_json

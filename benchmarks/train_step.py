@@ -23,10 +23,13 @@ from timm.utils import AverageMeter, NativeScaler
 from torch import Tensor, nn
 
 from in21k.preprocess import build_tree
-from in21k.preprocess.label_spaces import read_classes
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.shards import SemanticTree
-from in21k.training import Ranks, TrainSettings, create_loss, resolve_amp
+from in21k.training import TrainSettings
+from in21k.training.distributed import Ranks
 from in21k.training.loop import Trainer
+from in21k.training.losses.create import create_loss
+from in21k.training.precision import resolve_amp
 from in21k.training.tracker import Tracker
 
 ROUNDS, LOG_INTERVAL = 7, 50

@@ -16,7 +16,7 @@ from .options import PATH, emit, json_option, overwrite_option, weights_option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..training import SavedRun
+    from ..training.runs.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from .pictures import check_picture, save_picture
 from .progress import ProgressLine
 
 if TYPE_CHECKING:
-    from ..datapipe.bench import TrainingSteps
-    from ..datapipe.bench_turns import BenchSettings
+    from ..datapipe.bench.measure import TrainingSteps
+    from ..datapipe.bench.rounds import BenchSettings
     from ..shards import ShardSet
 
 
@@ -68,8 +68,8 @@ def bench_loader(
     read from the disk; how long a batch is waited for; memory. Beside them what reading alone gives and, with --model,
     what a network's training steps take. The last line says what that means.
     """
-    from ..datapipe.bench import measure
-    from ..datapipe.bench_summary import draw_rates, summarize
+    from ..datapipe.bench.measure import measure
+    from ..datapipe.bench.summary import draw_rates, summarize
     from ..shards import open_dataset
 
     if plot:
@@ -92,8 +92,8 @@ def _settings(
 ) -> BenchSettings:
     import torch
 
-    from ..datapipe.bench import SWEPT_LOADS, sweep_of
-    from ..datapipe.bench_turns import BenchSettings
+    from ..datapipe.bench.measure import SWEPT_LOADS, sweep_of
+    from ..datapipe.bench.rounds import BenchSettings
 
     if image_size is None and shards.image_size is None:
         raise ValueError(f"{shards.path}: its images keep their own sizes; give --image-size")
@@ -114,7 +114,7 @@ def _choose(backends: tuple[str, ...], device: str) -> list[str]:
     import torch
 
     from ..datapipe import available_backends
-    from ..datapipe.backends import choose_backend
+    from ..datapipe.create import choose_backend
 
     if not backends:
         ready = [name for name, reason in available_backends().items() if reason is None]
@@ -126,8 +126,9 @@ def _choose(backends: tuple[str, ...], device: str) -> list[str]:
 
 
 def _steps(shards: ShardSet, model: str, settings: BenchSettings) -> TrainingSteps:
-    from ..datapipe.bench import TrainingSteps
-    from ..models import create_model, try_images
+    from ..datapipe.bench.measure import TrainingSteps
+    from ..models import create_model
+    from ..models.trial import try_images
 
     network = create_model(model, num_classes=len(shards.tree))
     try_images(network, settings.image_size, name=model, num_outputs=len(shards.tree), option="--image-size ")

@@ -69,7 +69,7 @@ def bench_model(
 
     from ..models import model_stats
     from ..models.speed import Contender, SpeedSettings, measure_speed
-    from ..training import lone_device
+    from ..training.distributed import lone_device
 
     if markdown and as_json:
         raise ValueError("got --markdown and --json; wanted one of them")
@@ -125,7 +125,7 @@ def bench_model(
 
 def _open(name: str, image_size: int | None, num_classes: int | None) -> tuple[nn.Module, int]:
     """Return a network on the CPU, and the side of its images; raises ValueError for a run of other classes."""
-    from ..models import create_model_for
+    from ..models.zoo import create_model_for
 
     path = Path(name)
     if path.is_file() or (path / "config.yaml").is_file():
@@ -142,7 +142,7 @@ def _lacks_memory(network: nn.Module, settings: SpeedSettings) -> str:
     """Return in one line that the measurements do not fit into this machine's memory; empty where they may."""
     from ..models.speed import LATENCY_BATCHES
     from ..training import TrainSettings
-    from ..training.evaluation.feature_file import free_bytes
+    from ..training.features.feature_file import free_bytes
     from ..training.memory import estimate_memory
 
     size, batch_size = settings.image_size, settings.batch_size
@@ -188,7 +188,7 @@ def _fit(network: nn.Module, settings: SpeedSettings, *, asked: int | None) -> t
 def _summarize(rounds: Rounds) -> dict[str, Any]:
     import numpy as np
 
-    from ..datapipe.bench_summary import spread
+    from ..datapipe.bench.summary import spread
 
     return {
         "training_images_per_s": spread(rounds.training),

@@ -47,9 +47,9 @@ def browse(
     import torch
 
     from ..datapipe import available_backends
-    from ..datapipe.backends import choose_backend
     from ..datapipe.browse import browse as collect
     from ..datapipe.browse import draw_sheet
+    from ..datapipe.create import choose_backend
     from ..shards import open_dataset
 
     check_picture(out, overwrite=overwrite)

@@ -30,7 +30,8 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
     """
     from dataclasses import asdict
 
-    from ..training import resolve_with_sources, setting_meanings
+    from ..training.recipes import resolve_with_sources
+    from ..training.settings import setting_meanings
 
     settings, sources = resolve_with_sources(recipe, sets)
     meanings = setting_meanings()
@@ -47,7 +48,7 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
 @json_option
 def list_(as_json: bool) -> None:
     """Print the recipes that in21k ships, each with what it is for."""
-    from ..training import describe_recipes
+    from ..training.recipes import describe_recipes
 
     recipes = describe_recipes()
     width = max(map(len, recipes))

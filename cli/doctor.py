@@ -104,7 +104,8 @@ def doctor(as_json: bool) -> None:
     import torch
     from PIL import features
 
-    from ..datapipe import available_backends, machine
+    from ..datapipe import available_backends
+    from ..datapipe.bench import machine
 
     versions = {package: _version(package) for package in PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

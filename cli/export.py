@@ -56,7 +56,8 @@ def export(
     """
     from ..models.hub import check_hub, push_folder
     from ..models.onnx_file import check_onnx_installed
-    from ..training import RunFolder, load_run
+    from ..training import load_run
+    from ..training.runs.run_folder import RunFolder
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license_id):
         raise ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..training import SavedRun
+    from ..training.runs.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ def write_export(
     an older export and `overwrite`, whose own files are then replaced; where other files are in the way; and where the
     ONNX file does not compute the same.
     """
-    from ..models import try_images, weights_fingerprint
-    from ..models.export import CHECKSUMS, read_checksums
+    from ..models.export import CHECKSUMS, read_checksums, weights_fingerprint
+    from ..models.trial import try_images
     from ..shards.output import publish, staged_folder
-    from ..training.run_folder import EXPORT_MARK
+    from ..training.runs.run_folder import EXPORT_MARK
 
     made_from = {
         "fingerprint": weights_fingerprint(saved.model),
@@ -80,7 +80,7 @@ def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> di
     from ..models.export import changed_files
     from ..shards.files import read_json
     from ..shards.output import check_folder, check_same, foreign_files
-    from ..training.run_folder import EXPORT_MARK
+    from ..training.runs.run_folder import EXPORT_MARK
 
     if not check_folder(out):
         return None
@@ -106,10 +106,11 @@ def _fill(
 ) -> dict[str, Any]:
     import yaml
 
-    from ..models import render_model_card, save_weights, write_checksums
+    from ..models.card import render_model_card
+    from ..models.export import save_weights, write_checksums
     from ..models.onnx_file import export_onnx
     from ..shards.files import write_json, write_text
-    from ..training.run_folder import EXPORT_MARK, network_config
+    from ..training.runs.run_folder import EXPORT_MARK, network_config
 
     settings = saved.settings
     config = _portable({**saved.config, "ema": None})  # what lies here is one set of weights
@@ -179,8 +180,8 @@ def measured(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, A
     Weights of a checkpoint that was not validated just then have no validation.
     """
     from ..shards.files import read_json
-    from ..training import RunFolder
-    from ..training.checkpoint import load_checkpoint
+    from ..training.runs.checkpoint import load_checkpoint
+    from ..training.runs.run_folder import RunFolder
 
     averaged = weights == "ema"
     if path.is_dir():

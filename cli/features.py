@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..shards import ShardSet
-    from ..training import Layer, OpenModel, Ranks, RowStore
+    from ..training.distributed import Ranks
+    from ..training.features.row_store import RowStore
+    from ..training.inference.layers import Layer
+    from ..training.inference.open_model import OpenModel
 
 LIST = "list"
 
@@ -81,19 +84,22 @@ def features(
     network was trained. Killed on the way, the same command goes on, and one of other settings is refused unless
     --overwrite; under torchrun each rank does its share.
     """
-    from .. import training
+    from ..training import open_model
+    from ..training.distributed import join_ranks
+    from ..training.features.feature_file import open_features
+    from ..training.inference.layers import list_layers
 
-    opened = training.open_model(model, weights)
+    opened = open_model(model, weights)
     size = image_size or opened.image_size
     if layer == LIST:
-        _list(training.list_layers(opened.model, size), as_json=as_json)
+        _list(list_layers(opened.model, size), as_json=as_json)
         return
     if out is None or data is None:
         raise ValueError("nothing says where the images are and where the features go; give --data SHARDS and OUT")
     _check_batch(batch_size, size)
     shards = _open(data)
     made_from = _describe(opened, shards, weights, split, layer, dtype, size)
-    with training.join_ranks(device) as ranks:
+    with join_ranks(device) as ranks:
         made_from["amp"] = ("bf16" if ranks.device.type == "cuda" else "off") if amp == "auto" else amp
         ranks.check_alike(made_from)
         settings = {"backend": backend, "batch_size": batch_size, "workers": workers}
@@ -101,7 +107,7 @@ def features(
         if not found:
             _make(out, opened, shards, made_from, ranks, settings, overwrite=overwrite)
         if ranks.is_first:
-            file = training.open_features(out)
+            file = open_features(out)
             result = {
                 "path": str(out),
                 "num_rows": len(file),
@@ -113,7 +119,7 @@ def features(
 
 def _check_batch(batch_size: int, image_size: int) -> None:
     """Raise ValueError where not even the bytes of a batch's pixels fit into the memory that is free."""
-    from ..training.evaluation.feature_file import free_bytes
+    from ..training.features.feature_file import free_bytes
 
     needed, free = 3 * batch_size * image_size**2, free_bytes()
     if needed > free:
@@ -140,12 +146,12 @@ def _describe(
     opened: OpenModel, shards: ShardSet, weights: str, split: str, layer: str, dtype: str, image_size: int
 ) -> dict[str, Any]:
     """Return what shapes the features: it goes into the file."""
-    from .. import training
-    from ..models import try_images
+    from ..models.trial import try_images
+    from ..training.inference.layers import FeatureExtractor
 
     if split not in shards.num_samples:
         raise ValueError(f"{shards.location}: has no split {split!r}; it holds {', '.join(shards.num_samples)}")
-    extractor = training.FeatureExtractor(opened.model, layer)
+    extractor = FeatureExtractor(opened.model, layer)
     width = try_images(extractor, image_size, name=opened.name, option="--image-size ").num_outputs
     return {
         "model": opened.name,
@@ -166,14 +172,15 @@ def _describe(
 
 def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool) -> bool:
     """Return whether the file is there already; what rank 0 finds wrong is a ValueError on every rank."""
-    from .. import training
+    from ..training.features.feature_file import finished_features
+    from ..training.features.row_store import remove_leftover_rows
 
     found, problem = False, ""
     if ranks.is_first:
         try:
-            found = training.finished_features(out, made_from, overwrite=overwrite) is not None
+            found = finished_features(out, made_from, overwrite=overwrite) is not None
             if found:
-                training.remove_leftover_rows(out)
+                remove_leftover_rows(out)
         except ValueError as error:
             problem = str(error)
     found, problem = ranks.gather_json([found, problem])[0]
@@ -194,9 +201,12 @@ def _make(
 ) -> None:
     import torch
 
-    from .. import training
     from ..datapipe.rows import create_row_loader
     from ..shards.parallel import Progress
+    from ..training.features.feature_file import write_features
+    from ..training.features.features import collect_features
+    from ..training.features.row_store import RowStore
+    from ..training.inference.layers import FeatureExtractor
 
     split = shards.split(made_from["split"])
     loader = create_row_loader(
@@ -212,7 +222,7 @@ def _make(
     shape = (len(split), made_from["num_features"])
     with ExitStack() as stack:
         stack.callback(loader.close)
-        work = training.RowStore(out, made_from, shape, made_from["dtype"], overwrite=overwrite)
+        work = RowStore(out, made_from, shape, made_from["dtype"], overwrite=overwrite)
         store = _enter_store(stack, work, out, made_from, ranks, overwrite=overwrite)
         progress = stack.enter_context(ProgressLine("features"))
         done = store.place["samples"] if store and store.place else 0
@@ -222,8 +232,8 @@ def _make(
             done += num_rows
             progress(Progress(min(1.0, done / len(split)), done, 0))
 
-        training.collect_features(
-            training.FeatureExtractor(opened.model, made_from["layer"]).to(ranks.device),
+        collect_features(
+            FeatureExtractor(opened.model, made_from["layer"]).to(ranks.device),
             loader,
             store,
             normalize=opened.normalize,
@@ -235,7 +245,7 @@ def _make(
         )
         if store:
             rows = _rows(shards, int(split.manifest_rows.min()), store, len(split))
-            training.write_features(out, rows, made_from, store.num_filled, made_from["dtype"])
+            write_features(out, rows, made_from, store.num_filled, made_from["dtype"])
             store.remove()
 
 
@@ -243,13 +253,13 @@ def _enter_store(
     stack: ExitStack, store: RowStore, out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool
 ) -> RowStore | None:
     """Take the work file on rank 0; None on the others. What is wrong with it is a ValueError on every rank."""
-    from .. import training
+    from ..training.features.feature_file import finished_features
 
     problem = ""
     if ranks.is_first:
         try:
             stack.enter_context(store)
-            if training.finished_features(out, made_from, overwrite=overwrite) is not None:
+            if finished_features(out, made_from, overwrite=overwrite) is not None:
                 problem = f"{out}: another in21k has finished it meanwhile; start the same command again to use it"
         except (OSError, ValueError) as error:
             problem = str(error)
@@ -261,11 +271,11 @@ def _enter_store(
 
 def _rows(shards: ShardSet, first: int, store: RowStore, num_rows: int) -> Iterator[tuple[Any, Any]]:
     """Yield key, wnid and class index of some images at a time, and their features, in the manifest's order."""
-    from .. import training
     from ..shards.manifest import read_row_groups
+    from ..training.features.feature_file import KEYS as FEATURE_KEYS
 
     start = 0
-    columns = list(training.FEATURE_KEYS)
+    columns = list(FEATURE_KEYS)
     for keys in read_row_groups(shards.manifest_path, columns, rows=range(first, first + num_rows)):
         for part in range(0, keys.num_rows, size := 4096):
             some = keys.slice(part, size)

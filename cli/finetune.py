@@ -18,8 +18,9 @@ from .tree import say_flat
 
 if TYPE_CHECKING:
     from ..preprocess.pack_labelled import LabelledData, LabelledSet, Outline
-    from ..training import Start, TrainSettings
+    from ..training import TrainSettings
     from ..training.recipes import Resolved
+    from ..training.start import Start
 
 DEFAULT_SIZE = 224
 MAX_REJECT_RATE = 0.01
@@ -81,15 +82,16 @@ def finetune(
     The model, its arguments and the normalisation are those of --init, unless --model or --set says otherwise. A head
     with other classes begins anew (--set init_head=slice takes the rows of its classes by wnid).
     """
-    from .. import training
+    from ..training.recipes import resolve_with_sources
+    from ..training.start import check_start, open_start
 
     if val_share is not None and not 0 <= val_share < 1:
         raise ValueError(f"--val-share is {val_share}; wanted a part of the images, 0 or more and less than 1")
     if max_reject_rate is not None and not 0 <= max_reject_rate <= 1:
         raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted a part of the images, 0 to 1")
     flags = {"init": init, "backend": backend, "model": model, "loss": loss}
-    resolved = training.resolve_with_sources(recipe, sets, flags)
-    start = training.open_start(resolved.settings.init or init)
+    resolved = resolve_with_sources(recipe, sets, flags)
+    start = open_start(resolved.settings.init or init)
     settings = _started(resolved, start)
     if is_finished_data(data):
         of_packing = {
@@ -108,7 +110,7 @@ def finetune(
         settings = replace(settings, image_size=settings.image_size or _own_size(start))
         labelled = find_data(data, val_data, val_share, settings)
         data_out = data_out or out.with_name(f"{out.name}-data")
-        training.check_start(settings, start, int(os.environ.get("WORLD_SIZE", "1")))
+        check_start(settings, start, int(os.environ.get("WORLD_SIZE", "1")))
         if dry_run and not labelled.is_packed(data_out):
             _plan_unpacked(labelled, data_out, out, settings, start, device=device, as_json=as_json)
             return
@@ -148,22 +150,29 @@ def _plan_unpacked(
     as_json: bool,
 ) -> None:
     """Show the plan of a training on images that are not packed yet, from their names alone; nothing is written."""
-    from .. import training
-    from ..datapipe.backends import choose_backend
+    from ..datapipe.create import choose_backend
     from ..preprocess.pack_labelled import outline_labelled
+    from ..training import load_teacher
+    from ..training.distributed import join_ranks
+    from ..training.evaluation.multilabel import check_num_scores
+    from ..training.job import seed_everything
+    from ..training.losses.create import check_loss
+    from ..training.precision import resolve_amp
+    from ..training.runs.run_folder import RunFolder
+    from ..training.start import create_network
 
     outline = outline_labelled(data)
     labels = _labels(outline)
     tree = labels.tree if labels else outline.tree
-    training.check_loss(settings, multi_label=labels is not None)
+    check_loss(settings, multi_label=labels is not None)
     if labels:
-        training.check_num_scores(outline.num_samples.get("val", 0) * len(tree), len(tree))
-    with training.join_ranks(check_device(device, settings.backend)) as ranks:
-        training.RunFolder(out).check({}, overwrite=True)  # the packed images' fingerprint is not known yet
-        training.seed_everything(settings)
-        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
+        check_num_scores(outline.num_samples.get("val", 0) * len(tree), len(tree))
+    with join_ranks(check_device(device, settings.backend)) as ranks:
+        RunFolder(out).check({}, overwrite=True)  # the packed images' fingerprint is not known yet
+        seed_everything(settings)
+        teacher = load_teacher(settings, tree, ranks.device) if settings.teacher else None
         epoch_samples = settings.epoch_samples or outline.num_samples["train"]
-        network = training.create_network(settings, tree.wnids, start)
+        network = create_network(settings, tree.wnids, start)
         planned = PlannedData(
             location=str(data_out),
             num_classes=len(tree),
@@ -175,7 +184,7 @@ def _plan_unpacked(
         if ranks.is_first:
             if settings.loss == "semantic":
                 say_flat(tree)
-            plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
+            plan = add_memory(plan, resolve_amp(settings, ranks.device), network, teacher)
             note = f"{data.name} is not packed yet: images that cannot be read will be left out"
             emit({**plan, "packed": False}, lambda shown: f"{render_plan(shown)}\n{in_one_line(note)}", as_json=as_json)
 
@@ -203,9 +212,9 @@ def _labels(found: LabelledSet | Outline) -> Labels | None:
     """Return what the outputs of a network for images of several labels stand for; None for one label an image."""
     if found.sets is None:
         return None
-    from ..preprocess.labelled import classes_of_labels
+    from ..preprocess.sources.labelled import classes_of_labels
     from ..shards.tree import SemanticTree
-    from ..training import multi_hot
+    from ..training.losses.multilabel import multi_hot
 
     names = found.labels
     wnid_of = classes_of_labels(names)

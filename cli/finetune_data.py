@@ -14,9 +14,9 @@ from .progress import ProgressLine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..preprocess.image import ImageSettings
-    from ..preprocess.labelled import LabelledImage
+    from ..preprocess.images.image import ImageSettings
     from ..preprocess.pack_labelled import LabelledData, LabelledSet
+    from ..preprocess.sources.labelled import LabelledImage
     from ..training import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
 
     Raises ValueError for none of these, and for a loss that does not go with it.
     """
-    from .. import training
-    from ..preprocess.archive import from_os
-    from ..preprocess.labelled import has_several_labels, read_labelled
     from ..preprocess.pack_labelled import LabelledData, describe_images
-    from ..preprocess.torchvision_set import TorchvisionSet
+    from ..preprocess.sources.archive import from_os
+    from ..preprocess.sources.labelled import has_several_labels, read_labelled
+    from ..preprocess.sources.torchvision_set import TorchvisionSet
+    from ..training.losses.create import check_loss
 
     several = settings.loss == "asymmetric"  # which is for label sets, be they of one label each
     image = _image_settings(settings)
@@ -80,7 +80,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
         )
     images = read_labelled(path, val_data, val_share)
     several = several or has_several_labels(images)
-    training.check_loss(settings, multi_label=several)
+    check_loss(settings, multi_label=several)
     return LabelledData(
         name=from_os(path.resolve().name),
         made_from=describe_images(images),
@@ -131,7 +131,7 @@ def _list_present(data: str, images: Sequence[LabelledImage]) -> list[LabelledIm
 
 def _image_settings(settings: TrainSettings) -> ImageSettings:
     """Return how images are stored: stretched to the size, or with a margin where training or validation crops."""
-    from ..preprocess.image import ImageSettings
+    from ..preprocess.images.image import ImageSettings
 
     assert settings.image_size is not None
     if settings.augment.startswith("inception") or settings.crop_pct is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..preprocess.archive import (
+from ..preprocess.sources.archive import (
     Forward,
     from_os,
     ignored_kind,
@@ -22,7 +22,8 @@ from ..preprocess.archive import (
     readable,
     walk,
 )
-from ..training import Source, UnreadableImageError
+from ..training.inference.images import UnreadableImageError
+from ..training.inference.reading import Source
 from .terminal import in_one_line
 
 PLAIN_TAR = ".tar"

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import training
 from ..datapipe import create_loader
-from ..preprocess.archive import ignored_kind, is_image
+from ..preprocess.sources.archive import ignored_kind, is_image
 from ..shards import open_dataset
+from ..training.evaluation.imagenet1k import evaluate_imagenet1k, shared_with_imagenet1k
+from ..training.inference.pixel_model import PixelModel
+from ..training.inference.reading import Source, read_batches
 from .image_sources import own_limit, walk_folder
 from .progress import ProgressLine
 from .terminal import say
 from .validation import Work, counted
 
 if TYPE_CHECKING:
-    from ..training import Ranks, SharedClasses
+    from ..training.distributed import Ranks
+    from ..training.evaluation.imagenet1k import SharedClasses
 
 
 def validate_imagenet1k(work: Work, data: Path | str, ranks: Ranks) -> dict[str, Any]:
@@ -31,8 +34,8 @@ def validate_imagenet1k(work: Work, data: Path | str, ranks: Ranks) -> dict[str,
     opened = work.opened
     if opened.classes is None:
         raise ValueError(f"{work.name}: nobody knows which classes its outputs are; give a model of ImageNet-21K")
-    shared = training.shared_with_imagenet1k(opened.classes.wnids)
-    network = training.PixelModel(opened, shared.outputs).to(ranks.device)
+    shared = shared_with_imagenet1k(opened.classes.wnids)
+    network = PixelModel(opened, shared.outputs).to(ranks.device)
     is_folder = "://" not in str(data) and not (Path(data) / "dataset.json").is_file()
     with own_limit(), ProgressLine("validate") as progress:
         if is_folder:
@@ -46,7 +49,7 @@ def validate_imagenet1k(work: Work, data: Path | str, ranks: Ranks) -> dict[str,
             )
             images, num_images = None, shards.num_samples["val"]
             loader = ((pixels, labels.to(classes.device)[classes]) for pixels, classes in stored)
-        result = training.evaluate_imagenet1k(
+        result = evaluate_imagenet1k(
             network, loader, shared, amp=work.amp(ranks), ranks=ranks, on_batch=counted(progress, num_images, ranks)
         )
     if images:
@@ -67,9 +70,7 @@ class _Folder:
         wnids = [path.relative_to(folder).parts[0] for path in files]
         known = {*shared.wnids, *shared.lacking}
         self._sources = [
-            training.Source(f"{wnid}/{path.name}", path)
-            for wnid, path in zip(wnids, files, strict=True)
-            if wnid in known
+            Source(f"{wnid}/{path.name}", path) for wnid, path in zip(wnids, files, strict=True) if wnid in known
         ]
         if not self._sources:
             raise ValueError(f"{folder}: has no folder of images named by a wnid of ImageNet-1K (n01440764, ...)")
@@ -85,7 +86,7 @@ class _Folder:
         size = self._work.batch_size
         starts = range(self._ranks.rank * size, len(self._sources), self._ranks.world_size * size)
         mine = itertools.chain.from_iterable(self._sources[start : start + size] for start in starts)
-        for rows, pixels in training.read_batches(mine, self._work.opened, batch_size=size, workers=self._work.workers):
+        for rows, pixels in read_batches(mine, self._work.opened, batch_size=size, workers=self._work.workers):
             for source, error in rows:
                 if error is not None:
                     say(f"{source.picture}: {error}; left out", err=True)

@@ -35,15 +35,18 @@ def knn(
     Each of the k nearest by cosine votes for its class with the weight exp(cosine / temperature), as Wu et al. (2018)
     and DINO have it. Both files are read a part at a time. In the semantic top-1 a vote counts for the ancestors too.
     """
-    from .. import training
+    from ..training.distributed import lone_device
+    from ..training.features.feature_file import open_features
+    from ..training.features.knn import default_ks
+    from ..training.features.knn import knn as training_knn
 
-    where = training.lone_device(device)
-    train, test = training.open_features(train_features), training.open_features(test_features)
+    where = lone_device(device)
+    train, test = open_features(train_features), open_features(test_features)
     with ShareLine("knn") as progress:
-        result = training.knn(
+        result = training_knn(
             train,
             test,
-            ks=ks or training.default_ks(len(train)),
+            ks=ks or default_ks(len(train)),
             temperature=temperature,
             tree=read_tree(tree),
             device=where,

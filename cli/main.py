@@ -24,7 +24,6 @@ from . import (
     predict,
     preprocess,
     probe,
-    report,
     retrieve,
     sample_data,
     shard,
@@ -33,6 +32,7 @@ from . import (
     validate,
     verify,
 )
+from .report import command as report
 from .terminal import in_one_line, print_traceback, set_up_streams
 
 TRACEBACK = "IN21K_TRACEBACK"

@@ -29,7 +29,8 @@ def models(pattern: str | None, published: bool, data: Path | str | None, as_jso
     it, all that have published ImageNet-21K weights. A name with a dot is such weights, which timm fetches: they have a
     label space (fall11p and winter21p are ImageNet-21K-P's).
     """
-    from ..models import count_parameters, list_models, pretrained_21k
+    from ..models import list_models, pretrained_21k
+    from ..models.stats import count_parameters
 
     weights = [each for each in pretrained_21k() if _matches(each.name, pattern)]
     architectures = [] if published else list_models(pattern) if pattern else [_base(each.name) for each in weights]
@@ -73,7 +74,8 @@ def _wnids(data: Path | str) -> Sequence[str]:
 
 
 def _describe(name: str, weights: PublishedWeights | None, wnids: Sequence[str] | None) -> dict[str, Any]:
-    from ..models import input_size_of, label_space_of
+    from ..models import label_space_of
+    from ..models.zoo import input_size_of
 
     row: dict[str, Any] = {
         "name": name,

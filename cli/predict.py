@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
-    from ..training import Classified, OpenModel, Source
+    from ..training.inference.classifier import Classified
+    from ..training.inference.open_model import OpenModel
+    from ..training.inference.reading import Source
     from .image_sources import OtherFiles
 
 MAX_PICTURES = 36
@@ -82,12 +84,14 @@ def predict(
     cannot be read is reported on stderr, has an `error` in the output, and is skipped. Files of other types are skipped
     and counted at the end.
     """
-    from .. import training
+    from ..training import Classifier, open_model
+    from ..training.distributed import lone_device
+    from ..training.inference.picture import lay_out
     from .image_sources import OtherFiles, image_sources, own_limit
 
     if as_json and jsonl:
         raise ValueError("--json and --jsonl: give one of them")
-    where = training.lone_device(device)
+    where = lone_device(device)
     for path in images:
         if not path.exists():
             raise ValueError(f"{path}: does not exist; wanted an image, a folder of images, or a tar of images")
@@ -95,13 +99,13 @@ def predict(
         check_picture(picture, overwrite=overwrite)
     if out:
         check_table(out, overwrite=overwrite)
-    opened = training.open_model(model, weights)
+    opened = open_model(model, weights)
     tree, definitions = _tree_and_definitions(opened)
     others = OtherFiles()
     tally, rows, drawn = _Tally(), list[dict[str, Any]](), list["Image.Image"]()
     with ExitStack() as stack:
         stack.enter_context(own_limit())
-        classifier = training.Classifier(
+        classifier = Classifier(
             opened,
             tree=tree,
             definitions=definitions,
@@ -111,7 +115,7 @@ def predict(
             flip=tta,
             threshold=threshold,
         )
-        several = training.gives_several_labels(opened)
+        several = opened.multi_label
         table = stack.enter_context(_TableRows(out, several=several)) if out else None
         streams = jsonl or not (as_json or out)
         watched = not (streams and sys.stdout.isatty())
@@ -135,7 +139,7 @@ def predict(
     if str(others):
         say(f"passed over, as their names are not those of images: {others}", err=True)
     if picture:
-        save_picture(training.lay_out(drawn), picture)
+        save_picture(lay_out(drawn), picture)
     if as_json:
         emit(rows, "", as_json=True)
     elif out and not jsonl:
@@ -161,7 +165,7 @@ def _shown_of(paths: Sequence[Path], line: ProgressLine) -> Callable[[int], None
 def _tree_and_definitions(opened: OpenModel) -> tuple[Any, dict[str, str] | None]:
     """Return the tree of a network that brings none, where its classes are WordNet's, and the definitions of all."""
     from ..preprocess import build_tree
-    from ..preprocess.taxonomy import Taxonomy
+    from ..preprocess.classes.taxonomy import Taxonomy
 
     if opened.classes is None:
         return None, None
@@ -259,11 +263,12 @@ def _schema(*, several: bool) -> pa.Schema:
 
 
 def _drawn(source: Source, prediction: dict[str, Any]) -> Image.Image:
-    from .. import training
+    from ..training.inference.images import UnreadableImageError, read_image
+    from ..training.inference.picture import draw_prediction
 
-    assert not isinstance(source.picture, training.UnreadableImageError)
+    assert not isinstance(source.picture, UnreadableImageError)
     name = source.name.rpartition("/")[2]
-    return training.draw_prediction(training.read_image(source.picture), prediction, name)
+    return draw_prediction(read_image(source.picture), prediction, name)
 
 
 def _render(row: dict[str, Any]) -> str:

@@ -15,11 +15,11 @@ from .terminal import in_one_line
 from .tree import say_flat
 
 if TYPE_CHECKING:
+    from ..preprocess.classes.select import SelectSettings
+    from ..preprocess.classes.taxonomy import Taxonomy
     from ..preprocess.estimate import Estimate
-    from ..preprocess.image import ImageSettings
-    from ..preprocess.select import SelectSettings
-    from ..preprocess.taxonomy import Taxonomy
-    from ..preprocess.units import RawSource
+    from ..preprocess.images.image import ImageSettings
+    from ..preprocess.sources.units import RawSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,7 +102,7 @@ def raw_tar(source: Path, out: Path, **options: Any) -> None:
     and val/, and the official processed archive, whose own split and classes are kept. `-` reads it from standard
     input. Nothing is extracted and every image is read once. Run the same command again to resume.
     """
-    from ..preprocess.sources import open_raw_tar
+    from ..preprocess.sources.open import open_raw_tar
 
     _prepare(open_raw_tar(source), out, **options)
 
@@ -120,7 +120,7 @@ def folder(source: Path, out: Path, **options: Any) -> None:
     `path` and `label`, or CSV with those columns; its paths begin at its own folder. Class folders in train/ and val/
     (or valid/, validation/, test/) keep that split.
     """
-    from ..preprocess.sources import open_folder
+    from ..preprocess.sources.open import open_folder
 
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out}: lies in the source, which would then be read as one; give a folder outside {source}")
@@ -142,9 +142,9 @@ def _prepare(
     as_json: bool,
     **settings: Any,
 ) -> None:
+    from ..preprocess.classes.taxonomy import Taxonomy
     from ..preprocess.engines import open_engine
     from ..preprocess.run import prepare
-    from ..preprocess.taxonomy import Taxonomy
     from .prepared_summary import render, summarize
 
     if not 0 <= max_reject_rate <= 1:
@@ -186,10 +186,10 @@ def _settings(
     resize: str | None,
     **image: Any,
 ) -> tuple[SelectSettings, ImageSettings]:
-    from ..preprocess.class_names import class_id
-    from ..preprocess.image import ImageSettings
-    from ..preprocess.label_spaces import read_classes
-    from ..preprocess.select import SelectSettings
+    from ..preprocess.classes.label_spaces import read_classes
+    from ..preprocess.classes.select import SelectSettings
+    from ..preprocess.images.image import ImageSettings
+    from ..preprocess.sources.class_names import class_id
 
     select = SelectSettings(
         rare_threshold=rare_threshold,

@@ -55,21 +55,24 @@ def probe(
     hours for few shots, 3 for the ridge regression of all images and 3 weeks for the logistic one (estimated from its
     steps): give --device cuda, or --no-linear.
     """
-    from .. import training
+    from ..training.distributed import lone_device
+    from ..training.features.feature_file import open_features
+    from ..training.features.linear_probe import LEARNING_RATES as PROBE_LEARNING_RATES
+    from ..training.features.probe import probe as training_probe
 
     if not (few_shot or ridge or linear):
         raise ValueError("nothing is left to fit; leave out one of --no-few-shot, --no-ridge, --no-linear")
-    where = training.lone_device(device)
-    train, test = training.open_features(train_features), training.open_features(test_features)
+    where = lone_device(device)
+    train, test = open_features(train_features), open_features(test_features)
     with ShareLine("probe") as progress:
-        result = training.probe(
+        result = training_probe(
             train,
             test,
             shots=(shots or None) if few_shot else (),
             seeds=range(seeds),
             ridge=ridge,
             linear=linear,
-            learning_rates=rates or training.PROBE_LEARNING_RATES,
+            learning_rates=rates or PROBE_LEARNING_RATES,
             epochs=epochs,
             tree=read_tree(tree),
             device=where,

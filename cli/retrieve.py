@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..shards import ShardSet
-    from ..training import FeatureFile
+    from ..training.features.feature_file import FeatureFile
 
 
 @click.command()
@@ -49,11 +49,13 @@ def retrieve(
     the latter say by --model what made the features, a run, a checkpoint or a timm model: it is refused where its
     weights are others. Names and pictures of the answers come from the shards that --data names.
     """
-    from .. import training
+    from ..training.distributed import lone_device
+    from ..training.features.feature_file import open_features
+    from ..training.features.retrieve import retrieve as training_retrieve
     from .finetune_data import open_finished
     from .image_sources import own_limit
 
-    where = training.lone_device(device)
+    where = lone_device(device)
     if not features.exists():
         raise ValueError(
             f"{features}: does not exist; wanted features that `in21k features` wrote: NAME.parquet, or NAME.npy with "
@@ -63,7 +65,7 @@ def retrieve(
         if data is None:
             raise ValueError("--picture draws images that the shards hold; say by --data where those are")
         check_picture(picture, overwrite=overwrite)
-    file = training.open_features(features)
+    file = open_features(features)
     shards = open_finished(str(data)).shards if data is not None else None
     if shards and shards.fingerprint != file.made_from["shards"]:
         raise ValueError(f"{features} was not made from {data}; give the shards that it was made from")
@@ -71,7 +73,7 @@ def retrieve(
     rows = dict(zip(keys := [query for query in queries if query not in paths], file.find(keys), strict=True))
     with own_limit(), ShareLine("retrieve") as progress:
         vectors = _vectors(file, rows, paths, model, weights, str(where))
-        found = training.retrieve(
+        found = training_retrieve(
             file,
             [vectors[query] for query in queries],
             count,
@@ -105,7 +107,7 @@ def _vectors(
     file: FeatureFile, rows: dict[str, int], paths: dict[str, Path], model: str | None, weights: Any, device: str
 ) -> dict[str, NDArray[Any]]:
     """Return the features of each query, (D,): from the file by key, or by the network for an image file."""
-    from .. import training
+    from ..training import extract_features, open_model
 
     vectors = dict(zip(rows, file.rows(list(rows.values())), strict=True))
     if not paths:
@@ -116,13 +118,13 @@ def _vectors(
             f"{next(iter(paths))}: is an image; say by --model what made {file.path} ({made['model']}, weights "
             f"{made['weights']}), so that it can be compared"
         )
-    opened = training.open_model(model, weights)
+    opened = open_model(model, weights)
     if opened.fingerprint() != made["fingerprint"]:
         raise ValueError(
             f"{model}: has other weights than what made {file.path} ({made['model']}, weights {made['weights']}, "
             f"fingerprint {made['fingerprint']}); give that one"
         )
-    found = training.extract_features(
+    found = extract_features(
         replace(opened, image_size=made["image_size"]), list(paths.values()), layer=made["layer"], device=device
     )
     return vectors | dict(zip(paths, found.numpy(), strict=True))
@@ -148,11 +150,11 @@ def _draw(
 def _read(path: Path) -> NDArray[np.uint8]:
     import numpy as np
 
-    from .. import training
+    from ..training.inference.images import read_image
     from .image_sources import own_limit
 
     with own_limit():
-        return np.array(training.read_image(path))
+        return np.array(read_image(path))
 
 
 def _render(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..datapipe.bench_summary import axis_step
+from ..datapipe.bench.summary import axis_step
 from ..shards.fonts import Font
 from ..training import TrainSettings
 from ..training.schedule import learning_rate_share

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from .. import training
 from ..datapipe import create_loader
+from ..training.distributed import join_ranks
+from ..training.evaluation.multilabel import evaluate_labels
+from ..training.inference.pixel_model import PixelModel
+from ..training.losses.multilabel import multi_hot
 from .options import emit, table
 from .progress import ProgressLine
 from .tables import table_writer
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..preprocess.pack_labelled import LabelledSet
-    from ..training import Ranks
+    from ..training.distributed import Ranks
 
 NUM_SHOWN = 5  # of the labels
 
@@ -32,7 +35,7 @@ def validate_labels(
     Raises ValueError where the images have one label each, or labels that the network does not know.
     """
     label_sets = _label_sets(work, found)
-    with training.join_ranks(device) as ranks:
+    with join_ranks(device) as ranks:
         result = _measure(work, found, label_sets, ranks)
         if ranks.is_first:
             if per_class:
@@ -55,20 +58,20 @@ def _label_sets(work: Work, found: LabelledSet) -> Tensor:
             f"{work.name} knows {len(place):,} labels, the images have {len(found.labels):,}, and it does not know "
             f"{strangers[0]!r}; give images of the labels it was trained on"
         )
-    return training.multi_hot([[place[label] for label in labels] for labels in found.sets], len(place))
+    return multi_hot([[place[label] for label in labels] for labels in found.sets], len(place))
 
 
 def _measure(work: Work, found: LabelledSet, label_sets: Tensor, ranks: Ranks) -> dict[str, Any]:
     """Return what `evaluate_labels` returns; every rank has to call it."""
     assert work.opened.tree is not None
     shards = found.shards
-    network = training.PixelModel(work.opened).to(ranks.device)
+    network = PixelModel(work.opened).to(ranks.device)
     loader = create_loader(
         shards, split="val", dtype=torch.uint8, normalize=None, **work.loader_settings(shards, ranks)
     )
     try:
         with ProgressLine("validate") as progress:
-            return training.evaluate_labels(
+            return evaluate_labels(
                 network,
                 loader,
                 work.opened.tree,

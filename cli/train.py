@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ..datapipe import Loader
     from ..shards import ShardSet
     from ..shards.tree import SemanticTree
-    from ..training import Ranks, Start, TrainSettings
+    from ..training import TrainSettings
+    from ..training.distributed import Ranks
+    from ..training.start import Start
 
 
 class Labels(NamedTuple):
@@ -66,8 +68,9 @@ def train(
     epoch, every `save_every_steps` steps, and on SIGTERM or SIGUSR1, which stop the run. Several GPUs:
     `torchrun --nproc-per-node 8 --no-python in21k train ...`.
     """
-    from .. import training
     from ..shards import open_dataset
+    from ..training import resolve_settings
+    from ..training.start import open_start
 
     if plot:
         if not dry_run:
@@ -75,12 +78,12 @@ def train(
         check_picture(plot, overwrite=overwrite)
     shards = open_dataset(data)
     flags = {"backend": backend, "model": model, "loss": loss, "teacher": teacher_name}
-    settings = training.resolve_settings(recipe, sets, flags)
+    settings = resolve_settings(recipe, sets, flags)
     run_training(
         shards,
         out,
         settings,
-        start=training.open_start(settings.init) if settings.init else None,
+        start=open_start(settings.init) if settings.init else None,
         device=device,
         dry_run=dry_run,
         plot=plot,
@@ -107,25 +110,33 @@ def run_training(
     start:  the weights of settings.init.
     labels: what the outputs stand for where it is not the shards' classes.
     """
-    from .. import training
-    from ..datapipe import MixSettings, create_mix
+    from ..datapipe.augment.mixup import MixSettings, create_mix
+    from ..training import load_teacher
+    from ..training import train as training_train
+    from ..training.distributed import join_ranks
+    from ..training.evaluation.multilabel import check_num_scores
+    from ..training.job import Stopped, seed_everything
+    from ..training.losses.create import check_loss
+    from ..training.precision import resolve_amp
+    from ..training.runs.run_folder import RunFolder, run_config
+    from ..training.start import check_network, create_network
 
     settings = _with_image_size(settings, shards)
     tree, label_sets = labels or (shards.tree, None)
-    training.check_loss(settings, multi_label=label_sets is not None)
-    with training.join_ranks(check_device(device, settings.backend)) as ranks:
-        training.seed_everything(settings)
+    check_loss(settings, multi_label=label_sets is not None)
+    with join_ranks(check_device(device, settings.backend)) as ranks:
+        seed_everything(settings)
         facts: dict[str, Any] = {"shards": shards.fingerprint, "num_samples": shards.num_samples}
         if label_sets is not None:
             facts["label_sets"] = len(label_sets)
-            training.check_num_scores(shards.num_samples.get("val", 0) * len(tree), len(tree))
-        teacher = training.load_teacher(settings, tree, ranks.device) if settings.teacher else None
+            check_num_scores(shards.num_samples.get("val", 0) * len(tree), len(tree))
+        teacher = load_teacher(settings, tree, ranks.device) if settings.teacher else None
         if teacher:
             facts["teacher_weights"] = teacher.fingerprint
-        config = training.run_config(training.resolve_amp(settings, ranks.device), facts, ranks.world_size)
-        training.RunFolder(out).check(config, overwrite=overwrite)
-        network = training.create_network(settings, tree.wnids, start)
-        training.check_network(network, settings, len(tree), ranks.world_size)
+        config = run_config(resolve_amp(settings, ranks.device), facts, ranks.world_size)
+        RunFolder(out).check(config, overwrite=overwrite)
+        network = create_network(settings, tree.wnids, start)
+        check_network(network, settings, len(tree), ranks.world_size)
         loader = _loader(shards, "train", settings, ranks)
         try:
             if ranks.is_first and settings.loss == "semantic":
@@ -134,7 +145,7 @@ def run_training(
             plan = make_plan(data, out, settings, network, ranks)
             if dry_run:
                 if ranks.is_first:
-                    plan = add_memory(plan, training.resolve_amp(settings, ranks.device), network, teacher)
+                    plan = add_memory(plan, resolve_amp(settings, ranks.device), network, teacher)
                     if plot:
                         _draw_schedule(plot, settings, plan)
                     emit(plan, render_plan, as_json=as_json)
@@ -144,7 +155,7 @@ def run_training(
             val_loader = _loader(shards, "val", settings, ranks) if "val" in shards.num_samples else None
             mix = MixSettings(mixup=settings.mixup, cutmix=settings.cutmix)
             with TrainLine() as progress:
-                result = training.train(
+                result = training_train(
                     model=network,
                     loader=loader,
                     val_loader=val_loader,
@@ -164,7 +175,7 @@ def run_training(
         finally:
             loader.close()
         if ranks.is_first:
-            if isinstance(result, training.Stopped):
+            if isinstance(result, Stopped):
                 stopped = f"stopped at step {result.step} of {result.num_steps}"
                 emit({"path": str(out), "stopped": asdict(result)}, stopped, as_json=as_json)
             else:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from ..training import Ranks, TrainSettings
+    from ..training import TrainSettings
+    from ..training.distributed import Ranks
 
 
 class PlannedData(NamedTuple):
@@ -33,9 +34,9 @@ def make_plan(
 
     Raises ValueError where an epoch's batches do not fill one step.
     """
-    from ..datapipe import machine
-    from ..training import count_steps
+    from ..datapipe.bench import machine
     from ..training.optim import scaled_lr
+    from ..training.schedule import count_steps
 
     steps_per_epoch = count_steps(data.num_batches, settings)
     steps = settings.epochs * steps_per_epoch

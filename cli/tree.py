@@ -209,7 +209,7 @@ def _definition(shown: _Shown, wnid: str) -> str:
     """Return the definition from the class table, else WordNet's; empty where nobody knows one."""
     if wnid in shown.rows:
         return shown.rows[wnid].definition
-    from ..preprocess.taxonomy import Taxonomy
+    from ..preprocess.classes.taxonomy import Taxonomy
 
     return Taxonomy.packaged().definition(wnid)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..shards import SemanticTree, ShardSet
-    from ..training import OpenModel, Predictions
+    from ..training.evaluation.predictions import Predictions
+    from ..training.inference.open_model import OpenModel
 
 NUM_SHOWN = 5  # of the confused pairs
 
@@ -85,21 +86,24 @@ def validate(
     --imagenet1k takes a network that learnt ImageNet-21K as it is: the answer is the likeliest of the classes that both
     have (991 of 1,000 for the paper's), and images of other classes are left out.
     """
-    from .. import training
+    from ..training import open_model
+    from ..training.distributed import join_ranks
+    from ..training.evaluation.predictions import load_predictions
+    from ..training.evaluation.predictions import save_predictions as training_save_predictions
 
     _check_words(model, data, imagenet1k, from_predictions, per_class, save_predictions)
     for path in (per_class, save_predictions):
         if path:
             check_table(path, overwrite=overwrite)
     if from_predictions:
-        predictions, tree, made_from = training.load_predictions(from_predictions)
+        predictions, tree, made_from = load_predictions(from_predictions)
         _tell(predictions, tree, per_class, made_from, as_json=as_json)
         return
     assert model is not None
-    opened = training.open_model(model, weights)
+    opened = open_model(model, weights)
     batch_size = batch_size or (opened.run.settings.batch_size if opened.run else 64)
     work = Work(model, opened, backend, batch_size, workers)
-    several = training.gives_several_labels(opened)
+    several = opened.multi_label
     if several and (imagenet1k is not None or save_predictions):
         raise ValueError(
             f"{model} gives images several labels, and --imagenet1k and --save-predictions are about networks that "
@@ -108,7 +112,7 @@ def validate(
     if imagenet1k is not None:
         from .imagenet1k import render, validate_imagenet1k
 
-        with training.join_ranks(device) as ranks:
+        with join_ranks(device) as ranks:
             result = validate_imagenet1k(work, imagenet1k, ranks)
             if ranks.is_first:
                 emit(result, render, as_json=as_json)
@@ -124,7 +128,7 @@ def validate(
         raise ValueError(f"{data}: its images have several labels, and {model} gives each image one; give other shards")
     shards = found.shards
     outputs = _outputs(model, opened, data, shards)
-    with training.join_ranks(device) as ranks:
+    with join_ranks(device) as ranks:
         images = val_images(shards)
         predictions = ask_network(work, shards, images, outputs, ranks, "validate")
         if ranks.is_first:
@@ -137,7 +141,7 @@ def validate(
                     "fingerprint": opened.fingerprint(),
                     "shards": shards.fingerprint,
                 }
-                training.save_predictions(save_predictions, predictions, shards.tree, keys, made_from)
+                training_save_predictions(save_predictions, predictions, shards.tree, keys, made_from)
             _tell(predictions, shards.tree, per_class, {}, as_json=as_json)
 
 
@@ -181,13 +185,14 @@ def _tell(
     predictions: Predictions, tree: SemanticTree, per_class: Path | None, made_from: dict[str, Any], *, as_json: bool
 ) -> None:
     """Measure, write the table of classes where it was asked for, and print."""
-    from .. import training
+    from ..training.evaluation.measure import measure
+    from ..training.evaluation.measure import per_class as training_per_class
 
     if per_class:
-        rows = training.per_class(predictions, tree)
+        rows = training_per_class(predictions, tree)
         with table_writer(per_class, rows.schema, "classes of a validation") as writer:
             writer.write_table(rows)
-    result = training.measure(predictions, tree)
+    result = measure(predictions, tree)
     came_from = ""
     if made_from:
         came_from = in_one_line(f"{made_from['model']} ({made_from['weights']}) on {made_from['data']}:") + "\n"

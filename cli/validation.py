@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..preprocess.pack_labelled import LabelledSet
     from ..shards import ShardSet
     from ..shards.dataset import ShardSplit
-    from ..training import OpenModel, Predictions, Ranks
+    from ..training.distributed import Ranks
+    from ..training.evaluation.predictions import Predictions
+    from ..training.inference.open_model import OpenModel
 
 
 def open_data(data: Path | str) -> LabelledSet:
@@ -92,19 +94,20 @@ def ask_network(
     outputs: for each class of the shards the network's output, int64 (C,).
     label:   of the line of progress.
     """
-    from .. import training
     from ..datapipe.rows import create_row_loader
+    from ..training.evaluation.predictions import collect
+    from ..training.inference.pixel_model import PixelModel
 
-    network = training.PixelModel(work.opened, outputs).to(ranks.device)
+    network = PixelModel(work.opened, outputs).to(ranks.device)
     loader = create_row_loader(shards, images.split, **work.loader_settings(shards, ranks))
     try:
         with ProgressLine(label) as progress:
-            return training.collect(
+            return collect(
                 network,
                 loader,
                 images.classes,
                 shards.tree,
-                by_sigmoid=training.answers_by_sigmoid(work.opened),
+                by_sigmoid=work.opened.by_sigmoid,
                 amp=work.amp(ranks),
                 ranks=ranks,
                 on_batch=counted(progress, len(images.split), ranks),

@@ -26,7 +26,7 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
 
     Each thing that is wrong is named; the exit code is then 1. So is each difference from a release.
     """
-    from ..preprocess.release import release_differences
+    from ..preprocess.classes.release import release_differences
     from ..shards.verify import open_any
     from ..shards.verify import verify as verify_dataset
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ..shards.dataset import ShardSet, ShardSplit
 from ..shards.fonts import Font, drawable
 from ..shards.reader import SampleReader
-from .backends import create_loader
+from .create import create_loader
 from .loader import Loader, LoaderSettings
 from .pixels import decode
 from .plan import EpochPlan, PlannedBatch

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError, SampleReader
-from .augment import Recipe, SamplePlan
-from .draws import Floats
+from .augment.draws import Floats
+from .augment.policy import Recipe, SamplePlan
+from .batch import Bad
 from .pixels import jpeg_size
 from .plan import PlannedBatch
 
@@ -29,13 +30,6 @@ class Sample(NamedTuple):
     jpeg: bytes
     height: int
     width: int
-
-
-class Bad(NamedTuple):
-    """A corrupt sample."""
-
-    position: int
-    reason: str
 
 
 class Feed:

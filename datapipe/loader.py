@@ -6,14 +6,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..shards.parallel import default_workers
-from .augment import AUGMENTATIONS, Recipe
-from .feed import Bad
+from .augment.policy import AUGMENTATIONS, Recipe
+from .batch import Loaded
 from .pixels import Normalize, mean_and_deviation
 from .to_device import one_ahead
 
@@ -101,14 +101,6 @@ class LoaderSettings:
     def num_workers(self, ranks_per_node: int) -> int:
         """Return how many decode threads or processes this rank gets."""
         return self.workers or max(1, default_workers() // ranks_per_node)
-
-
-class Loaded(NamedTuple):
-    """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met on the way."""
-
-    images: Tensor
-    labels: Tensor
-    bad: list[Bad]
 
 
 class BadSamples:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError
+from .batch import Loaded
 from .feed import Feed
-from .loader import BadSamples, Loaded, Loader, LoaderSettings, ended_early
+from .loader import BadSamples, Loader, LoaderSettings, ended_early
 from .plan import EpochPlan, PlannedBatch
 
 if TYPE_CHECKING:
-    from ..shards.ahead import Ahead
+    from ..shards.remote.prefetch import Ahead
 
 WINDOWS_AT_ONCE = 2  # of remote shards in the cache: the one that is read, and the next
 
@@ -114,7 +115,7 @@ class PlannedLoader(Loader):
 
     def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
         """Yield as `_stream` does, and have the shards fetched ahead of it."""
-        from ..shards.ahead import Ahead
+        from ..shards.remote.prefetch import Ahead
 
         done, windows = self._consumed, plan.order(self._consumed)
         ahead = Ahead(self.split, windows, done, WINDOWS_AT_ONCE * plan.window_shards)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..shards.dataset import ShardSet, ShardSplit
 from ..shards.manifest import pc, read_row_groups
 from ..shards.reader import CorruptSampleError, SampleReader
-from .backends import create_loader
+from .create import create_loader
 from .loader import Loader
 from .pixels import decode
 

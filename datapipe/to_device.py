@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from .loader import Loaded
+from .batch import Loaded
 
 
 def one_ahead(batches: Generator[Loaded], device: torch.device) -> Generator[Loaded]:

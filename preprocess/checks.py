@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from ..shards.manifest import STORED, read_table
-from .alone import CRASH
-from .archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
+from .classes.select import NoTrainingImageError, SelectSettings, SettingsError, read_names
+from .classes.taxonomy import Taxonomy
+from .images.alone import CRASH
 from .outcome import Outcome, lost_strays, unreadable_class
-from .select import NoTrainingImageError, SelectSettings, SettingsError, read_names
-from .store import EXCLUDED, ClassPart, Job
-from .taxonomy import Taxonomy
-from .units import RawSource
+from .sources.archive import DAMAGED, IMAGE_SUFFIXES, Reject, class_tar_of
+from .sources.units import RawSource
+from .tasks import EXCLUDED, ClassPart, Job
 
 log = logging.getLogger(__name__)
 

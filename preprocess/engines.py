@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from ..shards.files import write_as
 from ..shards.parallel import WorkerDiedError, default_workers, run_tasks
-from .alone import WAY_OUT
+from .images.alone import WAY_OUT
 
 log = logging.getLogger(__name__)
 

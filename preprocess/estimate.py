@@ -13,18 +13,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .alone import store_alone
-from .archive import DAMAGED, ClassTar, Member
 from .checks import names_beginning, say_missing_classes, say_strays, why_no_images
+from .classes.select import SelectSettings, check_training_images, split_members
+from .classes.taxonomy import Taxonomy, build_tree
 from .engines import RunTasks
-from .folders import place_of
-from .gathering import say_split
-from .groups import Groups, folder_of
-from .image import ImageSettings, RejectedImageError, StoredImage, store_image
-from .layouts import RawClass
-from .select import SelectSettings, check_training_images, split_members
-from .taxonomy import Taxonomy, build_tree
-from .units import Chunk, RawSource
+from .images.alone import store_alone
+from .images.image import ImageSettings, RejectedImageError, StoredImage, store_image
+from .sources.archive import DAMAGED, ClassTar, Member
+from .sources.folders import place_of
+from .sources.gathering import say_split
+from .sources.groups import Groups, folder_of
+from .sources.layouts import RawClass
+from .sources.units import Chunk, RawSource
 
 COUNT_SECONDS = 60.0  # for looking into class tars, or at the beginning of a stream
 SAMPLED_CLASSES = 32

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .archive import DUPLICATE, Reject, class_tar_of, is_image
-from .class_names import class_id
-from .folders import WNID
-from .store import ClassPart
+from .sources.archive import DUPLICATE, Reject, class_tar_of, is_image
+from .sources.class_names import class_id
+from .sources.folders import WNID
+from .tasks import ClassPart
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,17 @@ from ..shards.pack import ShardSettings, list_shard_files, pack, planned_files
 from ..shards.parallel import OnProgress, ignore_progress
 from ..shards.record import MARK, VERSION, FileRecord, parse_mark, record_files
 from ..shards.tree import SemanticTree
-from .archive import Member, Reject, from_os, readable, to_bytes
+from .classes.select import NoTrainingImageError, SelectSettings
+from .classes.taxonomy import Taxonomy, build_tree
+from .classes.wordnet import WordNet
 from .engines import open_engine
-from .folders import Layout
-from .image import ImageSettings
-from .labelled import LabelledImage, classes_of_labels, common_folder
-from .layouts import LooseClass, RawClass
+from .images.image import ImageSettings
 from .run import prepare
-from .select import NoTrainingImageError, SelectSettings
-from .sources import Seekable
-from .taxonomy import Taxonomy, build_tree
-from .wordnet import WordNet
+from .sources.archive import Member, Reject, from_os, readable, to_bytes
+from .sources.folders import Layout
+from .sources.labelled import LabelledImage, classes_of_labels, common_folder
+from .sources.layouts import LooseClass, RawClass
+from .sources.open import Seekable
 
 FORMAT, MADE_BY = "in21k-labelled", "in21k finetune"
 LABEL_SETS = "label_sets.parquet"

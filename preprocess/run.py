@@ -20,22 +20,22 @@ from ..shards.manifest import pc, read_table
 from ..shards.output import OutputFolder
 from ..shards.parallel import OnProgress, Progress, ignore_progress
 from ..shards.record import record_files
-from .archive import DAMAGED, NO_SUFFIX, Reject, UselessError, readable, to_text
 from .checks import check_outcome, names_beginning, say_crashes, say_what_was_listed
-from .class_names import class_id
+from .classes.select import SelectSettings, check_training_images, split_members
+from .classes.taxonomy import Taxonomy
 from .engines import RunTasks
-from .folders import Layout, possible_classes
-from .gathering import beside, no_classes, say_split
-from .groups import Groups, folder_of
-from .image import ImageSettings
-from .layouts import no_class, stray
+from .images.image import ImageSettings
+from .images.resize import get_resizer
 from .outcome import Outcome
-from .resize import get_resizer
-from .select import SelectSettings, check_training_images, split_members
-from .store import CHUNK, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
+from .sources.archive import DAMAGED, NO_SUFFIX, Reject, UselessError, readable, to_text
+from .sources.class_names import class_id
+from .sources.folders import Layout, possible_classes
+from .sources.gathering import beside, no_classes, say_split
+from .sources.groups import Groups, folder_of
+from .sources.layouts import no_class, stray
+from .sources.units import Chunk, RawSource, Unit
 from .tables import describe, write_tables
-from .taxonomy import Taxonomy
-from .units import Chunk, RawSource, Unit
+from .tasks import CHUNK, ChunkPart, ChunkTask, ClassPart, ClassTask, Job, MergeTask, row_reject, run_task
 
 log = logging.getLogger(__name__)
 

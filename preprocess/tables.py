@@ -14,10 +14,10 @@ from ..shards.dataset import SPLITS, PreparedSet
 from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
 from ..shards.record import VERSION
 from ..shards.tree import SemanticTree
-from .archive import Reject
+from .classes.taxonomy import Taxonomy, build_tree
 from .outcome import Outcome
-from .store import ClassPart, Job
-from .taxonomy import Taxonomy, build_tree
+from .sources.archive import Reject
+from .tasks import ClassPart, Job
 
 
 def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:

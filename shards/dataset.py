@@ -26,7 +26,7 @@ from .tree import SemanticTree
 from .writer import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from .remote import RemoteShards
+    from .remote.remote_set import RemoteShards
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
@@ -373,7 +373,7 @@ def open_dataset(path: str | Path) -> ShardSet:
     """
     if "://" not in str(path):
         return ShardSet(path)
-    from .remote import open_remote
+    from .remote.remote_set import open_remote
 
     remote = open_remote(str(path))
     shards = ShardSet(remote.folder, remote)

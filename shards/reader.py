@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .dataset import ShardSplit
 
 if TYPE_CHECKING:
-    from .remote import RemoteShards
+    from .remote.remote_set import RemoteShards
 
 log = logging.getLogger(__name__)
 

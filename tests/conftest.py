@@ -14,10 +14,10 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.dataset import PreparedSet, ShardSet
 from in21k.shards.files import read_json, sealed, write_json
 from in21k.shards.pack import ShardSettings, pack

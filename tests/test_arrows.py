@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,26 @@ MAY_IMPORT = {
     "models": set[str](),
     "training": {"shards", "models"},
     "cli": {"shards", "preprocess", "datapipe", "models", "training"},
+}
+# Which rooms of its own folder a room may enter; the modules outside rooms are the folder's common ground.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "shards": {"remote": set()},
+    "preprocess": {
+        "images": set(),
+        "sources": {"images"},
+        "classes": {"sources"},
+        "sample_data": {"classes"},
+    },
+    "datapipe": {"augment": set(), "backends": {"augment"}, "bench": {"backends"}},
+    "models": {},
+    "training": {
+        "losses": set(),
+        "runs": set(),
+        "evaluation": {"losses", "runs"},
+        "inference": {"losses", "runs", "evaluation"},
+        "features": {"losses", "inference"},
+    },
+    "cli": {"report": set()},
 }
 
 
@@ -51,6 +72,45 @@ def test_training_takes_from_shards_the_tree_the_checking_and_writing_of_files_a
         if name.startswith("in21k.shards.")
     }
     assert found == {"tree", "files", "lock", "output", "shape", "fonts"}
+
+
+def modules() -> dict[str, Path]:
+    """Return every module and package of ours by its absolute name."""
+    names = {}
+    for folder in MAY_IMPORT:
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names[".".join(["in21k", *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
+    return names
+
+
+def imports_of_modules() -> dict[str, set[str]]:
+    """Return for every module of ours the modules of ours that it imports."""
+    paths = modules()
+    graph = {}
+    for name, path in paths.items():
+        named = (target if target in paths else target.rpartition(".")[0] for target in imported_modules(path))
+        graph[name] = {target for target in named if target in paths} - {name}
+    return graph
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    list(TopologicalSorter(imports_of_modules()).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_room_imports_only_the_rooms_that_its_arrows_allow() -> None:
+    arrows = set[tuple[str, str, str]]()
+    for name, targets in imports_of_modules().items():
+        for target in targets:
+            (folder, room), (other, entered) = ((*module.split("."), "", "")[1:3] for module in (name, target))
+            if folder == other and room != entered and {room, entered} <= ROOMS[folder].keys():
+                arrows.add((folder, room, entered))
+    assert {(folder, room, entered) for folder, room, entered in arrows if entered not in ROOMS[folder][room]} == set()
+
+
+def test_every_room_is_one_of_those_with_arrows() -> None:
+    for folder, rooms in ROOMS.items():
+        assert {init.parent.name for init in (ROOT / folder).glob("*/__init__.py")} == set(rooms)
 
 
 def test_every_package_folder_is_installed() -> None:

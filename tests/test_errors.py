@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.image import RejectedImageError
-from in21k.preprocess.label_list import _LineError
-from in21k.preprocess.select import NoTrainingImageError, SelectSettings
-from in21k.preprocess.taxonomy import CycleError
+from in21k.preprocess.classes.select import NoTrainingImageError, SelectSettings
+from in21k.preprocess.classes.taxonomy import CycleError
+from in21k.preprocess.images.image import RejectedImageError
+from in21k.preprocess.sources.label_list import _LineError
 from in21k.shards.parallel import WorkerDiedError
 from in21k.shards.reader import CorruptSampleError
 from in21k.training.tracker import NonFiniteLossError

@@ -3,174 +3,36 @@
 It is handed batches, a network and a loss; of our other folders it knows the semantic tree (`shards`) and `models`.
 """
 
-from .cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
-from .distill import SelfTest, Teacher, load_teacher, self_test
-from .distill_loss import LogitKDLoss, SemanticKDLoss
-from .distributed import Ranks, join_ranks, lone_device
-from .evaluation import (
-    FEATURE_KEYS,
-    PROBE_LEARNING_RATES,
-    Classified,
-    Classifier,
-    Describer,
-    FeatureExtractor,
-    FeatureFile,
-    LabelDescriber,
-    Layer,
-    OpenModel,
-    PixelModel,
-    Predictions,
-    RowStore,
-    SavedRun,
-    SharedClasses,
-    Source,
-    UnreadableImageError,
-    answers_by_sigmoid,
-    collect,
-    collect_features,
-    default_ks,
-    draw_prediction,
-    evaluate,
-    evaluate_imagenet1k,
-    extract_features,
-    finished_features,
-    fit_image,
-    gives_several_labels,
-    knn,
-    lay_out,
-    list_layers,
-    load_model,
-    load_predictions,
-    load_run,
-    measure,
-    open_features,
-    open_model,
-    own_level_answers,
-    path_distance,
-    per_class,
-    probe,
-    read_batches,
-    read_image,
-    remove_leftover_rows,
-    retrieve,
-    save_predictions,
-    shared_with_imagenet1k,
-    write_features,
-)
-from .job import Stopped, seed_everything, train
-from .loop import Loader, Mix
-from .losses import check_loss, create_loss
-from .metrics import SemanticAccuracy, TopAccuracy, commonest
-from .multilabel import (
-    MultiLabelLoss,
-    average_precisions,
-    check_num_scores,
-    evaluate_labels,
-    multi_hot,
-    precision_and_recall,
-)
-from .precision import resolve_amp
-from .recipes import describe_recipes, list_recipes, read_recipe, resolve_settings, resolve_with_sources
-from .run_folder import RunFolder, run_config
-from .schedule import count_steps
-from .semantic import SemanticSoftmaxLoss
-from .settings import TrainSettings, setting_meanings
-from .start import Start, check_network, check_start, create_network, open_start
-from .tracker import NonFiniteLossError, Progress
+from .distill import Teacher, load_teacher
+from .evaluation.validate import evaluate
+from .inference.classifier import Classifier, extract_features
+from .inference.open_model import open_model
+from .job import train
+from .losses.cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
+from .losses.distill_loss import LogitKDLoss, SemanticKDLoss
+from .losses.semantic import SemanticSoftmaxLoss
+from .metrics import SemanticAccuracy
+from .recipes import list_recipes, resolve_settings
+from .runs.saved_run import load_model, load_run
+from .settings import TrainSettings
 
 __all__ = [
-    "FEATURE_KEYS",
-    "PROBE_LEARNING_RATES",
     "BinaryCrossEntropyLoss",
-    "Classified",
     "Classifier",
     "CrossEntropyLoss",
-    "Describer",
-    "FeatureExtractor",
-    "FeatureFile",
-    "LabelDescriber",
-    "Layer",
-    "Loader",
     "LogitKDLoss",
-    "Mix",
-    "MultiLabelLoss",
-    "NonFiniteLossError",
-    "OpenModel",
-    "PixelModel",
-    "Predictions",
-    "Progress",
-    "Ranks",
-    "RowStore",
-    "RunFolder",
-    "SavedRun",
-    "SelfTest",
     "SemanticAccuracy",
     "SemanticKDLoss",
     "SemanticSoftmaxLoss",
-    "SharedClasses",
-    "Source",
-    "Start",
-    "Stopped",
     "Teacher",
-    "TopAccuracy",
     "TrainSettings",
-    "UnreadableImageError",
-    "answers_by_sigmoid",
-    "average_precisions",
-    "check_loss",
-    "check_network",
-    "check_num_scores",
-    "check_start",
-    "collect",
-    "collect_features",
-    "commonest",
-    "count_steps",
-    "create_loss",
-    "create_network",
-    "default_ks",
-    "describe_recipes",
-    "draw_prediction",
     "evaluate",
-    "evaluate_imagenet1k",
-    "evaluate_labels",
     "extract_features",
-    "finished_features",
-    "fit_image",
-    "gives_several_labels",
-    "join_ranks",
-    "knn",
-    "lay_out",
-    "list_layers",
     "list_recipes",
     "load_model",
-    "load_predictions",
     "load_run",
     "load_teacher",
-    "lone_device",
-    "measure",
-    "multi_hot",
-    "open_features",
     "open_model",
-    "open_start",
-    "own_level_answers",
-    "path_distance",
-    "per_class",
-    "precision_and_recall",
-    "probe",
-    "read_batches",
-    "read_image",
-    "read_recipe",
-    "remove_leftover_rows",
-    "resolve_amp",
     "resolve_settings",
-    "resolve_with_sources",
-    "retrieve",
-    "run_config",
-    "save_predictions",
-    "seed_everything",
-    "self_test",
-    "setting_meanings",
-    "shared_with_imagenet1k",
     "train",
-    "write_features",
 ]

@@ -17,8 +17,8 @@ from ..models.trial import try_images
 from ..models.zoo import pretrained_21k
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .evaluation.open_model import OpenModel, num_published, open_model
-from .levels import Levels
+from .inference.open_model import OpenModel, num_published, open_model
+from .losses.levels import Levels
 from .precision import autocast
 from .settings import TrainSettings
 

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from ..models.export import save_weights
 from ..shards.files import whole_file, write_json
 from ..shards.tree import SemanticTree
-from .checkpoint import (
+from .distill import Teacher, self_test
+from .distributed import Ranks
+from .evaluation.multilabel import evaluate_labels
+from .logs import check_trackers, open_logs
+from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
+from .losses.create import create_distillation, create_loss
+from .precision import resolve_amp
+from .runs.checkpoint import (
     keep_checkpoints,
     newest_checkpoint,
     open_parts,
@@ -27,14 +34,7 @@ from .checkpoint import (
     tree_content,
     tree_digest,
 )
-from .distill import Teacher, self_test
-from .distributed import Ranks
-from .logs import check_trackers, open_logs
-from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
-from .losses import create_distillation, create_loss
-from .multilabel import evaluate_labels
-from .precision import resolve_amp
-from .run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_config, open_run, run_config
+from .runs.run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_config, open_run, run_config
 from .schedule import count_steps
 from .settings import TrainSettings
 from .signals import StopRequests

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..shards.tree import SemanticTree
-from .levels import Levels
+from .losses.levels import Levels
 
 
 class SemanticAccuracy:

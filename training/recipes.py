@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .run_folder import WRITER
+from .runs.run_folder import WRITER
 from .settings import TrainSettings, known_settings, nearest
 
 RECIPES = Path(__file__).parent / "recipes"

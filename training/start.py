@@ -15,9 +15,9 @@ from ..models.export import mean_std, short_normalize
 from ..models.trial import try_images
 from ..models.weights import WeightsReport, fit_weights, load_weights
 from ..models.zoo import create_model
-from .checkpoint import load_checkpoint
-from .evaluation.open_model import OpenModel, open_model
-from .evaluation.saved_run import Weights
+from .inference.open_model import OpenModel, open_model
+from .runs.checkpoint import load_checkpoint
+from .runs.saved_run import Weights
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)

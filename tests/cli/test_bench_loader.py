@@ -14,7 +14,7 @@ from PIL import Image
 
 from in21k.cli.bench_loader import _best, _render_sweep
 from in21k.datapipe import available_backends
-from in21k.datapipe.bench_summary import HEIGHT, WIDTH, best_of_sweep
+from in21k.datapipe.bench.summary import HEIGHT, WIDTH, best_of_sweep
 
 from .conftest import run, run_json
 from .test_mistakes import assert_refused
@@ -36,7 +36,7 @@ def measured(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
 @pytest.fixture(autouse=True)
 def unfiltered() -> Iterator[None]:
     """The log of the loaders as it was."""
-    log = logging.getLogger("in21k.datapipe.backends")
+    log = logging.getLogger("in21k.datapipe.create")
     before = log.filters[:]
     yield
     log.filters[:] = before

@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from in21k.training import load_run
-from in21k.training.checkpoint import load_checkpoint
+from in21k.training.runs.checkpoint import load_checkpoint
 
 from .conftest import run, run_json
 

@@ -21,7 +21,9 @@ from in21k.datapipe import rows as rows_module
 from in21k.datapipe.pixels import decode
 from in21k.shards import open_dataset
 from in21k.shards.dataset import read_manifest
-from in21k.training import FeatureExtractor, load_run, open_features
+from in21k.training import load_run
+from in21k.training.features.feature_file import open_features
+from in21k.training.inference.layers import FeatureExtractor
 
 from .conftest import run, run_json
 

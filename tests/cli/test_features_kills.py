@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from in21k.shards.lock import FileLock
-from in21k.training.evaluation import row_store
-from in21k.training.evaluation.row_store import RowStore
+from in21k.training.features import row_store
+from in21k.training.features.row_store import RowStore
 
 from .conftest import run
 

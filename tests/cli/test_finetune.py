@@ -16,7 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from in21k.training import load_run, read_recipe
+from in21k.training import load_run
+from in21k.training.recipes import read_recipe
 
 from .conftest import run, run_json
 
@@ -172,7 +173,7 @@ def test_shards_and_a_file_of_weights(trained: Path, shards: Path, tmp_path: Pat
 def test_more_scores_than_a_rank_should_hold_are_refused_before_training(
     trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("in21k.training.multilabel.MAX_SCORES", 5)
+    monkeypatch.setattr("in21k.training.evaluation.multilabel.MAX_SCORES", 5)
     lists = ("--data", images / "train.txt", "--val-data", images / "val.txt", "--loss", "bce")
     refused = run("finetune", "--init", trained, *lists, *words(tmp_path / "run"))
     assert refused.exit_code == 2

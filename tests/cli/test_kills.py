@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from in21k.training.run_folder import RunFolder, read_config
+from in21k.training.runs.run_folder import RunFolder, read_config
 
 IN21K = (sys.executable, "-c", "from in21k.cli.main import main; main()")
 

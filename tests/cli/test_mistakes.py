@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from in21k.datapipe import backends
-from in21k.models import create_model, save_weights
+from in21k.datapipe import create as backends
+from in21k.models import create_model
+from in21k.models.export import save_weights
 
 from .conftest import run
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image, ImageChops
 
 from in21k.cli.image_sources import OtherFiles, count_ahead, image_sources
-from in21k.models import create_model, save_weights, timm_config
-from in21k.preprocess.wordnet import WordNet
-from in21k.training import UnreadableImageError
+from in21k.models import create_model
+from in21k.models.export import save_weights, timm_config
+from in21k.preprocess.classes.wordnet import WordNet
+from in21k.training.inference.images import UnreadableImageError
 
 from .conftest import run, run_json
 

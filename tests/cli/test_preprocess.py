@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from in21k.preprocess.class_names import class_id
-from in21k.preprocess.label_spaces import read_classes
+from in21k.preprocess.classes.label_spaces import read_classes
+from in21k.preprocess.sources.class_names import class_id
 
 from .conftest import run, run_json
 from .test_mistakes import assert_refused

@@ -21,7 +21,9 @@ from .conftest import run, run_json
 pytestmark = pytest.mark.slow
 
 # Small chunks, so that a kill meets each phase of their work.
-PROGRAM = "from in21k.preprocess import stream; stream.CHUNK_IMAGES = 60; from in21k.cli.main import main; main()"
+PROGRAM = (
+    "from in21k.preprocess.sources import stream; stream.CHUNK_IMAGES = 60; from in21k.cli.main import main; main()"
+)
 IN21K = (sys.executable, "-c", PROGRAM)
 KILLS = 10
 

@@ -11,8 +11,9 @@ import torch
 from click.testing import Result
 
 from in21k.cli.verify import verify
-from in21k.preprocess import build_tree, release
-from in21k.preprocess.label_spaces import read_classes
+from in21k.preprocess import build_tree
+from in21k.preprocess.classes import release
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.shards import SemanticTree
 from in21k.shards.class_table import ClassRow, read_class_table, write_class_table
 

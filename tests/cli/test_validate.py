@@ -17,9 +17,13 @@ import timm
 import torch
 from PIL import Image
 
-from in21k.models import create_model, label_space_of, save_weights, timm_config
+from in21k.models import create_model, label_space_of
+from in21k.models.export import save_weights, timm_config
 from in21k.shards import open_dataset
-from in21k.training import fit_image, load_predictions, load_run, open_model, path_distance
+from in21k.training import load_run, open_model
+from in21k.training.evaluation.measure import path_distance
+from in21k.training.evaluation.predictions import load_predictions
+from in21k.training.inference.images import fit_image
 
 from .conftest import run, run_json, write_label_list
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from in21k.datapipe import Loader
+from in21k.datapipe.backends.torch_loader import TorchLoader
 from in21k.datapipe.browse import COLUMNS, Sheet, Shown, browse, difference, draw_sheet, tile_side
-from in21k.datapipe.torch_workers import TorchLoader
 from in21k.shards import ShardSet, open_dataset
 
 from .conftest import BACKENDS, SIZE

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from in21k.datapipe import Loader
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import ShardSet
 from in21k.shards.pack import ShardSettings, pack
 

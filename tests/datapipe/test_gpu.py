@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from in21k.datapipe import Loader
-from in21k.datapipe.augment import AUGMENTATIONS
-from in21k.datapipe.bench_turns import BenchSettings, Station, Turn
+from in21k.datapipe.augment.policy import AUGMENTATIONS
+from in21k.datapipe.bench.rounds import BenchSettings, Station, Turn
 from in21k.shards import ShardSet
 
 from .conftest import BACKENDS, SIZE

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("webdataset")
 
 from in21k.datapipe import create_loader
-from in21k.datapipe.webdataset_reading import expand_pattern, read_members
+from in21k.datapipe.backends.webdataset_reading import expand_pattern, read_members
 from in21k.shards import open_dataset
 
 pytestmark = pytest.mark.security

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from in21k.preprocess import jpeg
-from in21k.preprocess.image import DECODER_ERRORS, ImageSettings, RejectedImageError, open_image, store_image
+from in21k.preprocess.images import jpeg
+from in21k.preprocess.images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, open_image, store_image
 
 from .jpegs import mutant
 

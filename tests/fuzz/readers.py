@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.release import release_differences
-from in21k.preprocess.report.numbers import count_images, reject_reasons
-from in21k.preprocess.report.sheet import contact_sheet
+from in21k.cli.report.prepared.numbers import count_images, reject_reasons
+from in21k.cli.report.prepared.sheet import contact_sheet
+from in21k.preprocess.classes.release import release_differences
 from in21k.shards.dataset import PreparedSet, ShardSet, open_dataset, read_manifest
 from in21k.shards.pack import ShardSettings, plan_shards
 from in21k.shards.pack import _Whereabouts as Whereabouts

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import PreparedSet, ShardSet, open_dataset
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.verify import open_any, verify

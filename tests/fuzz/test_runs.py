@@ -15,8 +15,8 @@ import yaml
 from in21k.models import create_model
 from in21k.shards.tree import SemanticTree
 from in21k.training import TrainSettings, load_run, train
-from in21k.training.checkpoint import FORMAT, VERSION, load_checkpoint, open_parts
-from in21k.training.run_folder import OPENING, check_config
+from in21k.training.runs.checkpoint import FORMAT, VERSION, load_checkpoint, open_parts
+from in21k.training.runs.run_folder import OPENING, check_config
 
 OTHERS: list[Any] = [None, "text", -1, 3.5, True, [], [1], {}, {"a": 1}, [None], float("nan")]
 SIZE = 32

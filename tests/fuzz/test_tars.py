@@ -15,12 +15,12 @@ import pytest
 import rapidgzip
 from PIL import Image
 
-from in21k.preprocess import archive, stream
-from in21k.preprocess.archive import ClassTar
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources import archive, stream
+from in21k.preprocess.sources.archive import ClassTar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.verify import verify
 
 from .tar_mutants import mutate, with_size

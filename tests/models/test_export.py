@@ -18,14 +18,9 @@ from hypothesis import strategies as st
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from in21k.models import (
-    average_weights,
-    create_model,
-    save_weights,
-    timm_config,
-    weights_fingerprint,
-    write_checksums,
-)
+from in21k.models import create_model
+from in21k.models.average import average_weights
+from in21k.models.export import save_weights, timm_config, weights_fingerprint, write_checksums
 from in21k.models.onnx_file import TOLERANCE, export_onnx
 
 WNIDS, NAMES = ["n01440764", "n02102040", "n03000684"], ["tench", "springer", "chain saw"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from in21k.models import create_model, load_weights, save_weights
+from in21k.models import create_model, load_weights
+from in21k.models.export import save_weights
 from in21k.models.fit import measure_fit, model_that_fits
 from in21k.models.hollow import hollow
 from in21k.models.weights import fit_weights

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from in21k.models import LabelSpace, class_map, create_model, known_label_spaces, label_space_of, save_weights
-from in21k.models import timm_config as config_of
+from in21k.models import LabelSpace, class_map, create_model, known_label_spaces, label_space_of
+from in21k.models.export import save_weights
+from in21k.models.export import timm_config as config_of
 
 
 @pytest.mark.parametrize("num_classes", [1000, 10450, 11221, 11821, 21841, 21842, 21843])

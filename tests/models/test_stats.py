@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from in21k.models import count_parameters, create_model, create_model_for, model_stats
+from in21k.models import create_model, model_stats
+from in21k.models.stats import count_parameters
+from in21k.models.zoo import create_model_for
 
 
 def counted_by_hooks(model: nn.Module, image_size: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from in21k.models import create_model, try_images
+from in21k.models import create_model
+from in21k.models.trial import try_images
 
 VIT = {"depth": 1, "embed_dim": 16, "num_heads": 1}
 

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from in21k.models import create_model, label_space_of, load_weights, read_weights, save_weights
+from in21k.models import create_model, label_space_of, load_weights
+from in21k.models.export import save_weights
+from in21k.models.weights_file import read_weights
 
 Weights = dict[str, Tensor]
 

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from in21k.models import read_weights
-from in21k.models.weights_file import MOST_UNPACKED, SPARE_BYTES, check_unpacked
+from in21k.models.weights_file import MOST_UNPACKED, SPARE_BYTES, check_unpacked, read_weights
 from in21k.shards.tree import SemanticTree
-from in21k.training.checkpoint import load_checkpoint, parse_checkpoint
+from in21k.training.runs.checkpoint import load_checkpoint, parse_checkpoint
 
 pytestmark = pytest.mark.security
 
@@ -51,7 +50,7 @@ def test_a_file_that_unpacks_to_far_more_is_refused_in_one_line(read: Any, bomb:
 
 def test_a_bomb_is_refused_before_anything_of_it_is_unpacked(bomb: Path) -> None:
     code = (
-        "import resource, sys; from in21k.models import read_weights; from pathlib import Path\n"
+        "import resource, sys; from in21k.models.weights_file import read_weights; from pathlib import Path\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_weights(Path(sys.argv[1]))\n"
         "except ValueError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from in21k.models import create_model, list_models, pretrained_21k, save_weights
+from in21k.models import create_model, list_models, pretrained_21k
+from in21k.models.export import save_weights
 
 PUBLISHED_ZOO = [
     "mobilenetv3_large_100",

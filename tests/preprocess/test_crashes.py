@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.classes.taxonomy import Taxonomy
 from in21k.preprocess.engines import open_engine
 from in21k.preprocess.estimate import estimate
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_folder, open_raw_tar
-from in21k.preprocess.taxonomy import Taxonomy
-from in21k.preprocess.units import RawSource
+from in21k.preprocess.sources.open import open_folder, open_raw_tar
+from in21k.preprocess.sources.units import RawSource
 from in21k.shards.dataset import PreparedSet
 from in21k.shards.verify import verify
 

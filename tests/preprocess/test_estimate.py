@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from in21k.preprocess import estimate as module
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.classes.taxonomy import Taxonomy
 from in21k.preprocess.estimate import estimate
-from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_folder, open_raw_tar
-from in21k.preprocess.taxonomy import Taxonomy
-from in21k.preprocess.units import RawSource
+from in21k.preprocess.images.image import ImageSettings
+from in21k.preprocess.sources.open import open_folder, open_raw_tar
+from in21k.preprocess.sources.units import RawSource
 from in21k.shards.dataset import PreparedSet
 
 Usage = namedtuple("Usage", "total used free")

@@ -16,12 +16,12 @@ LOCALE = "en_US.ISO-8859-1"
 PREPARE = """
 import locale, sys
 from pathlib import Path
-from in21k.preprocess.image import ImageSettings
-from in21k.preprocess.labelled import read_labelled
+from in21k.preprocess.images.image import ImageSettings
+from in21k.preprocess.sources.labelled import read_labelled
 from in21k.preprocess.pack_labelled import LabelledData, describe_images, pack_labelled
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_folder
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.sources.open import open_folder
 
 home, out = Path(sys.argv[1]), Path(sys.argv[2])
 print(sys.getfilesystemencoding())

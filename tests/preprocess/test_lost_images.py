@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from in21k.preprocess.archive import IGNORED_FILES, IGNORED_FOLDERS, ignored_kind
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_folder, open_raw_tar
-from in21k.preprocess.units import RawSource
+from in21k.preprocess.sources.archive import IGNORED_FILES, IGNORED_FOLDERS, ignored_kind
+from in21k.preprocess.sources.open import open_folder, open_raw_tar
+from in21k.preprocess.sources.units import RawSource
 from in21k.shards.dataset import PreparedSet
 from in21k.shards.verify import verify
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from in21k.preprocess.image import ImageSettings, RejectedImageError, store_image
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings, RejectedImageError, store_image
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_folder, open_raw_tar
+from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.shards import files, output
 from in21k.shards.dataset import PreparedSet
 

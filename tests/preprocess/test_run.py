@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from in21k.preprocess import run, tables
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import PreparedSet
 from in21k.shards.dataset import read_manifest
 from in21k.shards.manifest import STORED

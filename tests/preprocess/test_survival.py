@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.dataset import PreparedSet
 from in21k.shards.parallel import Progress, run_tasks
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from in21k.preprocess.report.sheet import contact_sheet
+from in21k.cli.report.prepared.sheet import contact_sheet
 from in21k.shards import PreparedSet, ShardSet, open_dataset
 from in21k.shards.files import read_json, write_json
 from in21k.shards.names import archive_name, file_name

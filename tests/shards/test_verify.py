@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from in21k.preprocess import jpeg
-from in21k.preprocess.image import ImageSettings
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images import jpeg
+from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.select import SelectSettings
-from in21k.preprocess.sources import open_raw_tar
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import PreparedSet, SemanticTree, ShardSet
 from in21k.shards.class_table import read_class_table, write_class_table
 from in21k.shards.dataset import read_manifest

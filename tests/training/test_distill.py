@@ -18,20 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from in21k.models import create_model, label_space_of, save_weights, timm_config
+from in21k.models import create_model, label_space_of
+from in21k.models.export import save_weights, timm_config
 from in21k.shards.tree import SemanticTree
-from in21k.training import (
-    SelfTest,
-    Teacher,
-    TrainSettings,
-    commonest,
-    evaluate,
-    join_ranks,
-    load_teacher,
-    run_config,
-    self_test,
-)
-from in21k.training.checkpoint import save_checkpoint, tree_content
+from in21k.training import Teacher, TrainSettings, evaluate, load_teacher
+from in21k.training.distill import SelfTest, self_test
+from in21k.training.distributed import join_ranks
+from in21k.training.metrics import commonest
+from in21k.training.runs.checkpoint import save_checkpoint, tree_content
+from in21k.training.runs.run_folder import run_config
 
 CPU = torch.device("cpu")
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

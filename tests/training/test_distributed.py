@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import Ranks, TrainSettings, join_ranks, train
+from in21k.training import TrainSettings, train
+from in21k.training.distributed import Ranks, join_ranks
 
 NOT_KILLED = -1
 NOT_KILLED_WITH_DROPOUT = -2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from in21k.preprocess import build_tree
-from in21k.preprocess.label_spaces import read_classes
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.shards.tree import SemanticTree
 from in21k.training import (
     BinaryCrossEntropyLoss,
@@ -20,8 +20,8 @@ from in21k.training import (
     SemanticAccuracy,
     SemanticKDLoss,
     SemanticSoftmaxLoss,
-    semantic,
 )
+from in21k.training.losses import semantic
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import NonFiniteLossError, Ranks, Stopped, TrainSettings, run_config, train
+from in21k.training import TrainSettings, train
 from in21k.training.distill import Teacher
+from in21k.training.distributed import Ranks
+from in21k.training.job import Stopped
 from in21k.training.loop import Trainer
-from in21k.training.losses import create_loss
-from in21k.training.run_folder import open_run
+from in21k.training.losses.create import create_loss
+from in21k.training.runs.run_folder import open_run, run_config
+from in21k.training.tracker import NonFiniteLossError
 
 from .watched_runs import KilledError, Watcher, assert_equal_runs, kill_at, lines_of, signal_at, weights_of
 

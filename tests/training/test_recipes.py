@@ -11,16 +11,10 @@ import pytest
 import timm
 import yaml
 
-from in21k.training import (
-    TrainSettings,
-    describe_recipes,
-    list_recipes,
-    read_recipe,
-    resolve_settings,
-    resolve_with_sources,
-    run_config,
-)
+from in21k.training import TrainSettings, list_recipes, resolve_settings
 from in21k.training.optim import scaled_lr
+from in21k.training.recipes import describe_recipes, read_recipe, resolve_with_sources
+from in21k.training.runs.run_folder import run_config
 
 Write = Callable[[str, str], str]
 

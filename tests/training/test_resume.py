@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from in21k.datapipe import MixSettings, create_loader, create_mix
+from in21k.datapipe import create_loader
+from in21k.datapipe.augment.mixup import MixSettings, create_mix
 from in21k.shards import ShardSet
 from in21k.shards.tree import SemanticTree
-from in21k.training import Stopped, TrainSettings, create_network, train
+from in21k.training import TrainSettings, train
 from in21k.training.distill import Teacher
+from in21k.training.job import Stopped
+from in21k.training.start import create_network
 
 from .watched_runs import Watcher, assert_equal_runs, signal_at
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from in21k.training import TrainSettings, resolve_settings, setting_meanings
-from in21k.training.settings import setting_kinds
+from in21k.training import TrainSettings, resolve_settings
+from in21k.training.settings import setting_kinds, setting_meanings
 
 # DESIGN.md, section 4: the names that `--set` and recipes use.
 NAMES = """model model_args init loss label_smoothing teacher teacher_size kd_weight kd_reduction kd_temperature backend

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from in21k.models import create_model, save_weights, timm_config
+from in21k.models import create_model
+from in21k.models.export import save_weights, timm_config
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, create_network, load_run, open_model, open_start, train
-from in21k.training.evaluation.saved_run import Weights
+from in21k.training import TrainSettings, load_run, open_model, train
+from in21k.training.runs.saved_run import Weights
+from in21k.training.start import create_network, open_start
 
 OTHERS = ["n3", "n9", "n0"]  # two of the small tree's classes, and one that it does not know
 

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from in21k.models import create_model, list_models
 from in21k.models.zoo import input_size_of, synchronize_batch_norms
-from in21k.training import Ranks, TrainSettings
+from in21k.training import TrainSettings
+from in21k.training.distributed import Ranks
 from in21k.training.loop import Trainer
 
 # The smallest network with batch norms of each of timm's families that has one, and ours.

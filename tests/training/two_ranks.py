@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from conftest import MemoryLoader, small_data, small_model, small_tree
 
-from in21k.training import TrainSettings, join_ranks, train
+from in21k.training import TrainSettings, train
+from in21k.training.distributed import join_ranks
 
 folder, (batch_size, last_seed, killed_at) = Path(sys.argv[1]), map(int, sys.argv[2:])
 torch.set_num_threads(1)

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models.export import BY_SIGMOID, SEVERAL_LABELS
-from ..levels import Levels
-from ..settings import BINARY_LOSSES
-from .open_model import OpenModel
+from ..losses.levels import Levels
 
 NUM_TOP = 5
-
-
-def gives_several_labels(opened: OpenModel) -> bool:
-    """Tell whether a network was trained on images of several labels each: its outputs are one yes or no a label."""
-    if opened.run:
-        return "label_sets" in opened.run.config["data"]
-    return SEVERAL_LABELS in _notes(opened)
-
-
-def answers_by_sigmoid(opened: OpenModel) -> bool:
-    """Tell whether the probability of a class is the sigmoid of its logit, as the network was trained; else softmax.
-
-    So it is where the loss was a binary cross-entropy for each class, of one label an image too: there the softmax of
-    the same logits would claim more than the network does (of the probabilities 0.9 and 0.1 it makes 0.99 and 0.01).
-    """
-    if opened.run:
-        return opened.run.settings.loss in BINARY_LOSSES
-    return BY_SIGMOID in _notes(opened)
-
-
-def _notes(opened: OpenModel) -> Sequence[str]:
-    """Return what an export of ours says to timm, which hands it on."""
-    config: dict[str, Any] = getattr(opened.model, "pretrained_cfg", None) or {}
-    return config.get("notes") or ()
 
 
 class Answers(NamedTuple):
@@ -57,12 +29,12 @@ class Answers(NamedTuple):
 
 
 def probabilities_of(logits: Tensor, *, by_sigmoid: bool = False) -> Tensor:
-    """Return the probability of each class, float32 (B, num_classes); see `answers_by_sigmoid`."""
+    """Return the probability of each class, float32 (B, num_classes); see `OpenModel.by_sigmoid`."""
     return logits.float().sigmoid() if by_sigmoid else logits.float().softmax(dim=1)
 
 
 def answers_of(logits: Tensor, levels: Levels | None, *, by_sigmoid: bool = False) -> Answers:
-    """Read logits (B, num_classes); `levels` lie on their device; for by_sigmoid see `answers_by_sigmoid`."""
+    """Read logits (B, num_classes); `levels` lie on their device; for by_sigmoid see `OpenModel.by_sigmoid`."""
     top = logits.topk(min(NUM_TOP, logits.shape[1]), dim=1).indices
     top_probabilities = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, top)
     if levels is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...shards.tree import SemanticTree
-from ..levels import Levels
+from ..losses.levels import Levels
 from ..metrics import SemanticAccuracy, TopAccuracy
 from .predictions import Predictions
 from .validate import summary

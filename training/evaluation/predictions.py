@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ...shards.files import whole_file
 from ...shards.tree import SemanticTree
-from ..checkpoint import tree_content, tree_from
 from ..distributed import Ranks
-from ..levels import Levels
+from ..losses.levels import Levels
+from ..runs.checkpoint import tree_content, tree_from
 from ..tracker import Batch
 from .answers import Answers, answers_of, probabilities_of
 from .validate import answered
@@ -66,7 +66,7 @@ def collect(
 
     loader:     this rank's batches: images as the model takes them, and the number (0..) of each, int64 (B,).
     classes:    int64, the class of each number.
-    by_sigmoid: what the probabilities are; see `answers_by_sigmoid`.
+    by_sigmoid: what the probabilities are; see `OpenModel.by_sigmoid`.
 
     The other arguments are those of `evaluate`. Ranks whose batches are, one after another, those of a single rank give
     its very answers. Raises ValueError where there is no image.

@@ -1,0 +1,1 @@
+"""The part of a report about runs, as sections of HTML."""

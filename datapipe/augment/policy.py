@@ -1,0 +1,124 @@
+"""What becomes of each image of a batch: which window of it, at which size, and what is drawn over it.
+
+A plan is numbers; the backends carry it out. It depends on (seed, epoch, the samples' numbers) and the images' sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import PlannedBatch
+from . import draws
+from .draws import Floats, Ints, Operations
+
+AUGMENTATIONS = ("none", "miil", "inception", "inception-ra")
+
+
+class SamplePlan(NamedTuple):
+    """What becomes of one image; see `Plans`."""
+
+    window: list[int]
+    resized: list[int]
+    corner: list[int]
+    flip: bool
+    box: list[int]
+    color: list[int]
+    operations: list[tuple[int, float, list[int]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plans:
+    """What becomes of B images, in this order.
+
+    windows:    the part that is taken: top, left, height, width, B x 4.
+    resized:    the height and width it is resized to (bilinear, antialiased), B x 2.
+    corners:    top and left of the image_size x image_size that is cut out of that, B x 2.
+    flips:      whether it is mirrored, bool (B,).
+    boxes:      what is filled with `colors` (uint8 B x 3): top, left, bottom, right, the last two exclusive, B x 4.
+    operations: RandAugment's; None: none.
+    """
+
+    windows: Ints
+    resized: Ints
+    corners: Ints
+    flips: NDArray[np.bool_]
+    boxes: Ints
+    colors: NDArray[np.uint8]
+    operations: Operations | None
+
+    def rows(self) -> list[SamplePlan]:
+        """Return them image by image, as Python's numbers."""
+        columns = (self.windows, self.resized, self.corners, self.flips, self.boxes, self.colors)
+        operations = repeat([])
+        if self.operations:
+            kinds, values, boxes = (column.tolist() for column in self.operations)
+            operations = (
+                [each for each in zip(*slots, strict=True) if each[0] >= 0]
+                for slots in zip(kinds, values, boxes, strict=True)
+            )
+        return [SamplePlan(*row) for row in zip(*(c.tolist() for c in columns), operations, strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How images are augmented; `LoaderSettings` says what the fields mean."""
+
+    image_size: int
+    augment: str = "none"
+    crop_pct: float | None = None
+    seed: int = 0
+
+    @property
+    def crops(self) -> bool:
+        """Whether a random window is taken, and flipped."""
+        return self.augment in ("inception", "inception-ra")
+
+    @property
+    def erases(self) -> bool:
+        """Whether a random box is filled."""
+        return self.augment == "miil"
+
+    @property
+    def operates(self) -> bool:
+        """Whether RandAugment's operations come last."""
+        return self.augment in ("miil", "inception-ra")
+
+    def numbers(self, batch: PlannedBatch) -> Floats:
+        """Draw the random numbers of a batch's samples: B x WORDS, or B x 0 where nothing is random."""
+        if self.augment == "none":
+            return np.empty((len(batch), 0))
+        return draws.uniforms(self.seed, batch.epoch, batch.first, len(batch))
+
+    def plan(self, numbers: Floats, heights: Ints, widths: Ints) -> Plans:
+        """Plan images of these sizes in pixels by their random numbers."""
+        size, count = self.image_size, len(heights)
+        windows = np.column_stack([np.zeros((count, 2), np.int64), heights, widths])
+        resized, corners = np.full((count, 2), size), np.zeros((count, 2), np.int64)
+        flips, boxes, colors = np.zeros(count, np.bool_), np.zeros((count, 4), np.int64), np.zeros((count, 3), np.uint8)
+        operations = None
+        if self.augment == "none" and self.crop_pct is not None:
+            resized, corners = centre_crops(heights, widths, size, self.crop_pct)
+        if self.crops:
+            windows = draws.crop_windows(numbers[:, draws.CROP], heights, widths)
+            flips = draws.flips(numbers[:, draws.FLIP])
+        if self.erases:
+            boxes, colors = draws.erase_boxes(numbers[:, draws.ERASE], size)
+        if self.operates:
+            operations = draws.rand_operations(numbers[:, draws.OPS], size)
+        return Plans(windows, resized, corners, flips, boxes, colors, operations)
+
+
+def centre_crops(heights: Ints, widths: Ints, size: int, crop_pct: float) -> tuple[Ints, Ints]:
+    """Return resized sizes and corners so that `size` is `crop_pct` of the shorter side (as timm evaluates).
+
+    >>> centre_crops(np.array([100]), np.array([200]), 224, 0.875)
+    (array([[256, 512]]), array([[ 16, 144]]))
+    """
+    sides = np.stack([heights, widths], axis=1)
+    resized = sides * int(size / crop_pct) // sides.min(axis=1, keepdims=True)
+    return resized, np.rint((resized - size) / 2).astype(np.int64)

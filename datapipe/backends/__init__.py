@@ -1,0 +1,1 @@
+"""The loaders, a backend each: how samples are decoded and augmented."""

@@ -1,0 +1,93 @@
+"""Backend `torch`: worker processes decode, torchvision resizes and augments; the plain reference."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...shards.dataset import ShardSplit
+from ...shards.reader import CorruptSampleError
+from ..augment.policy import Recipe, SamplePlan
+from ..batch import Bad, Loaded
+from ..feed import Feed, Sample, fill
+from ..loader import LoaderSettings
+from ..pixels import decode, normalize_pixels
+from ..plan import PlannedBatch
+from ..planned_loader import PlannedLoader
+from .torch_transforms import transformed
+from .worker_batches import from_workers, in_shared_memory
+
+Made = tuple[Tensor, NDArray[np.int64], list[Bad]]
+
+
+class _BatchDataset(Dataset[Made | Exception]):
+    """Batches as planned: (uint8 images B x 3 x S x S, whose they are, corrupt samples), or what is wrong with one."""
+
+    def __init__(self, feed: Feed, recipe: Recipe) -> None:
+        self._feed = feed
+        self._recipe = recipe
+
+    def __getitem__(self, batch: PlannedBatch) -> Made | Exception:
+        size = self._recipe.image_size
+        images = torch.empty(len(batch), 3, size, size, dtype=torch.uint8)
+
+        def paint(sample: Sample, plan: SamplePlan, row: int) -> None:
+            images[row] = transformed(torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1), plan, size)
+
+        try:
+            used, bad = fill(self._feed, self._recipe, batch, self._recipe.numbers(batch), range(len(batch)), paint)
+            kept = used >= 0
+            images = in_shared_memory(images if kept.all() else images[torch.from_numpy(kept)])
+        except (CorruptSampleError, OSError) as error:
+            return error  # raised by the main process: torch would wrap it in the worker's traceback
+        return images, used[kept], bad
+
+
+def _leave_signals(_worker: int) -> None:
+    """Leave it to the main process what becomes of a signal that came to all: it may want its batches still."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class TorchLoader(PlannedLoader):
+    """Decode in `workers` processes; pixels are normalised on the device, where batches arrive as uint8."""
+
+    backend = "torch"
+
+    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
+        super().__init__(split, settings)
+        self._dataset = _BatchDataset(self._feed, settings.recipe)
+        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._workers = settings.num_workers(ranks_per_node)
+
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+        settings = self.settings
+        on_gpu = settings.device.type == "cuda"
+        coming = iter(batches)  # not all at once: of remote shards each comes when it can be read
+        first = list(islice(coming, self._workers))
+        loader: Any = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=chain(first, coming),  # pyright: ignore[reportArgumentType]
+            num_workers=len(first),  # no more than there are batches
+            pin_memory=on_gpu,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # or opening it would draw a seed from the global one, which is the network's
+        )
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        with closing(from_workers(loader)) as finished:
+            for images, used, bad in finished:
+                images = images.to(settings.device, non_blocking=True)
+                images = normalize_pixels(images, settings.normalize, settings.dtype)
+                images = images.contiguous(memory_format=memory_format)
+                yield Loaded(images, self._labels(np.asarray(used)), bad)

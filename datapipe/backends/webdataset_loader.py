@@ -1,0 +1,168 @@
+"""The loader of the backend `webdataset`: worker processes that stream a rank's shards, and what it cannot promise.
+
+It needs no index, and so takes what has none: paths, http, and whatever a command prints (`pipe:`). Shards are split
+between the ranks, and a rank's between its workers; each worker reads one at a time, from its begin to its end.
+
+It cannot promise what the plan does: the order follows the number of ranks and workers; a sample comes about once an
+epoch (a worker whose shards are used up begins the next round of them while others are in the last one); an epoch
+cannot be gone on with in the middle; and a sample is corrupt when it does not decode, as no checksums are at hand.
+Equal runs, of as many ranks and workers, get equal batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..batch import Loaded
+from ..feed import MAX_TRIES
+from ..loader import MIN_RATED, BadSamples, Loader, LoaderSettings, ended_early
+from ..plan import EpochPlan, PlannedBatch
+from .webdataset_reading import ShardUrls
+from .webdataset_stream import BatchStream, CorruptStreamError, Made, begin_worker, finished
+from .worker_batches import from_workers
+
+WITH_INDEX = "take an indexed backend (dali_gpu, dali_cpu, opencv, torch) over the folder that `in21k shard` made"
+
+log = logging.getLogger(__name__)
+
+
+class WebDatasetLoader(Loader):
+    """Stream shards in `workers` processes, fewer where there are fewer shards; a GPU normalises what it gets.
+
+    epoch_samples: of training: how many make an epoch, of all ranks together; None: as many as the shards hold.
+
+    A training epoch has `epoch_samples` // (ranks x batch_size) batches on every rank, whatever their shards hold.
+    Otherwise every sample of a rank's shards comes once: ranks may differ in length, nobody knows it before, and each
+    worker's last batch may be short. Every iteration begins at the begin of an epoch.
+
+    Raises ValueError where there are fewer shards than ranks, or samples than a global batch.
+    """
+
+    backend = "webdataset"
+
+    def __init__(self, shards: ShardUrls, settings: LoaderSettings, epoch_samples: int | None = None) -> None:
+        self._shards = shards
+        self._num_samples = epoch_samples or (None if shards.sizes is None else sum(shards.sizes))
+        plan = EpochPlan(  # which checks the numbers
+            shard_sizes=np.array([self._num_samples or 0]),
+            batch_size=settings.batch_size,
+            world_size=settings.world_size,
+            seed=settings.seed,
+        )
+        self._num_batches = _batches_of(plan) if settings.training else None
+        self._workers = _workers_of(len(shards.urls), settings)
+        super().__init__(settings)
+
+    def _no_bad(self) -> BadSamples:
+        return BadSamples(
+            self.settings.max_bad_rate,
+            MIN_RATED if self._num_samples is None else self._num_samples,
+            instead="the next one of the stream stands in" if self.settings.training else "it is left out",
+            way_out=self._shards.way_out,
+        )
+
+    def _batches(self) -> Iterator[PlannedBatch]:
+        """Yield what each batch of this rank counts as: the numbers of its samples in the epoch."""
+        size, settings = self.settings.batch_size, self.settings
+        for number in count() if self._num_batches is None else range(self._num_batches):
+            first = (number * settings.world_size + settings.rank) * size
+            yield PlannedBatch(np.arange(first, first + size), first, self._epoch)
+
+    def _iteration(self) -> Generator[Loaded]:
+        settings = self.settings
+        loader: Any = DataLoader(
+            BatchStream(self._shards, settings, self._epoch, self._batches()),
+            batch_size=None,
+            num_workers=self._workers,
+            pin_memory=settings.device.type == "cuda",
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # as for `TorchLoader`: the global one is the network's
+            multiprocessing_context="fork",  # see `from_workers`
+        )
+        handed = num_batches = 0
+        with closing(from_workers(loader)) as batches:
+            for made in self._raising(batches):
+                handed += settings.batch_size
+                for name, reason in made.bad:
+                    self._bad.add(name, reason, handed)
+                if len(made.labels):
+                    num_batches += 1
+                    images = made.images.to(settings.device, non_blocking=True)
+                    if settings.device.type == "cuda":
+                        images = finished(images, settings)
+                    yield Loaded(images, made.labels.to(settings.device, non_blocking=True), [])
+        if self._num_batches is not None and num_batches < self._num_batches:
+            raise ended_early(self.backend, num_batches, self._num_batches)
+
+    def _raising(self, batches: Iterator[Made]) -> Iterator[Made]:
+        """Yield them; raise ValueError, as of an epoch that stopped, where no more good sample is found."""
+        try:
+            yield from batches
+        except CorruptStreamError as error:
+            name, reason = error.args
+            raise self._bad.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from error
+
+    def __len__(self) -> int:
+        """Return the batches of a training epoch, the same on every rank; TypeError: nobody knows before its end."""
+        if self._num_batches is None:  # `list(loader)` asks for the length, and goes on without it after a TypeError
+            raise TypeError(f"a stream's length is known at its end; count while iterating, or {WITH_INDEX}")
+        return self._num_batches
+
+    def __bool__(self) -> bool:
+        return True  # or `if loader` would ask for the length
+
+    def num_left(self) -> int:
+        """Return `len()`: an iteration begins at the begin."""
+        return len(self)
+
+    def state_dict(self) -> dict[str, int]:
+        """Raise ValueError: a stream has no place that one could go on from."""
+        raise ValueError(f"a stream has no place in mid-epoch to go on from; save between epochs, or {WITH_INDEX}")
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raise ValueError: a stream cannot go on from a place."""
+        raise ValueError(f"a stream cannot go on from {state}; begin an epoch by set_epoch(), or {WITH_INDEX}")
+
+    def describe_batch(self, state: dict[str, int]) -> list[str]:
+        """Raise ValueError: no batch is planned."""
+        raise ValueError(f"which samples a stream hands out at {state} is not planned; {WITH_INDEX}")
+
+
+def _batches_of(plan: EpochPlan) -> int:
+    """Return how many batches each rank gets of an epoch; raises ValueError where that is none."""
+    if not plan.num_samples:
+        raise ValueError(
+            "how many samples a pattern's shards hold is not known; say by epoch_samples how many make an epoch, or "
+            f"{WITH_INDEX}"
+        )
+    if plan.num_samples < plan.global_batch:
+        raise ValueError(
+            f"an epoch has {plan.num_samples:,} samples, fewer than one global batch of {plan.global_batch:,} "
+            f"({plan.world_size} ranks x {plan.batch_size}); lower batch_size or raise epoch_samples"
+        )
+    return plan.num_batches()
+
+
+def _workers_of(num_shards: int, settings: LoaderSettings) -> int:
+    """Return how many workers this rank gets: each needs a shard. Raises ValueError where a rank has none."""
+    rank, world_size = settings.rank, settings.world_size
+    if num_shards < world_size:
+        raise ValueError(
+            f"{num_shards} shards for {world_size} ranks, each of which needs one; make more shards (`in21k shard "
+            f"--shard-samples`), run fewer ranks, or {WITH_INDEX}"
+        )
+    mine = len(range(rank, num_shards, world_size))
+    wanted = settings.num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if mine < wanted:
+        message = "webdataset: rank %d has %d of %d shards, and a worker needs one: %d workers run, not %d"
+        log.warning(message, rank, mine, num_shards, mine, wanted)
+    return min(mine, wanted)

@@ -1,0 +1,22 @@
+"""A batch on its way from a backend to the consumer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Bad(NamedTuple):
+    """A corrupt sample."""
+
+    position: int
+    reason: str
+
+
+class Loaded(NamedTuple):
+    """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met on the way."""
+
+    images: Tensor
+    labels: Tensor
+    bad: list[Bad]

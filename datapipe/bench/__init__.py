@@ -1,0 +1,1 @@
+"""The loader benchmark: backends measured in turns, and what the figures mean."""

@@ -1,0 +1,348 @@
+"""Measuring loaders side by side: which batches a second each gives, on the same samples, in turns.
+
+Each backend has a process of its own, so that its memory is its own and a crash takes no other along; the processes
+have their turns one after the other, round by round, so that what else the machine does hits all alike. Every turn
+begins at the first sample of the same epoch. `bench_summary.py` makes numbers to look at of what is measured here.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...shards.dataset import ShardSet, ShardSplit
+from ...shards.parallel import OnProgress, Progress, default_workers, ignore_progress
+from ...shards.reader import FileCache
+from ..machine import drop_cache, synchronize
+from ..plan import EpochPlan
+from .rounds import SPLIT, BenchSettings, Setup, Station, Turn, Window
+
+PATIENCE_S = 600.0  # a backend that gives nothing for so long hangs
+MAX_CPU_STEP = 16  # images of a training step on a CPU: its rate hardly depends on them, its memory does
+
+
+class Reading(NamedTuple):
+    """Samples read and not decoded: how many, their bytes, and the seconds that it took."""
+
+    images: int
+    num_bytes: int
+    seconds: float
+
+
+@dataclass
+class Measured:
+    """What was measured, round by round.
+
+    asked:          the backends that were to be measured.
+    warm, cold:     per backend and setup, per backend: its windows.
+    failed:         per backend that gave up the reason, in one line.
+    reading, reading_cold: the samples' bytes alone, in the same order, from memory and from the disk.
+    step_rates:     images/s of a network's training steps; empty without a network.
+    cold_reason:    why nothing could be measured from the disk; empty where it was.
+    """
+
+    asked: list[str]
+    warm: dict[tuple[str, Setup], list[Window]] = field(default_factory=dict[tuple[str, Setup], list[Window]])
+    cold: dict[str, list[Window]] = field(default_factory=dict[str, list[Window]])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    reading: list[Reading] = field(default_factory=list[Reading])
+    reading_cold: list[Reading] = field(default_factory=list[Reading])
+    step_rates: list[float] = field(default_factory=list[float])
+    cold_reason: str = ""
+
+
+def serve(connection: Connection, shards: Path, backend: str, settings: BenchSettings, start_method: str) -> None:
+    """Be a backend's process: answer each `Turn` that comes with a `Window`, None, or a line of what went wrong.
+
+    start_method: how a loader's own worker processes begin; a spawned process would spawn them too, in seconds each.
+    """
+    multiprocessing.set_start_method(start_method, force=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells its processes
+    logging.disable(logging.WARNING)  # each would say the same of the data, in each turn
+    station: Station | None = None
+    try:
+        connection.send(None)  # imports are done
+        while True:
+            turn = connection.recv()
+            try:
+                station = station or Station(shards, backend, settings)
+                answer = station.take(turn)
+            except Exception as error:  # whatever a decoder or a driver throws: the other backends go on
+                answer = one_line(error)
+            connection.send(answer)
+    except (EOFError, ConnectionError):  # nobody has turns to give any more
+        pass
+    if station:
+        station.close()
+
+
+def one_line(error: Exception) -> str:
+    """Say an error in one line; a ValueError of ours speaks for itself.
+
+    >>> one_line(RuntimeError("no decoder\\nat frame 3"))
+    'RuntimeError: no decoder at frame 3'
+    """
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+class BackendProcess:
+    """A backend in a process of its own; leaving the block ends it."""
+
+    def __init__(self, shards: Path, backend: str, settings: BenchSettings) -> None:
+        # Spawned: a forked process can neither use the GPU nor count on the threads of its parent's libraries.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, shards, backend, settings, multiprocessing.get_start_method())
+        self._process = context.Process(target=serve, args=arguments, name=backend)
+        # Ctrl-C reaches the whole group: a process must not know of it before it can leave it to its parent.
+        resource_tracker.ensure_running()  # which lets the signal through again, where starting a process calls it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def __enter__(self) -> BackendProcess:
+        return self
+
+    def wait(self) -> None:
+        """Wait until its imports are done; raises ChildProcessError."""
+        self._receive(PATIENCE_S)
+
+    def take(self, turn: Turn) -> Window | None:
+        """Give it a turn; raises ChildProcessError with what went wrong there."""
+        try:
+            self._connection.send(turn)
+        except OSError as error:
+            raise self._died() from error
+        answer = self._receive(turn.seconds + PATIENCE_S)
+        if isinstance(answer, str):
+            raise ChildProcessError(answer)
+        return answer
+
+    def _receive(self, seconds: float) -> Any:
+        try:
+            if not self._connection.poll(seconds):
+                raise ChildProcessError(f"gave nothing for {seconds:.0f} s")
+            return self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._died() from error
+
+    def _died(self) -> ChildProcessError:
+        self._process.join(5)
+        code = self._process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return ChildProcessError(f"its process {how}")
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self._connection.close()
+        self._process.join(0.1 if error else 5)  # after Ctrl-C nobody waits for a turn to end
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def read_samples(split: ShardSplit, settings: BenchSettings) -> Reading:
+    """Read an epoch's images in the plan's order for a turn's seconds, with as many threads as decode."""
+    plan = EpochPlan(shard_sizes=split.shard_sizes, batch_size=settings.batch_size, seed=settings.seed)
+    files, begun = FileCache(), time.perf_counter()
+    paths = [split.folder / name for name in split.shard_names]
+
+    def read(positions: list[int]) -> int:
+        return sum(
+            len(files.read(paths[split.shard_of(each)], int(split.offsets[each]), int(split.num_bytes[each])))
+            for each in positions
+        )
+
+    # Every thread takes each workers-th batch: nothing is handed over that would cost more than the reading.
+    def share(number: int) -> tuple[int, int]:
+        mine = islice(plan.batches(0), number, None, settings.workers)
+        in_time = takewhile(lambda _: time.perf_counter() < begun + settings.turn_seconds, mine)
+        sizes = [(len(batch), read(batch.positions.tolist())) for batch in in_time]
+        return sum(images for images, _ in sizes), sum(num_bytes for _, num_bytes in sizes)
+
+    with ThreadPoolExecutor(settings.workers) as threads:
+        shares = list(threads.map(share, range(settings.workers)))
+    seconds = time.perf_counter() - begun
+    files.close()
+    return Reading(sum(images for images, _ in shares), sum(num_bytes for _, num_bytes in shares), seconds)
+
+
+class TrainingSteps:
+    """A network that trains on one random batch, which lies on the device already.
+
+    Forward, cross-entropy, backward, SGD; bf16 autocast on a GPU, float32 on a CPU. Raises ValueError where the network
+    cannot take such a step.
+    """
+
+    def __init__(self, model: nn.Module, settings: BenchSettings) -> None:
+        self._device = torch.device(settings.device)
+        on_gpu = self._device.type == "cuda"
+        self.batch_size = settings.batch_size if on_gpu else min(settings.batch_size, MAX_CPU_STEP)
+        layout = torch.channels_last if on_gpu or settings.channels_last else torch.contiguous_format
+        self._model = model.train().to(self._device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-3, momentum=0.9)
+        shape = (self.batch_size, 3, settings.image_size, settings.image_size)
+        self._images = torch.rand(shape, device=self._device).to(memory_format=layout)
+        self._labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self._device)
+        self._take(2 if on_gpu else 1)  # the first ones choose kernels and find memory
+
+    def _take(self, steps: int) -> None:
+        try:
+            for _ in range(steps):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+                    loss = nn.functional.cross_entropy(self._model(self._images), self._labels)
+                self._optimizer.zero_grad()
+                loss.backward()
+                self._optimizer.step()
+            synchronize(self._device.type)
+        except (RuntimeError, TypeError, ValueError) as error:
+            way_out = "lower --batch-size" if isinstance(error, torch.OutOfMemoryError) else "give another --model"
+            raise ValueError(
+                f"the network cannot train on {self.batch_size} images of {self._images.shape[-1]} pixels "
+                f"({one_line(error)}); {way_out}"
+            ) from error
+
+    def rate(self, seconds: float) -> float:
+        """Return images/s over at least that many seconds."""
+        begun, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() < begun + seconds:
+            self._take(1)
+            steps += 1
+        return steps * self.batch_size / (time.perf_counter() - begun)
+
+
+def measure(
+    shards: ShardSet,
+    backends: Sequence[str],
+    settings: BenchSettings,
+    steps: TrainingSteps | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Measured:
+    """Measure every backend, reading alone, and a network's steps, in turns.
+
+    A backend that fails is left out from then on. Raises ValueError where a batch is larger than the split, and where
+    no backend is left.
+    """
+    split = shards.split(SPLIT)
+    if len(split) < settings.batch_size:
+        raise ValueError(
+            f"{shards.path}: {SPLIT} has {len(split):,} samples, fewer than one batch of {settings.batch_size:,}; "
+            "lower --batch-size"
+        )
+    measured = Measured(asked=list(backends), cold_reason=drop_cache(split))
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(BackendProcess(shards.path, name, settings)) for name in backends}
+        for name in list(running):
+            _unless_failed(running, measured, name, BackendProcess.wait)
+        round_of = _Rounds(split, settings, steps, measured, running, on_progress)
+        for number in range(settings.rounds):
+            round_of.measure(number)
+    if not running:
+        raise ValueError("no backend ran: " + "; ".join(f"{name}: {why}" for name, why in measured.failed.items()))
+    return measured
+
+
+Running = dict[str, BackendProcess]
+
+
+def _unless_failed(
+    running: Running, measured: Measured, name: str, act: Callable[[BackendProcess], Window | None]
+) -> Window | None:
+    """Let a backend act; note it and leave it out where it fails."""
+    try:
+        return act(running[name])
+    except ChildProcessError as error:
+        measured.failed[name] = str(error)
+        del running[name]
+        for key in [key for key in measured.warm if key[0] == name]:
+            del measured.warm[key]
+        measured.cold.pop(name, None)
+        return None
+
+
+class _Rounds:
+    """A round: reading alone, the network, then each backend warm in each of its setups, and cold."""
+
+    def __init__(
+        self,
+        split: ShardSplit,
+        settings: BenchSettings,
+        steps: TrainingSteps | None,
+        measured: Measured,
+        running: Running,
+        on_progress: OnProgress,
+    ) -> None:
+        self._split, self._settings, self._steps = split, settings, steps
+        self._measured, self._running, self._on_progress = measured, running, on_progress
+        turns = [len(settings.setups(name)) + (not measured.cold_reason) for name in running]
+        self._turns = settings.rounds * sum(turns)
+        self._mean_bytes = int(split.num_bytes.mean())
+        self._done = self._images = 0
+
+    def measure(self, number: int) -> None:
+        """Measure round `number`; who comes first changes from round to round."""
+        measured, settings, split = self._measured, self._settings, self._split
+        names = list(self._running)
+        first = number % max(1, len(names))
+        names = names[first:] + names[:first]
+        self._tell(number, "reading")
+        if not measured.cold_reason:
+            drop_cache(split)
+            measured.reading_cold.append(read_samples(split, settings))
+        else:
+            read_samples(split, settings)
+        measured.reading.append(read_samples(split, settings))  # and what the backends are about to read is in memory
+        if self._steps:
+            measured.step_rates.append(self._steps.rate(settings.turn_seconds))
+        for name in names:
+            for setup in settings.setups(name):
+                self._take(number, name, Turn(setup, settings.turn_seconds))
+        for name in names if not measured.cold_reason else []:
+            drop_cache(split)
+            self._take(number, name, Turn(settings.setup(name), settings.turn_seconds, cold=True))
+
+    def _take(self, number: int, name: str, turn: Turn) -> None:
+        self._tell(number, f"{name}, {turn.setup.workers} workers{', from the disk' if turn.cold else ''}")
+        self._done += 1
+        if name not in self._running:
+            return
+        measured = self._measured
+        window = _unless_failed(self._running, measured, name, lambda process: process.take(turn))
+        if window:
+            self._images += window.images
+            kept = measured.cold.setdefault(name, []) if turn.cold else measured.warm.setdefault((name, turn.setup), [])
+            kept.append(window)
+
+    def _tell(self, number: int, doing: str) -> None:
+        detail = f"round {number + 1} of {self._settings.rounds}: {doing}"
+        self._on_progress(
+            Progress(self._done / max(1, self._turns), self._images, self._images * self._mean_bytes, detail)
+        )
+
+
+SWEPT_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # of the hardware decoder, from none to all of the JPEGs
+
+
+def sweep_of(cores: int | None = None) -> tuple[int, ...]:
+    """Return the numbers of workers to try: powers of 2, and all cores (None: those of this process).
+
+    >>> sweep_of(12)
+    (1, 2, 4, 8, 12)
+    """
+    cores = cores or default_workers()
+    return (*(2**power for power in range((cores - 1).bit_length())), cores)

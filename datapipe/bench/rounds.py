@@ -1,0 +1,234 @@
+"""A turn of one backend: it makes batches for some seconds, and what that took is written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...shards.dataset import ShardSet
+from ..backends.dali_pipeline import HW_DECODER_LOAD
+from ..create import create_loader
+from ..loader import Loader, LoaderSettings
+from ..machine import cpu_seconds, descendants, gpu_free, private_bytes, resident_bytes, synchronize
+
+SPLIT = "train"
+DTYPES = ("float32", "float16", "bfloat16", "uint8")
+
+
+class Setup(NamedTuple):
+    """How a backend is set up: decode threads or processes; of dali_gpu, the hardware decoder's part of the JPEGs."""
+
+    workers: int
+    hw_decoder_load: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What is measured, alike for every backend; raises ValueError for what makes no sense.
+
+    batch_size, image_size, augment, seed, channels_last: as in `LoaderSettings`; pixels come out in 0..1, or in 0..255
+                                                          as dtype `uint8`.
+    workers:  decode threads or processes.
+    sweep:    other numbers of workers to measure too.
+    sweep_loads: with each of them, for dali_gpu: parts of the JPEGs for the hardware decoder.
+    seconds:  of measuring, for each backend; all rounds together.
+    rounds:   how many turns each backend has.
+    device:   where batches come out, `cpu` or `cuda`.
+    """
+
+    batch_size: int
+    image_size: int
+    workers: int
+    augment: str = "none"
+    seconds: float = 10.0
+    rounds: int = 3
+    sweep: tuple[int, ...] = ()
+    sweep_loads: tuple[float, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+    channels_last: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"seconds is {self.seconds}; wanted more than 0")
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}; wanted 1 or more")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}")
+        for load in (None, *self.sweep_loads):
+            LoaderSettings(**self.loader_arguments(Setup(self.workers, load)))  # which checks the rest
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long one turn measures."""
+        return self.seconds / self.rounds
+
+    def setup(self, backend: str) -> Setup:
+        """Return how a backend is set up where nothing is swept."""
+        return Setup(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
+
+    def setups(self, backend: str) -> list[Setup]:
+        """Return every way that a backend is to be measured in, the one of `setup` first."""
+        loads: list[float | None] = [self.setup(backend).hw_decoder_load]
+        if backend == "dali_gpu":
+            loads += self.sweep_loads
+        every = [Setup(workers, load) for workers in (self.workers, *self.sweep) for load in loads]
+        return list(dict.fromkeys(every))
+
+    def loader_arguments(self, setup: Setup) -> dict[str, Any]:
+        """Return what loaders are made with, beside the shards, the split and the backend."""
+        return {
+            "batch_size": self.batch_size,
+            "image_size": self.image_size,
+            "augment": self.augment,
+            "seed": self.seed,
+            "workers": setup.workers,
+            "hw_decoder_load": setup.hw_decoder_load,
+            "device": torch.device(self.device),
+            "dtype": getattr(torch, self.dtype),
+            "normalize": None if self.dtype == "uint8" else "unit",
+            "channels_last": self.channels_last,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What one turn of a backend gave.
+
+    latencies:       seconds from asking for a batch to having it, one for each batch that counts.
+    seconds, images: of these batches, all together.
+    cpu_seconds:     processor time that the process and its children took meanwhile.
+    first_batch_s:   from before the loader is made to its first batch; None where an earlier turn made the loader.
+    own_bytes:       resident memory of the process, the libraries in it included.
+    children_bytes:  what its worker processes hold of their own beside that.
+    gpu_bytes:       memory of the GPU that the process took since before its first loader was made; None without one.
+    num_epochs:      how many epochs were begun.
+    num_bad:         corrupt samples met in the last of them.
+    """
+
+    images: int
+    seconds: float
+    cpu_seconds: float
+    latencies: list[float]
+    first_batch_s: float | None
+    own_bytes: int
+    children_bytes: int
+    gpu_bytes: int | None
+    num_epochs: int
+    num_bad: int
+
+
+class Turn(NamedTuple):
+    """What a backend is told to do; `cold` ends with the epoch, whose samples are in memory then."""
+
+    setup: Setup
+    seconds: float
+    cold: bool = False
+
+
+class Station:
+    """One backend: takes its turns with one loader, which is made anew when it is to be set up in another way."""
+
+    def __init__(self, shards: str | Path | ShardSet, backend: str, settings: BenchSettings) -> None:
+        self._shards, self._backend, self._settings = shards, backend, settings
+        self._loader: Loader | None = None
+        self._setup: Setup | None = None
+        self._gpu_held = 0  # between turns, by what the loaders' libraries keep
+        gpu_free(settings.device)  # CUDA's own memory is taken before the first turn
+
+    def take(self, turn: Turn) -> Window | None:
+        """Measure; None where an epoch has too few batches. Raises what the loader raises."""
+        free = gpu_free(self._settings.device)  # nobody else has a turn, so what goes from it is this backend's
+        begun = time.perf_counter()
+        made = self._loader is None or turn.setup != self._setup
+        if made:
+            self.close()
+            arguments = self._settings.loader_arguments(turn.setup)
+            self._loader = create_loader(self._shards, split=SPLIT, backend=self._backend, **arguments)
+            self._setup = turn.setup
+        assert self._loader is not None
+        epochs = _Epochs(self._loader, only_one=turn.cold)
+        batches = iter(epochs)
+        try:
+            first = next(batches, None)
+            first_batch_s = time.perf_counter() - begun if made else None
+            # All workers have begun a batch when the first is done: a count from there would take theirs for nothing.
+            skip = turn.setup.workers + 1
+            if first is None or len(list(map(len, islice(batches, skip)))) < skip:
+                return None
+            window = self._measure(batches, turn.seconds, epochs)
+            return window and replace(window, first_batch_s=first_batch_s, gpu_bytes=self._gpu_bytes(free))
+        finally:
+            batches.close()
+            self._loader.close()
+            self._gpu_held = self._gpu_bytes(free) or 0
+
+    def _gpu_bytes(self, free_before: int | None) -> int | None:
+        """Return what this backend holds of the GPU, by what was free when its turn began."""
+        free = gpu_free(self._settings.device)
+        return None if free is None or free_before is None else max(0, self._gpu_held + free_before - free)
+
+    def _measure(self, batches: Iterator[Tensor], seconds: float, epochs: _Epochs) -> Window | None:
+        images, latencies, ending = 0, list[float](), 0.0
+        synchronize(self._settings.device)
+        cpu_before, begun = cpu_seconds(), time.perf_counter()
+        asked = begun
+        while asked < begun + seconds:
+            batch = next(batches, None)
+            if batch is None:
+                ending = time.perf_counter() - asked  # workers stop, and no batch comes of it
+                break
+            now = time.perf_counter()
+            latencies.append(now - asked)
+            images, asked = images + len(batch), now
+        synchronize(self._settings.device)
+        ended, cpu_after = time.perf_counter(), cpu_seconds()
+        if not latencies:
+            return None
+        return Window(
+            images=images,
+            seconds=ended - begun - ending,
+            cpu_seconds=cpu_after - cpu_before,
+            latencies=latencies,
+            first_batch_s=None,
+            own_bytes=resident_bytes(),
+            children_bytes=sum(map(private_bytes, descendants())),
+            gpu_bytes=None,
+            num_epochs=epochs.num_begun,
+            num_bad=epochs.loader.num_bad,
+        )
+
+    def close(self) -> None:
+        """Let go of the loader."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+
+class _Epochs:
+    """The images of a loader's batches, from the first of epoch 0 on, epoch after epoch.
+
+    Of webdataset too, which has no plan: equal settings give it equal batches, of the same shards in another order.
+    """
+
+    def __init__(self, loader: Loader, *, only_one: bool) -> None:
+        self.loader, self._only_one = loader, only_one
+        self.num_begun = 0
+
+    def __iter__(self) -> Generator[Tensor]:
+        self.loader.set_epoch(1)  # another epoch than the one that a turn before may have left in the middle
+        for epoch in count():
+            if epoch and self._only_one:
+                return
+            self.loader.set_epoch(epoch)
+            self.num_begun = epoch + 1
+            for images, _ in self.loader:
+                yield images

@@ -1,0 +1,1 @@
+"""Which classes and images are kept, and the semantic tree over them."""

@@ -1,0 +1,1 @@
+"""From the bytes of a raw image to the JPEG that is stored."""

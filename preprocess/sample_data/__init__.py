@@ -1,0 +1,1 @@
+"""An archive of drawn images, laid out like a raw one."""

@@ -1,0 +1,1 @@
+"""Shards behind a URL: an object store, a bounded cache, and downloads ahead of use."""

@@ -1,0 +1,1 @@
+"""Trained networks answering for images: opened, fed and described."""

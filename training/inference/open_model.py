@@ -1,0 +1,214 @@
+"""Any trained network by one word: a run, a checkpoint of one, or a model of timm with its published weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ...models.export import BY_SIGMOID, SEVERAL_LABELS, mean_std, weights_fingerprint
+from ...models.fit import convert
+from ...models.label_space import LabelSpace, label_space_of
+from ...models.trial import try_images
+from ...models.weights_file import check_finite, read_weights
+from ...shards.tree import SemanticTree
+from ..runs.saved_run import SavedRun, Weights, load_run
+from ..settings import BINARY_LOSSES
+
+_FOLDER = "local-dir:"
+_SOURCES = (_FOLDER, "hf-hub:")  # of timm's model names
+_UNSAFE = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")  # which may hold pickles
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A trained network in evaluation mode on the CPU, and how its images are prepared.
+
+    name:       the architecture, with timm's tag where it has one; says no path.
+    mean, std:  per RGB channel of pixels in 0..1.
+    image_size: side in pixels.
+    crop_pct:   the shorter side is resized to image_size / crop_pct and the middle taken; None: the whole image is
+                stretched to a square.
+    interpolation: how its images are resized: `bilinear`, `bicubic`, ...; always antialiased.
+    classes:    what its outputs stand for; None where nobody knows.
+    tree:       of a run, the tree of its classes.
+    run:        of a run, all that is known of it.
+    """
+
+    model: nn.Module
+    name: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    crop_pct: float | None
+    interpolation: str = "bilinear"
+    classes: LabelSpace | None
+    tree: SemanticTree | None = None
+    run: SavedRun | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it was trained on images of several labels each: its outputs are one yes or no a label."""
+        if self.run:
+            return "label_sets" in self.run.config["data"]
+        return SEVERAL_LABELS in self._notes
+
+    @property
+    def by_sigmoid(self) -> bool:
+        """Whether the probability of a class is the sigmoid of its logit, as the network was trained; else softmax.
+
+        So it is where the loss was a binary cross-entropy for each class, of one label an image too: there the softmax
+        of the same logits would claim more than the network does (of the probabilities 0.9 and 0.1 it makes 0.99 and
+        0.01).
+        """
+        if self.run:
+            return self.run.settings.loss in BINARY_LOSSES
+        return BY_SIGMOID in self._notes
+
+    @property
+    def _notes(self) -> Sequence[str]:
+        """What an export of ours says to timm, which hands it on."""
+        config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
+        return config.get("notes") or ()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return uint8 images (B, 3, H, W) as the network takes them, float32."""
+        mean, std = torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def check(self) -> None:
+        """Have the network answer two images of its size; raises ValueError where it takes none, or gives no logits."""
+        num_outputs = cast(int, self.model.num_classes)
+        try_images(self.model, self.image_size, name=self.name, num_outputs=num_outputs)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that are equal for equal weights."""
+        return weights_fingerprint(self.model)
+
+
+def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
+    """Open a trained network by one word.
+
+    name:    the folder of a run or of an export of one, a checkpoint file of a run, a folder that timm opens, or a timm
+             model, whose weights timm fetches (`tresnet_m.miil_in21k`); also `local-dir:` and `hf-hub:`.
+    weights: of a run; see `load_run`.
+
+    Raises ValueError where it is none of these or cannot be had.
+    """
+    text, path = str(name), Path(name)
+    if _is_run(path):
+        return _from_run(load_run(path, weights))
+    if timm_name := _timm_name(text):
+        if weights not in ("last", "ema-or-last"):
+            raise ValueError(f"--weights {weights} goes with runs; {name} is a model of timm")
+        return _from_timm(text, timm_name)
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: no run of in21k train (it has no config.yaml), nor a model's folder (no config.json)"
+        )
+    near = difflib.get_close_matches(text, timm.list_models(), n=3, cutoff=0.6)
+    raise ValueError(
+        f"{text}: does not exist, and timm knows no such model; wanted a run's folder, a checkpoint "
+        f"of a run, or a model of timm{'; nearest: ' + ', '.join(near) if near else ''}"
+    )
+
+
+def num_published(name: str) -> int | None:
+    """Return how many outputs a model has whose weights `open_model` would fetch, without fetching them.
+
+    None: it is no such model, or timm knows it only when it is open.
+    """
+    timm_name = None if _is_run(Path(name)) else _timm_name(name)
+    if timm_name is None or not timm.is_model_pretrained(timm_name):
+        return None
+    published: Any = get_pretrained_cfg(timm_name)
+    return published.num_classes
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_file() or (path / "config.yaml").is_file()
+
+
+def _timm_name(name: str) -> str | None:
+    """Return as what timm opens a model; None where it is none."""
+    if (Path(name) / "config.json").is_file():
+        return f"{_FOLDER}{name}"
+    return name if timm.is_model(name) or name.startswith(_SOURCES) else None
+
+
+def _from_run(run: SavedRun) -> OpenModel:
+    settings = run.settings
+    mean, std = mean_std(settings.normalize)
+    return OpenModel(
+        model=run.model,
+        name=settings.model,
+        mean=mean,
+        std=std,
+        image_size=settings.image_size or 224,
+        crop_pct=settings.crop_pct,
+        classes=LabelSpace("of the run", run.tree.wnids),
+        tree=run.tree,
+        run=run,
+    )
+
+
+def _from_timm(name: str, timm_name: str) -> OpenModel:
+    folder = Path(timm_name.removeprefix(_FOLDER)) if timm_name.startswith(_FOLDER) else None
+    weights = folder and _weights_file(folder)
+    try:
+        model = timm.create_model(timm_name, pretrained=weights is None).eval()
+    except Exception as error:  # of timm, the hub, the network below it and the files' readers, each has its own kinds
+        raise ValueError(f"{name}: timm cannot open it ({first_line(error)})") from error
+    if weights:
+        _load_all(model, weights)
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    check_finite(name, model.state_dict())
+    try:
+        classes = label_space_of(model)
+    except ValueError:
+        classes = None
+    return OpenModel(
+        model=model,
+        name=".".join(filter(None, (config.get("architecture"), config.get("tag")))) or name,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        image_size=config["input_size"][-1],
+        crop_pct=None if config.get("crop_mode") == "squash" else config.get("crop_pct"),
+        interpolation=config.get("interpolation") or "bilinear",
+        classes=classes,
+    )
+
+
+def _weights_file(folder: Path) -> Path:
+    """Return a model folder's file of weights; raises ValueError where it has none that holds nothing but weights.
+
+    timm would take others too, and might run what is in them.
+    """
+    path = folder / "model.safetensors"
+    if path.is_file() or not folder.is_dir():
+        return path
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_UNSAFE))
+    instead = f"but {others[0]}, which may run code when it is opened" if others else "and nothing to take instead"
+    raise ValueError(
+        f"{folder}: has no model.safetensors, {instead}; save the weights as that (safetensors.torch.save_file)"
+    )
+
+
+def _load_all(model: nn.Module, path: Path) -> None:
+    """Fill a network with the weights of a file; raises ValueError where they are not its weights, all of them."""
+    try:
+        model.load_state_dict(convert(model, read_weights(path), path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights are not those of config.json ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; of one that says nothing, its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

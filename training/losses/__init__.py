@@ -1,0 +1,1 @@
+"""The losses, each beside the formula that it computes."""

@@ -1,0 +1,1 @@
+"""A run's folder: its settings, checkpoints and log, written and read."""
