@@ -158,7 +158,7 @@ def dali_fed(work: Work) -> Batches:
     def feed() -> Iterator[tuple[Any, ...]]:
         for epoch in count():
             for batch in EpochPlan(shard_sizes=split.shard_sizes, batch_size=BATCH, epoch=epoch).batches(0):
-                numbers = draws.uniforms(0, epoch, batch.first, BATCH)
+                numbers = draws.philox_uniforms(0, epoch, batch.first, BATCH)
                 jpegs = [reader.image(int(position)) for position in batch.positions]
                 sizes = np.array([simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs])
                 windows = draws.crop_windows(numbers[:, draws.CROP], sizes[:, 0], sizes[:, 1]).astype(np.int32)

@@ -7,16 +7,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Bad(NamedTuple):
+class CorruptSample(NamedTuple):
     """A corrupt sample."""
 
     position: int
     reason: str
 
 
-class Loaded(NamedTuple):
+class LoaderBatch(NamedTuple):
     """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met on the way."""
 
     images: Tensor
     labels: Tensor
-    bad: list[Bad]
+    bad: list[CorruptSample]

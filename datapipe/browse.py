@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class BrowseSample:
     """One sample: its name, and its stored image, height x width x 3; None where that does not decode."""
 
     key: str
@@ -44,7 +44,7 @@ class Shown:
 class Sheet:
     """The first samples of an epoch, and per backend its pixels of them: B x S x S x 3; `failed` says who has none."""
 
-    samples: list[Shown]
+    samples: list[BrowseSample]
     pixels: Mapping[str, Pixels]
     failed: Mapping[str, str]
 
@@ -132,15 +132,17 @@ def first_batch(split: ShardSplit, size: int, *, seed: int, epoch: int) -> Plann
     return next(plan.batches(0))
 
 
-def _originals(shards: ShardSet, split: ShardSplit, batch: PlannedBatch) -> list[Shown]:
-    reader, tree, shown = SampleReader(split), shards.tree, list[Shown]()
+def _originals(shards: ShardSet, split: ShardSplit, batch: PlannedBatch) -> list[BrowseSample]:
+    reader, tree, shown = SampleReader(split), shards.tree, list[BrowseSample]()
     for position in batch.positions.tolist():
         label = int(split.labels[position])
         try:
             original = decode(reader.image(position))
         except ValueError:  # corrupt: in training another stands in for it, which the backends' rows then show
             original = None
-        shown.append(Shown(key=split.key(position), wnid=tree.wnids[label], name=tree.names[label], original=original))
+        shown.append(
+            BrowseSample(key=split.key(position), wnid=tree.wnids[label], name=tree.names[label], original=original)
+        )
     reader.close()
     return shown
 

@@ -138,7 +138,7 @@ def create_loader(
 
         return WebDatasetLoader(expand_pattern(pattern), settings, epoch_samples)
     shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
-    if settings.recipe.crops and shards.info["images"]["resize"] == "squish":
+    if settings.policy.crops and shards.info["images"]["resize"] == "squish":
         log.warning(
             "augment %s crops what was squished to %s pixels already; for crops prepare the images with "
             "--resize short-edge --size 256",

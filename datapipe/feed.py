@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError, SampleReader
 from .augment.draws import Floats
-from .augment.policy import Recipe, SamplePlan
-from .batch import Bad
+from .augment.policy import AugmentPolicy, SamplePlan
+from .batch import CorruptSample
 from .pixels import jpeg_size
 from .plan import PlannedBatch
 
 MAX_TRIES = 100  # guessed: a shard with so many corrupt samples in a row is lost, and searching on would take hours
 
 
-class Sample(NamedTuple):
+class JpegSample(NamedTuple):
     """A JPEG as it was written, its size in pixels, and whose it is: the one asked for, or its stand-in."""
 
     position: int
@@ -48,7 +48,7 @@ class Feed:
         """Take a sample for corrupt from now on: it did not decode."""
         self._excluded[position] = reason
 
-    def read(self, position: int, bad: list[Bad]) -> Sample | None:
+    def read(self, position: int, bad: list[CorruptSample]) -> JpegSample | None:
         """Return the sample at `position`, or its stand-in, or None; those passed over are added to `bad`.
 
         Raises OSError where a shard cannot be read, CorruptSampleError where no stand-in is found.
@@ -57,7 +57,7 @@ class Feed:
             try:
                 return self._read(candidate)
             except CorruptSampleError as error:
-                bad.append(Bad(error.position, error.reason))
+                bad.append(CorruptSample(error.position, error.reason))
         if self._stand_in:
             raise CorruptSampleError(*bad[-1])
         return None
@@ -71,12 +71,12 @@ class Feed:
             for step in range(1, min(size, MAX_TRIES)):
                 yield position + step if position + step < end else position + step - size
 
-    def _read(self, position: int) -> Sample:
+    def _read(self, position: int) -> JpegSample:
         if position in self._excluded:
             raise CorruptSampleError(position, self._excluded[position])
         jpeg = self._reader.image(position)
         try:
-            return Sample(position, jpeg, *jpeg_size(jpeg))
+            return JpegSample(position, jpeg, *jpeg_size(jpeg))
         except ValueError as error:
             raise CorruptSampleError(position, str(error)) from error
 
@@ -85,36 +85,37 @@ class Feed:
         self._reader.close()
 
 
-Paint = Callable[[Sample, SamplePlan, int], None]
+WriteSample = Callable[[JpegSample, SamplePlan, int], None]
 
 
-def fill(
-    feed: Feed, recipe: Recipe, batch: PlannedBatch, numbers: Floats, rows: range, paint: Paint
-) -> tuple[NDArray[np.int64], list[Bad]]:
-    """Let `paint(sample, plan, row)` make some rows of a batch; it raises ValueError for what does not decode.
+def fill_batch(
+    feed: Feed, policy: AugmentPolicy, batch: PlannedBatch, numbers: Floats, rows: range, write_sample: WriteSample
+) -> tuple[NDArray[np.int64], list[CorruptSample]]:
+    """Fill some rows of a batch by `write_sample(sample, plan, row)`, which raises ValueError for a corrupt sample.
 
-    numbers: `recipe.numbers(batch)`. Return whose pixels each row has, -1 for one that is left out, and the corrupt
-    samples.
+    numbers: `policy.random_numbers(batch)`.
+
+    Return the position whose pixels each row holds (-1: the row is left out), and the corrupt samples.
     """
-    bad: list[Bad] = []
+    bad: list[CorruptSample] = []
     samples = [feed.read(int(batch.positions[row]), bad) for row in rows]
-    plans = _plans(recipe, numbers[rows.start : rows.stop], samples)
+    plans = _plans(policy, numbers[rows.start : rows.stop], samples)
     used = np.full(len(rows), -1)
     for number, row in enumerate(rows):
         sample, plan = samples[number], plans[number]
         while sample is not None:
             try:
-                paint(sample, plan, row)
+                write_sample(sample, plan, row)
                 used[number] = sample.position
                 break
             except ValueError as error:
                 feed.exclude(sample.position, str(error))
                 sample = feed.read(int(batch.positions[row]), bad)
-                (plan,) = _plans(recipe, numbers[row : row + 1], [sample])
+                (plan,) = _plans(policy, numbers[row : row + 1], [sample])
     return used, bad
 
 
-def _plans(recipe: Recipe, numbers: Floats, samples: list[Sample | None]) -> list[SamplePlan]:
+def _plans(policy: AugmentPolicy, numbers: Floats, samples: list[JpegSample | None]) -> list[SamplePlan]:
     heights = np.array([sample.height if sample else 1 for sample in samples])
     widths = np.array([sample.width if sample else 1 for sample in samples])
-    return recipe.plan(numbers, heights, widths).rows()
+    return policy.plan(numbers, heights, widths).rows()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..shards.parallel import default_workers
-from .augment.policy import AUGMENTATIONS, Recipe
-from .batch import Loaded
+from .augment.policy import AUGMENTATIONS, AugmentPolicy
+from .batch import LoaderBatch
 from .pixels import Normalize, mean_and_deviation
 from .to_device import one_ahead
 
@@ -94,16 +94,16 @@ class LoaderSettings:
             raise ValueError(f"dtype uint8 holds pixels as they are; normalize is {self.normalize!r}, wanted None")
 
     @property
-    def recipe(self) -> Recipe:
+    def policy(self) -> AugmentPolicy:
         """How images are augmented."""
-        return Recipe(image_size=self.image_size, augment=self.augment, crop_pct=self.crop_pct, seed=self.seed)
+        return AugmentPolicy(image_size=self.image_size, augment=self.augment, crop_pct=self.crop_pct, seed=self.seed)
 
     def num_workers(self, ranks_per_node: int) -> int:
         """Return how many decode threads or processes this rank gets."""
         return self.workers or max(1, default_workers() // ranks_per_node)
 
 
-class BadSamples:
+class CorruptSampleCounter:
     """Counts the corrupt samples of an epoch, each once, and names them in the log.
 
     rate:        `max_bad_rate`.
@@ -156,18 +156,18 @@ class Loader(ABC):
     def __init__(self, settings: LoaderSettings) -> None:
         self.settings = settings
         self._epoch = 0
-        self._active: Generator[Loaded] | None = None
-        self._bad = self._no_bad()
+        self._active: Generator[LoaderBatch] | None = None
+        self._corrupt = self._new_corrupt_counter()
 
     @abstractmethod
-    def _no_bad(self) -> BadSamples:
+    def _new_corrupt_counter(self) -> CorruptSampleCounter:
         """Return the count of corrupt samples with which an iteration begins."""
 
     @abstractmethod
-    def _iteration(self) -> Generator[Loaded]:
+    def _iteration(self) -> Generator[LoaderBatch]:
         """Begin an iteration: yield the batches that are left of the epoch."""
 
-    def _hand_out(self, stream: Generator[Loaded]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _hand_out(self, stream: Generator[LoaderBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what the consumer gets of the batches of an iteration."""
         for images, labels, _ in stream:
             yield images, labels
@@ -176,7 +176,7 @@ class Loader(ABC):
         """Yield the batches that are left of the epoch; an earlier iteration that is still held ends."""
         if self._active is not None:
             self._active.close()
-        self._bad = self._no_bad()
+        self._corrupt = self._new_corrupt_counter()
         stream = self._iteration()
         if self.settings.device.type == "cuda":
             stream = one_ahead(stream, self.settings.device)
@@ -189,7 +189,7 @@ class Loader(ABC):
     @property
     def num_bad(self) -> int:
         """Corrupt samples that this rank has met in this epoch, or since it went on in it."""
-        return len(self._bad)
+        return len(self._corrupt)
 
     @abstractmethod
     def __len__(self) -> int:

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError
-from .batch import Loaded
+from .batch import LoaderBatch
 from .feed import Feed
-from .loader import BadSamples, Loader, LoaderSettings, ended_early
+from .loader import CorruptSampleCounter, Loader, LoaderSettings, ended_early
 from .plan import EpochPlan, PlannedBatch
 
 if TYPE_CHECKING:
-    from ..shards.remote.prefetch import Ahead
+    from ..shards.remote.prefetch import ShardPrefetcher
 
 WINDOWS_AT_ONCE = 2  # of remote shards in the cache: the one that is read, and the next
 
 
-def _once_fetched(batches: Iterable[PlannedBatch], ahead: Ahead) -> Iterator[PlannedBatch]:
+def _once_fetched(batches: Iterable[PlannedBatch], ahead: ShardPrefetcher) -> Iterator[PlannedBatch]:
     """Hand each batch on when its shards are in the cache: who reads it, a forked process too, finds files there."""
     for batch in batches:
         ahead.wait(batch.positions)
@@ -52,10 +52,10 @@ class PlannedLoader(Loader):
                 "lower batch_size"
             )
 
-    def _no_bad(self) -> BadSamples:
+    def _new_corrupt_counter(self) -> CorruptSampleCounter:
         split, training = self.split, self.settings.training
         folder = "A-LOCAL-COPY" if split.remote else split.folder
-        return BadSamples(
+        return CorruptSampleCounter(
             self.settings.max_bad_rate,
             len(split),
             instead="the next good one of its shard stands in" if training else "it is left out",
@@ -76,14 +76,14 @@ class PlannedLoader(Loader):
         )
 
     @abstractmethod
-    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         """Yield each batch that was planned, in order; none of the planned ones is empty."""
 
-    def _empty(self) -> Loaded:
+    def _empty(self) -> LoaderBatch:
         settings = self.settings
         shape = (0, 3, settings.image_size, settings.image_size)
         images = torch.empty(shape, dtype=settings.dtype, device=settings.device)
-        return Loaded(images, torch.empty(0, dtype=torch.int64, device=settings.device), [])
+        return LoaderBatch(images, torch.empty(0, dtype=torch.int64, device=settings.device), [])
 
     def _labels(self, positions: NDArray[np.int64]) -> Tensor:
         labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
@@ -91,12 +91,12 @@ class PlannedLoader(Loader):
             labels = labels.pin_memory()  # from other memory the host would wait for the copy
         return labels.to(self.settings.device, non_blocking=True)
 
-    def _iteration(self) -> Generator[Loaded]:
+    def _iteration(self) -> Generator[LoaderBatch]:
         plan = self._plan()
         batches = takewhile(len, plan.batches(self.settings.rank, self._consumed))
         return self._stream(batches) if self.split.remote is None else self._remote_stream(plan, batches)
 
-    def _hand_out(self, stream: Generator[Loaded]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _hand_out(self, stream: Generator[LoaderBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         plan, handed = self._plan(), 0
         promised = plan.num_batches(self._consumed)
         for number in range(promised):
@@ -108,29 +108,29 @@ class PlannedLoader(Loader):
             images, labels, bad = loaded or self._empty()
             handed += self.settings.batch_size
             for each in bad:
-                self._bad.add(each.position, each.reason, handed)
+                self._corrupt.add(each.position, each.reason, handed)
             self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
             yield images, labels
         self._consumed = 0
 
-    def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         """Yield as `_stream` does, and have the shards fetched ahead of it."""
-        from ..shards.remote.prefetch import Ahead
+        from ..shards.remote.prefetch import ShardPrefetcher
 
         done, windows = self._consumed, plan.order(self._consumed)
-        ahead = Ahead(self.split, windows, done, WINDOWS_AT_ONCE * plan.window_shards)
+        ahead = ShardPrefetcher(self.split, windows, done, WINDOWS_AT_ONCE * plan.window_shards)
         with closing(ahead), closing(self._stream(_once_fetched(batches, ahead))) as stream:
             for loaded in stream:
                 yield loaded
                 done += plan.global_batch
                 ahead.done(done)
 
-    def _next(self, stream: Iterator[Loaded]) -> Loaded | None:
+    def _next(self, stream: Iterator[LoaderBatch]) -> LoaderBatch | None:
         try:
             return next(stream, None)
         except CorruptSampleError as error:
             why = "no sample near it can stand in"
-            raise self._bad.stopped(error.position, error.reason, why) from error
+            raise self._corrupt.stopped(error.position, error.reason, why) from error
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .batch import Loaded
+from .batch import LoaderBatch
 
 
-def one_ahead(batches: Generator[Loaded], device: torch.device) -> Generator[Loaded]:
+def one_ahead(batches: Generator[LoaderBatch], device: torch.device) -> Generator[LoaderBatch]:
     """Yield each batch of a generator that works on `device` after it was told to begin the next one.
 
     What the generator tells the device runs on a stream of its own, beside the consumer's work on the batch before.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .randaugment import CUTOUT, OPERATIONS, VALUES
+from .randaugment import CUTOUT, RANDAUGMENT_OPS, VALUES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,7 +22,7 @@ CROP = slice(0, 2 * CROP_TRIES + 2)
 FLIP = 22
 ERASE = slice(23, 28)
 OPS = slice(28, 40)
-WORDS = 40  # a multiple of the four that Philox makes at a time
+DRAWS_PER_SAMPLE = 40  # a multiple of the four that Philox makes at a time
 
 SAMPLE_STREAM, BATCH_STREAM = 2, 3  # 0 and 1 are the plan's
 
@@ -30,20 +30,22 @@ CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
-def uniforms(seed: int, epoch: int, first: int, count: int) -> Floats:
-    """Return the numbers of the `count` samples from number `first` on: count x WORDS, 0 <= u < 1.
+def philox_uniforms(seed: int, epoch: int, first: int, count: int) -> Floats:
+    """Return the numbers of the `count` samples from number `first` on: count x DRAWS_PER_SAMPLE, 0 <= u < 1.
 
     They are Philox's raw words, whose stream NumPy promises to keep; a sample's are found without those before it.
     """
-    return _uniforms((seed, epoch, SAMPLE_STREAM), first * WORDS, count * WORDS).reshape(count, WORDS)
+    return _philox_uniforms((seed, epoch, SAMPLE_STREAM), first * DRAWS_PER_SAMPLE, count * DRAWS_PER_SAMPLE).reshape(
+        count, DRAWS_PER_SAMPLE
+    )
 
 
 def batch_uniforms(seed: int, epoch: int, batch: int, count: int) -> Floats:
     """Return `count` numbers, 0 <= u < 1, of a global batch of the epoch (mixup and cutmix)."""
-    return _uniforms((seed, epoch, BATCH_STREAM, batch), 0, count)
+    return _philox_uniforms((seed, epoch, BATCH_STREAM, batch), 0, count)
 
 
-def _uniforms(entropy: tuple[int, ...], start: int, count: int) -> Floats:
+def _philox_uniforms(entropy: tuple[int, ...], start: int, count: int) -> Floats:
     key = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
     philox: Any = np.random.Philox(key=key, counter=start // 4)
     words: NDArray[np.uint64] = philox.random_raw(count)
@@ -106,12 +108,12 @@ def _boxes(numbers: Floats, half: Any, size: int) -> Ints:
 class Operations(NamedTuple):
     """RandAugment's operations for B samples, two each: `randaugment.py` says what they are.
 
-    kinds:  int64 B x 2, indices into OPERATIONS; -1: none.
-    values: float64 B x 2, what an operation takes, with its sign.
-    boxes:  int64 B x 2 x 4, what `cutout` fills: (top, left, bottom, right), the last two exclusive.
+    op_indices: int64 B x 2, into RANDAUGMENT_OPS; -1: none.
+    values:     float64 B x 2, what an operation takes, with its sign.
+    boxes:      int64 B x 2 x 4, what `cutout` fills: (top, left, bottom, right), the last two exclusive.
     """
 
-    kinds: Ints
+    op_indices: Ints
     values: Floats
     boxes: Ints
 
@@ -119,13 +121,13 @@ class Operations(NamedTuple):
 def rand_operations(numbers: Floats, size: int) -> Operations:
     """Return two operations for each sample, each left out one time in two. numbers: B x 12; images are size x size."""
     slots = numbers.reshape(-1, 6)
-    drawn = _randints(slots[:, 0], len(OPERATIONS))
+    drawn = _randints(slots[:, 0], len(RANDAUGMENT_OPS))
     magnitudes = 1 + _randints(slots[:, 1], 9)
-    signed = np.array([operation.signed for operation in OPERATIONS])[drawn] & (slots[:, 3] < 0.5)
+    signed = np.array([operation.signed for operation in RANDAUGMENT_OPS])[drawn] & (slots[:, 3] < 0.5)
     values = VALUES[drawn, magnitudes] * np.where(signed, -1.0, 1.0)
     # the operation that is a blend by 1 + value
-    values += np.array([operation.factor for operation in OPERATIONS])[drawn]
-    kinds = np.where(slots[:, 2] < 0.5, drawn, -1)
+    values += np.array([operation.factor for operation in RANDAUGMENT_OPS])[drawn]
+    op_indices = np.where(slots[:, 2] < 0.5, drawn, -1)
     half = np.where(drawn == CUTOUT, VALUES[CUTOUT, magnitudes], 0).astype(np.int64) // 2
     boxes = _boxes(slots[:, 4:6], half, size)
-    return Operations(kinds.reshape(-1, 2), values.reshape(-1, 2), boxes.reshape(-1, 2, 4))
+    return Operations(op_indices.reshape(-1, 2), values.reshape(-1, 2), boxes.reshape(-1, 2, 4))

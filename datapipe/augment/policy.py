@@ -56,16 +56,16 @@ class Plans:
         columns = (self.windows, self.resized, self.corners, self.flips, self.boxes, self.colors)
         operations = repeat([])
         if self.operations:
-            kinds, values, boxes = (column.tolist() for column in self.operations)
+            op_indices, values, boxes = (column.tolist() for column in self.operations)
             operations = (
                 [each for each in zip(*slots, strict=True) if each[0] >= 0]
-                for slots in zip(kinds, values, boxes, strict=True)
+                for slots in zip(op_indices, values, boxes, strict=True)
             )
         return [SamplePlan(*row) for row in zip(*(c.tolist() for c in columns), operations, strict=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class AugmentPolicy:
     """How images are augmented; `LoaderSettings` says what the fields mean."""
 
     image_size: int
@@ -84,15 +84,15 @@ class Recipe:
         return self.augment == "miil"
 
     @property
-    def operates(self) -> bool:
+    def uses_randaugment(self) -> bool:
         """Whether RandAugment's operations come last."""
         return self.augment in ("miil", "inception-ra")
 
-    def numbers(self, batch: PlannedBatch) -> Floats:
-        """Draw the random numbers of a batch's samples: B x WORDS, or B x 0 where nothing is random."""
+    def random_numbers(self, batch: PlannedBatch) -> Floats:
+        """Draw the random numbers of a batch's samples: B x DRAWS_PER_SAMPLE, or B x 0 where nothing is random."""
         if self.augment == "none":
             return np.empty((len(batch), 0))
-        return draws.uniforms(self.seed, batch.epoch, batch.first, len(batch))
+        return draws.philox_uniforms(self.seed, batch.epoch, batch.first, len(batch))
 
     def plan(self, numbers: Floats, heights: Ints, widths: Ints) -> Plans:
         """Plan images of these sizes in pixels by their random numbers."""
@@ -108,7 +108,7 @@ class Recipe:
             flips = draws.flips(numbers[:, draws.FLIP])
         if self.erases:
             boxes, colors = draws.erase_boxes(numbers[:, draws.ERASE], size)
-        if self.operates:
+        if self.uses_randaugment:
             operations = draws.rand_operations(numbers[:, draws.OPS], size)
         return Plans(windows, resized, corners, flips, boxes, colors, operations)
 

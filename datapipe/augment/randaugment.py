@@ -27,7 +27,7 @@ class Operation(NamedTuple):
     whole: bool = False
 
 
-OPERATIONS = (
+RANDAUGMENT_OPS = (
     Operation("invert"),
     Operation("cutout", 0, 20, whole=True),  # side of the box, pixels
     Operation("sharpness", 0, 0.9, signed=True, factor=1),  # the image is `value` of it, the smoothed one the rest
@@ -45,13 +45,13 @@ OPERATIONS = (
     Operation("brightness", 0, 0.9, signed=True, factor=1),  # against black
 )
 
-NAMES = tuple(operation.name for operation in OPERATIONS)
+NAMES = tuple(operation.name for operation in RANDAUGMENT_OPS)
 CUTOUT = NAMES.index("cutout")
 
 
 def _values() -> NDArray[np.float64]:
-    table = np.array([np.linspace(each.first, each.last, 10) for each in OPERATIONS])
-    whole = [each.whole for each in OPERATIONS]
+    table = np.array([np.linspace(each.first, each.last, 10) for each in RANDAUGMENT_OPS])
+    whole = [each.whole for each in RANDAUGMENT_OPS]
     table[whole] = np.round(table[whole])
     return table
 

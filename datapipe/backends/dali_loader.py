@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shards.dataset import ShardSplit
-from ..batch import Bad, Loaded
+from ..batch import CorruptSample, LoaderBatch
 from ..loader import LoaderSettings
 from ..pixels import normalize_pixels
 from ..plan import PlannedBatch
@@ -38,7 +38,7 @@ class _Read(NamedTuple):
 
     batch: PlannedBatch
     used: NDArray[np.int64]
-    bad: list[Bad]
+    bad: list[CorruptSample]
     inputs: tuple[Any, ...]
 
 
@@ -57,10 +57,10 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Generat
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def what_dali_met(error: RuntimeError) -> str:
+def dali_error_reason(error: RuntimeError) -> str:
     """Return the line of DALI's message that tells: before it comes where in the graph that was, after it a stack.
 
-    >>> what_dali_met(RuntimeError("Critical error in pipeline:\\nencountered:\\n\\nno JPEG\\nStacktrace (2 entries):"))
+    >>> dali_error_reason(RuntimeError("Critical error:\\nencountered:\\n\\nno JPEG\\nStacktrace (2 entries):"))
     'no JPEG'
     """
     lines = str(error).rpartition("encountered:")[2].strip().splitlines()
@@ -77,27 +77,27 @@ class DaliCpuLoader(PlannedLoader):
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
-        self._recipe = settings.recipe
-        self._made = self._pipeline_settings()
+        self._policy = settings.policy
+        self._pipeline_settings = self._settings_for_pipeline()
         self._coming: Iterator[_Read] = iter(())
         self._scheduled: deque[_Read] = deque()
         self._undecoded: set[int] = set()
         self._threads = settings.num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._pipeline: Any = None
 
-    def _pipeline_settings(self) -> LoaderSettings:
+    def _settings_for_pipeline(self) -> LoaderSettings:
         """Return what the pipeline is to make: a quarter of the bytes where they go to a GPU."""
         if self.settings.device.type == "cpu":
             return self.settings
-        as_they_are: dict[str, Any] = {"dtype": torch.uint8, "normalize": None, "channels_last": True}
-        return replace(self.settings, device=torch.device("cpu"), **as_they_are)
+        skip_normalize: dict[str, Any] = {"dtype": torch.uint8, "normalize": None, "channels_last": True}
+        return replace(self.settings, device=torch.device("cpu"), **skip_normalize)
 
     def _device_id(self) -> int | None:
         """Return the number of the GPU that the pipeline runs on; None: the CPU."""
         return None
 
     def _read(self, batch: PlannedBatch) -> _Read:
-        bad = list[Bad]()
+        bad = list[CorruptSample]()
         read = [self._feed.read(position, bad) for position in batch.positions.tolist()]
         samples = [sample for sample in read if sample]
         used = np.array([sample.position for sample in samples], np.int64)
@@ -105,9 +105,9 @@ class DaliCpuLoader(PlannedLoader):
             return _Read(batch, used, bad, ())
         kept = [sample is not None for sample in read]
         sizes = (np.array(sides) for sides in zip(*((s.height, s.width) for s in samples), strict=True))
-        plans = self._recipe.plan(self._recipe.numbers(batch)[kept], *sizes)
+        plans = self._policy.plan(self._policy.random_numbers(batch)[kept], *sizes)
         jpegs = [np.frombuffer(sample.jpeg, np.uint8) for sample in samples]
-        return _Read(batch, used, bad, tuple(inputs_of(self._recipe, jpegs, plans).values()))
+        return _Read(batch, used, bad, tuple(inputs_of(self._policy, jpegs, plans).values()))
 
     def _next_inputs(self) -> tuple[Any, ...]:
         """Hand the next batch to the pipeline; one of which nothing is left is passed by."""
@@ -122,11 +122,11 @@ class DaliCpuLoader(PlannedLoader):
     def _begin(self) -> None:
         if self._pipeline is None:
             self._pipeline = build_pipeline(
-                self._made, self._next_inputs, threads=self._threads, device_id=self._device_id()
+                self._pipeline_settings, self._next_inputs, threads=self._threads, device_id=self._device_id()
             )
         self._pipeline.schedule_run()  # the first time this schedules all that is prefetched
 
-    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         coming = read_ahead(self._read, batches)
         self._coming = coming
         try:
@@ -135,19 +135,19 @@ class DaliCpuLoader(PlannedLoader):
                 try:
                     images = self._take(len(self._scheduled[0].used))
                 except RuntimeError as error:
-                    self._begin_without_bad(error)
+                    self._restart_without_corrupt(error)
                     continue
                 done = self._scheduled.popleft()
                 if images is None:
                     yield self._empty()._replace(bad=done.bad)
                     continue
                 self._pipeline.schedule_run()
-                yield Loaded(self._finished(images), self._labels(done.used), done.bad)
+                yield LoaderBatch(self._finished(images), self._labels(done.used), done.bad)
         finally:
             coming.close()
             self._rewind()
 
-    def _begin_without_bad(self, error: RuntimeError) -> None:
+    def _restart_without_corrupt(self, error: RuntimeError) -> None:
         """Begin anew with what is scheduled, after an image that did not decode: DALI does not tell which one.
 
         Raises the error itself where each of them decodes: it was of the GPU, of memory, or of ours.
@@ -165,7 +165,7 @@ class DaliCpuLoader(PlannedLoader):
         self._coming = chain(again, self._coming)
         self._begin()
 
-    def _undecodable(self, positions: NDArray[np.int64]) -> Iterator[Bad]:
+    def _undecodable(self, positions: NDArray[np.int64]) -> Iterator[CorruptSample]:
         """Try each sample by itself, on the CPU: a GPU that failed would take every one for corrupt."""
         current: list[NDArray[np.uint8]] = []
         probe: Any = None
@@ -179,7 +179,7 @@ class DaliCpuLoader(PlannedLoader):
             except RuntimeError as error:
                 probe = None
                 self._undecoded.add(position)
-                yield Bad(position, f"does not decode ({what_dali_met(error)})")
+                yield CorruptSample(position, f"does not decode ({dali_error_reason(error)})")
 
     def _rewind(self) -> None:
         """Take what is still scheduled off the pipeline, so that the next epoch finds it empty."""
@@ -209,15 +209,15 @@ class DaliCpuLoader(PlannedLoader):
 
         if not count:
             return None
-        device = self._made.device
+        device = self._pipeline_settings.device
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         if getattr(self._pipeline, "exec_dynamic", False):
             (output,) = self._pipeline.share_outputs(cuda_stream=stream)
             images = torch.from_dlpack(output.as_tensor())
         else:
             (output,) = self._pipeline.share_outputs()
-            size, dtype = self._made.image_size, self._made.dtype
-            shape = (count, size, size, 3) if self._made.channels_last else (count, 3, size, size)
+            size, dtype = self._pipeline_settings.image_size, self._pipeline_settings.dtype
+            shape = (count, size, size, 3) if self._pipeline_settings.channels_last else (count, 3, size, size)
             images = torch.empty(shape, dtype=torch.float32 if dtype == torch.bfloat16 else dtype, device=device)
             cast(Any, pytorch).feed_ndarray(output.as_tensor(), images, cuda_stream=stream)
         self._pipeline.release_outputs()
@@ -226,9 +226,9 @@ class DaliCpuLoader(PlannedLoader):
     def _finished(self, images: Tensor) -> Tensor:
         """Return what the pipeline made as the settings have it."""
         settings = self.settings
-        if self._made.channels_last:
+        if self._pipeline_settings.channels_last:
             images = images.permute(0, 3, 1, 2)
-        if self._made.device == settings.device:
+        if self._pipeline_settings.device == settings.device:
             return images.to(settings.dtype)
         images = images.pin_memory().to(settings.device, non_blocking=True)
         images = normalize_pixels(images, settings.normalize, settings.dtype)
@@ -246,7 +246,7 @@ class DaliGpuLoader(DaliCpuLoader):
 
     backend = "dali_gpu"
 
-    def _pipeline_settings(self) -> LoaderSettings:
+    def _settings_for_pipeline(self) -> LoaderSettings:
         return self.settings
 
     def _device_id(self) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..augment.policy import Plans, Recipe
+from ..augment.policy import AugmentPolicy, Plans
 from ..loader import LoaderSettings
 from ..pixels import mean_and_deviation
 from ..plan import PlannedBatch
@@ -18,40 +18,40 @@ PREFETCH_BATCHES = 2
 # The part of the JPEGs for the hardware decoder. DALI's own default, save in some 2.x, where 0.9 made the slowest
 # batches slower (github.com/NVIDIA/DALI/pull/6366). What is best depends on the GPU and the threads beside it.
 HW_DECODER_LOAD = 0.65
-AS_THEY_ARE = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+NO_NORMALIZATION = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 Inputs = dict[str, Any]  # per input of the pipeline a list of arrays, one a sample, or one array of a row each
 
 
-def inputs_of(recipe: Recipe, jpegs: list[NDArray[np.uint8]], plans: Plans) -> Inputs:
+def inputs_of(policy: AugmentPolicy, jpegs: list[NDArray[np.uint8]], plans: Plans) -> Inputs:
     """Return what the pipeline of a recipe is fed for a batch; an input that it has no use for is not there."""
     inputs: Inputs = {"jpegs": jpegs}
-    if recipe.crops:
+    if policy.crops:
         windows = plans.windows.astype(np.int32)
         inputs |= {"starts": windows[:, :2].copy(), "shapes": windows[:, 2:].copy()}
         inputs |= {"flips": plans.flips.astype(np.int32)}
-    if recipe.crop_pct is not None:
-        room = np.maximum(plans.resized - recipe.image_size, 1)
+    if policy.crop_pct is not None:
+        room = np.maximum(plans.resized - policy.image_size, 1)
         parts = (plans.corners / room).astype(np.float32)
         inputs |= {
             "resized": plans.resized.astype(np.float32),
             "across": parts[:, 1].copy(),
             "down": parts[:, 0].copy(),
         }
-    if recipe.erases:
+    if policy.erases:
         boxes = plans.boxes.astype(np.float32)
         inputs |= {"corner": boxes[:, :2].copy(), "sides": boxes[:, 2:] - boxes[:, :2]}
         inputs |= {"color": plans.colors.astype(np.float32)}
     if plans.operations:
         from .dali_transforms import operation_inputs
 
-        inputs |= operation_inputs(plans.operations, recipe.image_size)
+        inputs |= operation_inputs(plans.operations, policy.image_size)
     return inputs
 
 
-def input_names(recipe: Recipe) -> list[str]:
+def input_names(policy: AugmentPolicy) -> list[str]:
     """Return the names of a recipe's inputs, in the order in which they are fed."""
     one = np.ones(1, np.int64)
-    return list(inputs_of(recipe, [], recipe.plan(recipe.numbers(PlannedBatch(one, 0, 0)), one, one)))
+    return list(inputs_of(policy, [], policy.plan(policy.random_numbers(PlannedBatch(one, 0, 0)), one, one)))
 
 
 def build_pipeline(
@@ -66,11 +66,11 @@ def build_pipeline(
     from nvidia.dali import types as dali_types
     from nvidia.dali.pipeline import pipeline_def
 
-    from .dali_transforms import operate
+    from .dali_transforms import apply_op
 
     fn, types = cast(Any, dali_fn), cast(Any, dali_types)  # made at run time, where type checkers do not see them
-    size, recipe = settings.image_size, settings.recipe
-    names = input_names(recipe)
+    size, policy = settings.image_size, settings.policy
+    names = input_names(policy)
     decoding: dict[str, Any] = {
         "device": "cpu" if device_id is None else "mixed",
         "output_type": types.RGB,
@@ -79,7 +79,7 @@ def build_pipeline(
     if device_id is not None:
         load = settings.hw_decoder_load
         decoding["hw_decoder_load"] = HW_DECODER_LOAD if load is None else load
-    means, deviations = AS_THEY_ARE if settings.normalize is None else mean_and_deviation(settings.normalize)
+    means, deviations = NO_NORMALIZATION if settings.normalize is None else mean_and_deviation(settings.normalize)
     finishing = {
         "dtype": {torch.uint8: types.UINT8, torch.float16: types.FLOAT16}.get(settings.dtype, types.FLOAT),
         "output_layout": "HWC" if settings.channels_last else "CHW",
@@ -87,38 +87,38 @@ def build_pipeline(
         "std": [255 * deviation for deviation in deviations],
     }
 
-    as_they_are = settings.dtype == torch.uint8 and settings.channels_last and recipe.crop_pct is None
+    skip_normalize = settings.dtype == torch.uint8 and settings.channels_last and policy.crop_pct is None
 
     def graph() -> Any:
         outputs = fn.external_source(source=next_inputs, num_outputs=len(names), batch=True, device="cpu")
         fed = {name: outputs[number] for number, name in enumerate(names)}
-        if recipe.crops:
+        if policy.crops:
             window = {"start": fed["starts"], "shape": fed["shapes"], "axis_names": "HW"}
             images = fn.decoders.image_slice(fed["jpegs"], **window, **decoding)
         else:
             images = fn.decoders.image(fed["jpegs"], **decoding)
-        target = fed["resized"] if recipe.crop_pct is not None else [size, size]
+        target = fed["resized"] if policy.crop_pct is not None else [size, size]
         images = fn.resize(images, size=target, interp_type=types.INTERP_LINEAR, antialias=True)
         last = dict(finishing)
-        if recipe.crop_pct is not None:
+        if policy.crop_pct is not None:
             last |= {"crop": [size, size], "crop_pos_x": fed["across"], "crop_pos_y": fed["down"]}
-        if recipe.crops and (recipe.operates or as_they_are):
+        if policy.crops and (policy.uses_randaugment or skip_normalize):
             images = fn.flip(images, horizontal=fed["flips"])
-        elif recipe.crops:
+        elif policy.crops:
             last["mirror"] = fed["flips"]
-        if recipe.erases:
+        if policy.erases:
             images = fn.erase(
                 images, anchor=fed["corner"], shape=fed["sides"], axis_names="HW", fill_value=fed["color"]
             )
-        if recipe.operates:
+        if policy.uses_randaugment:
             for slot in ("0", "1"):
                 value = fed["value" + slot] if device_id is None else fed["value" + slot].gpu()  # where the images are
                 others = [fed[name + slot] for name in ("matrix", "corner", "sides")]
-                images = operate(images, fed["branch" + slot], value, *others)
-        return images if as_they_are else fn.crop_mirror_normalize(images, **last)
+                images = apply_op(images, fed["branch" + slot], value, *others)
+        return images if skip_normalize else fn.crop_mirror_normalize(images, **last)
 
     options = {"batch_size": settings.batch_size, "num_threads": threads, "device_id": device_id}
-    definition: Any = cast(Any, pipeline_def)(graph, enable_conditionals=recipe.operates)
+    definition: Any = cast(Any, pipeline_def)(graph, enable_conditionals=policy.uses_randaugment)
     pipeline: Any = definition(prefetch_queue_depth=PREFETCH_BATCHES, **options)
     pipeline.build()
     return pipeline

@@ -34,18 +34,18 @@ def branch_of(kind: int) -> int:
 
 
 def operation_inputs(operations: Operations, size: int) -> dict[str, Any]:
-    """Return what the graph of `operate` is fed: per slot the branch, the value, a matrix and a box of each image."""
+    """Return what the graph of `apply_op` is fed: per slot the branch, the value, a matrix and a box of each image."""
     inputs: dict[str, Any] = {}
-    for slot in range(operations.kinds.shape[1]):
-        kinds, values = operations.kinds[:, slot], operations.values[:, slot]
-        matrices = np.tile(np.eye(2, 3, dtype=np.float32), (len(kinds), 1, 1))
-        for row, (kind, value) in enumerate(zip(kinds.tolist(), values.tolist(), strict=True)):
+    for slot in range(operations.op_indices.shape[1]):
+        op_indices, values = operations.op_indices[:, slot], operations.values[:, slot]
+        matrices = np.tile(np.eye(2, 3, dtype=np.float32), (len(op_indices), 1, 1))
+        for row, (kind, value) in enumerate(zip(op_indices.tolist(), values.tolist(), strict=True)):
             matrix = inverse_matrix(NAMES[kind], value, size) if kind >= 0 else None
             if matrix is not None:
                 matrices[row] = matrix
         boxes = operations.boxes[:, slot].astype(np.float32)
         inputs |= {
-            f"branch{slot}": np.array([branch_of(kind) for kind in kinds.tolist()], np.int32),
+            f"branch{slot}": np.array([branch_of(kind) for kind in op_indices.tolist()], np.int32),
             f"value{slot}": values.astype(np.float32),
             f"matrix{slot}": matrices,
             f"corner{slot}": boxes[:, :2].copy(),
@@ -54,7 +54,7 @@ def operation_inputs(operations: Operations, size: int) -> dict[str, Any]:
     return inputs
 
 
-def operate(images: Any, branch: Any, value: Any, matrix: Any, corner: Any, sides: Any) -> Any:
+def apply_op(images: Any, branch: Any, value: Any, matrix: Any, corner: Any, sides: Any) -> Any:
     """Return images after one operation each. To be called where DALI turns `if` into branches of the graph."""
     if branch == BRANCHES.index("none"):
         images = images

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ...shards.dataset import ShardSplit
 from ..augment.policy import SamplePlan
-from ..batch import Bad, Loaded
-from ..feed import Sample, fill
+from ..batch import CorruptSample, LoaderBatch
+from ..feed import JpegSample, fill_batch
 from ..loader import LoaderSettings
 from ..pixels import normalization_table, normalize_pixels
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
-from .opencv_transforms import draw
+from .opencv_transforms import decode_and_transform
 
 CHUNK = 32  # samples a task: measured, smaller ones cost the main thread more, larger ones wait for one another
 AHEAD = 2  # batches under way, or more where they are small
@@ -60,10 +60,10 @@ class _Scratch(threading.local):
 
 
 class _Job(NamedTuple):
-    """A batch under way: where its pixels go, and its tasks, whose results are those of `fill`."""
+    """A batch under way: where its pixels go, and its tasks, whose results are those of `fill_batch`."""
 
     images: Tensor
-    tasks: list[Future[tuple[NDArray[np.int64], list[Bad]]]]
+    tasks: list[Future[tuple[NDArray[np.int64], list[CorruptSample]]]]
 
 
 class OpenCVLoader(PlannedLoader):
@@ -73,7 +73,7 @@ class OpenCVLoader(PlannedLoader):
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
-        self._recipe = settings.recipe
+        self._policy = settings.policy
         self._workers = settings.num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._on_gpu = settings.device.type == "cuda"
         self._dtype = torch.uint8 if self._on_gpu else settings.dtype
@@ -93,7 +93,7 @@ class OpenCVLoader(PlannedLoader):
         shape = (count, size, size, 3) if self._channels_last else (count, 3, size, size)
         return BufferPool(shape, STORED[self._dtype], keep=self._ahead + 2)
 
-    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         jobs: deque[_Job] = deque()
         threads = ThreadPoolExecutor(self._workers, "in21k-decode")
         try:
@@ -108,10 +108,10 @@ class OpenCVLoader(PlannedLoader):
 
     def _start(self, threads: ThreadPoolExecutor, batch: PlannedBatch) -> _Job:
         images, arrays = self._buffer()
-        paint = partial(self._paint, arrays)
+        write_sample = partial(self._write_sample, arrays)
         rows = (range(start, min(start + CHUNK, len(batch))) for start in range(0, len(batch), CHUNK))
-        make = partial(fill, self._feed, self._recipe, batch, self._recipe.numbers(batch))
-        tasks = [threads.submit(make, chunk, paint) for chunk in rows]
+        make = partial(fill_batch, self._feed, self._policy, batch, self._policy.random_numbers(batch))
+        tasks = [threads.submit(make, chunk, write_sample) for chunk in rows]
         return _Job(images[: len(batch)], tasks)
 
     def _buffer(self) -> tuple[Tensor, NDArray[Any]]:
@@ -123,13 +123,13 @@ class OpenCVLoader(PlannedLoader):
         array = self._pool.take()
         return torch.from_numpy(array).view(self._dtype), array
 
-    def _paint(self, images: NDArray[Any], sample: Sample, plan: SamplePlan, row: int) -> None:
+    def _write_sample(self, images: NDArray[Any], sample: JpegSample, plan: SamplePlan, row: int) -> None:
         out = images[row]
         if self._table is None and self._channels_last:
-            draw(sample, plan, out)
+            decode_and_transform(sample, plan, out)
             return
         pixels, planes = self._scratch.pixels, self._scratch.planes
-        draw(sample, plan, pixels)
+        decode_and_transform(sample, plan, pixels)
         if self._table is None:
             cv2.split(pixels, list(out))
         elif self._dtype == torch.float32 and not self._channels_last:  # as the table has it, and a third faster
@@ -144,7 +144,7 @@ class OpenCVLoader(PlannedLoader):
             for plane, values, plane_out in zip(planes, self._table, out, strict=True):
                 cv2.LUT(plane, values, dst=plane_out)
 
-    def _finish(self, job: _Job) -> Loaded:
+    def _finish(self, job: _Job) -> LoaderBatch:
         parts = [task.result() for task in job.tasks]
         used = np.concatenate([positions for positions, _ in parts])
         bad = [each for _, found in parts for each in found]
@@ -158,7 +158,7 @@ class OpenCVLoader(PlannedLoader):
             images = normalize_pixels(images, self.settings.normalize, self.settings.dtype)
             if not self.settings.channels_last:
                 images = images.contiguous()
-        return Loaded(images, self._labels(used), bad)
+        return LoaderBatch(images, self._labels(used), bad)
 
     def close(self) -> None:
         """Stop the threads, close the shards, give the buffers up; iterating again takes them up again."""

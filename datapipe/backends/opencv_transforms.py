@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..augment.policy import SamplePlan
 from ..augment.randaugment import CUTOUT_COLOR, FILL, NAMES, inverse_matrix
-from ..feed import Sample
+from ..feed import JpegSample
 from ..pixels import decode
 
 cv2 = cast(Any, untyped_cv2)  # its stubs know no dtypes
@@ -26,7 +26,7 @@ BELOW = 2  # rows that libjpeg looks at below one, where it interpolates the col
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's filter of that name
 
 
-def draw(sample: Sample, plan: SamplePlan, out: Pixels) -> None:
+def decode_and_transform(sample: JpegSample, plan: SamplePlan, out: Pixels) -> None:
     """Decode a sample and carry its plan out into `out`, S x S x 3; raises ValueError where it does not decode.
 
     It is decoded at full size: libjpeg's scaled DCT gains 1 to 6 % for windows of 450-pixel images at 224 (measured),
@@ -44,11 +44,11 @@ def draw(sample: Sample, plan: SamplePlan, out: Pixels) -> None:
     if plan.operations:
         result = out
         for kind, value, box in plan.operations:
-            result = operate(result, NAMES[kind], value, box)
+            result = apply_op(result, NAMES[kind], value, box)
         np.copyto(out, result)
 
 
-def decode_down_to(sample: Sample, row: int) -> Pixels:
+def decode_down_to(sample: JpegSample, row: int) -> Pixels:
     """Decode a sample's rows above `row`, and a few more, width x 3; raises ValueError where it does not decode.
 
     libjpeg is told of a lower image and stops there: random crops decode in nine tenths of the time. A JPEG that does
@@ -92,7 +92,7 @@ def _fill(pixels: Pixels, box: list[int], color: Sequence[int]) -> None:
         pixels[top:bottom, left:right] = color
 
 
-def operate(pixels: Pixels, name: str, value: float, box: list[int]) -> Pixels:
+def apply_op(pixels: Pixels, name: str, value: float, box: list[int]) -> Pixels:
     """Return an image after one of RandAugment's operations; `randaugment.py` says what they are. It may be changed."""
     if name == "cutout":
         _fill(pixels, box, CUTOUT_COLOR)

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...shards.dataset import ShardSplit
 from ...shards.reader import CorruptSampleError
-from ..augment.policy import Recipe, SamplePlan
-from ..batch import Bad, Loaded
-from ..feed import Feed, Sample, fill
+from ..augment.policy import AugmentPolicy, SamplePlan
+from ..batch import CorruptSample, LoaderBatch
+from ..feed import Feed, JpegSample, fill_batch
 from ..loader import LoaderSettings
 from ..pixels import decode, normalize_pixels
 from ..plan import PlannedBatch
@@ -27,25 +27,27 @@ from ..planned_loader import PlannedLoader
 from .torch_transforms import transformed
 from .worker_batches import from_workers, in_shared_memory
 
-Made = tuple[Tensor, NDArray[np.int64], list[Bad]]
+DecodedBatch = tuple[Tensor, NDArray[np.int64], list[CorruptSample]]
 
 
-class _BatchDataset(Dataset[Made | Exception]):
+class _BatchDataset(Dataset[DecodedBatch | Exception]):
     """Batches as planned: (uint8 images B x 3 x S x S, whose they are, corrupt samples), or what is wrong with one."""
 
-    def __init__(self, feed: Feed, recipe: Recipe) -> None:
+    def __init__(self, feed: Feed, policy: AugmentPolicy) -> None:
         self._feed = feed
-        self._recipe = recipe
+        self._policy = policy
 
-    def __getitem__(self, batch: PlannedBatch) -> Made | Exception:
-        size = self._recipe.image_size
+    def __getitem__(self, batch: PlannedBatch) -> DecodedBatch | Exception:
+        size = self._policy.image_size
         images = torch.empty(len(batch), 3, size, size, dtype=torch.uint8)
 
-        def paint(sample: Sample, plan: SamplePlan, row: int) -> None:
+        def write_sample(sample: JpegSample, plan: SamplePlan, row: int) -> None:
             images[row] = transformed(torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1), plan, size)
 
         try:
-            used, bad = fill(self._feed, self._recipe, batch, self._recipe.numbers(batch), range(len(batch)), paint)
+            used, bad = fill_batch(
+                self._feed, self._policy, batch, self._policy.random_numbers(batch), range(len(batch)), write_sample
+            )
             kept = used >= 0
             images = in_shared_memory(images if kept.all() else images[torch.from_numpy(kept)])
         except (CorruptSampleError, OSError) as error:
@@ -66,11 +68,11 @@ class TorchLoader(PlannedLoader):
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
-        self._dataset = _BatchDataset(self._feed, settings.recipe)
+        self._dataset = _BatchDataset(self._feed, settings.policy)
         ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._workers = settings.num_workers(ranks_per_node)
 
-    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         settings = self.settings
         on_gpu = settings.device.type == "cuda"
         coming = iter(batches)  # not all at once: of remote shards each comes when it can be read
@@ -90,4 +92,4 @@ class TorchLoader(PlannedLoader):
                 images = images.to(settings.device, non_blocking=True)
                 images = normalize_pixels(images, settings.normalize, settings.dtype)
                 images = images.contiguous(memory_format=memory_format)
-                yield Loaded(images, self._labels(np.asarray(used)), bad)
+                yield LoaderBatch(images, self._labels(np.asarray(used)), bad)

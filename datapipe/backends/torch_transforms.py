@@ -26,7 +26,7 @@ def transformed(pixels: Tensor, plan: SamplePlan, size: int) -> Tensor:
         pixels = pixels.clone()
     _fill(pixels, plan.box, plan.color)
     for kind, value, box in plan.operations:
-        pixels = operate(pixels, NAMES[kind], value, box)
+        pixels = apply_op(pixels, NAMES[kind], value, box)
     return pixels
 
 
@@ -35,7 +35,7 @@ def _fill(pixels: Tensor, box: list[int], color: Sequence[int]) -> None:
     pixels[:, top:bottom, left:right] = pixels.new_tensor(color).view(3, 1, 1)
 
 
-def operate(pixels: Tensor, name: str, value: float, box: list[int]) -> Tensor:
+def apply_op(pixels: Tensor, name: str, value: float, box: list[int]) -> Tensor:
     """Return an image (uint8 3 x S x S) after one of RandAugment's operations; `randaugment.py` says what they are."""
     match name:
         case "cutout":

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ..batch import Loaded
+from ..batch import LoaderBatch
 from ..feed import MAX_TRIES
-from ..loader import MIN_RATED, BadSamples, Loader, LoaderSettings, ended_early
+from ..loader import MIN_RATED, CorruptSampleCounter, Loader, LoaderSettings, ended_early
 from ..plan import EpochPlan, PlannedBatch
 from .webdataset_reading import ShardUrls
-from .webdataset_stream import BatchStream, CorruptStreamError, Made, begin_worker, finished
+from .webdataset_stream import BatchStream, CorruptStreamError, WorkerBatch, begin_worker, finished
 from .worker_batches import from_workers
 
 WITH_INDEX = "take an indexed backend (dali_gpu, dali_cpu, opencv, torch) over the folder that `in21k shard` made"
@@ -62,8 +62,8 @@ class WebDatasetLoader(Loader):
         self._workers = _workers_of(len(shards.urls), settings)
         super().__init__(settings)
 
-    def _no_bad(self) -> BadSamples:
-        return BadSamples(
+    def _new_corrupt_counter(self) -> CorruptSampleCounter:
+        return CorruptSampleCounter(
             self.settings.max_bad_rate,
             MIN_RATED if self._num_samples is None else self._num_samples,
             instead="the next one of the stream stands in" if self.settings.training else "it is left out",
@@ -77,7 +77,7 @@ class WebDatasetLoader(Loader):
             first = (number * settings.world_size + settings.rank) * size
             yield PlannedBatch(np.arange(first, first + size), first, self._epoch)
 
-    def _iteration(self) -> Generator[Loaded]:
+    def _iteration(self) -> Generator[LoaderBatch]:
         settings = self.settings
         loader: Any = DataLoader(
             BatchStream(self._shards, settings, self._epoch, self._batches()),
@@ -93,23 +93,23 @@ class WebDatasetLoader(Loader):
             for made in self._raising(batches):
                 handed += settings.batch_size
                 for name, reason in made.bad:
-                    self._bad.add(name, reason, handed)
+                    self._corrupt.add(name, reason, handed)
                 if len(made.labels):
                     num_batches += 1
                     images = made.images.to(settings.device, non_blocking=True)
                     if settings.device.type == "cuda":
                         images = finished(images, settings)
-                    yield Loaded(images, made.labels.to(settings.device, non_blocking=True), [])
+                    yield LoaderBatch(images, made.labels.to(settings.device, non_blocking=True), [])
         if self._num_batches is not None and num_batches < self._num_batches:
             raise ended_early(self.backend, num_batches, self._num_batches)
 
-    def _raising(self, batches: Iterator[Made]) -> Iterator[Made]:
+    def _raising(self, batches: Iterator[WorkerBatch]) -> Iterator[WorkerBatch]:
         """Yield them; raise ValueError, as of an epoch that stopped, where no more good sample is found."""
         try:
             yield from batches
         except CorruptStreamError as error:
             name, reason = error.args
-            raise self._bad.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from error
+            raise self._corrupt.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from error
 
     def __len__(self) -> int:
         """Return the batches of a training epoch, the same on every rank; TypeError: nobody knows before its end."""

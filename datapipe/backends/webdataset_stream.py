@@ -26,7 +26,7 @@ from webdataset.tariterators import group_by_keys
 from ...shards.shuffle import permutation
 from ..augment.draws import Floats
 from ..augment.policy import SamplePlan
-from ..feed import MAX_TRIES, Sample
+from ..feed import MAX_TRIES, JpegSample
 from ..loader import LoaderSettings
 from ..pixels import decode, jpeg_size, normalize_pixels
 from ..plan import PlannedBatch
@@ -44,14 +44,14 @@ class StreamSample(NamedTuple):
 
     name: str
     label: int
-    image: Sample
+    image: JpegSample
 
 
 class CorruptStreamError(ValueError):
     """So many corrupt samples in a row that searching on makes no sense; the name of the last, and its reason."""
 
 
-class Made(NamedTuple):
+class WorkerBatch(NamedTuple):
     """A batch of a worker: images B x 3 x S x S, int64 labels, and (name, reason) of the corrupt samples.
 
     The images are as the loader hands them out; those for a GPU are uint8, which is a quarter to copy.
@@ -62,25 +62,25 @@ class Made(NamedTuple):
     bad: list[tuple[str, str]]
 
 
-Paint = Callable[[Sample, SamplePlan, NDArray[np.uint8]], None]
+WriteSample = Callable[[JpegSample, SamplePlan, NDArray[np.uint8]], None]
 
 
-def painter() -> Paint:
+def sample_writer() -> WriteSample:
     """Return what decodes a JPEG and carries its plan out into S x S x 3: OpenCV's functions, else torchvision's."""
     if find_spec("cv2"):
-        from .opencv_transforms import draw
+        from .opencv_transforms import decode_and_transform
 
-        return draw
+        return decode_and_transform
     from .torch_transforms import transformed
 
-    def paint(sample: Sample, plan: SamplePlan, out: NDArray[np.uint8]) -> None:
+    def write_sample(sample: JpegSample, plan: SamplePlan, out: NDArray[np.uint8]) -> None:
         pixels = torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1)
         np.copyto(out, transformed(pixels, plan, out.shape[0]).permute(1, 2, 0).numpy())
 
-    return paint
+    return write_sample
 
 
-class BatchStream(IterableDataset[Made | Exception]):
+class BatchStream(IterableDataset[WorkerBatch | Exception]):
     """Batches of one rank's shards, or what is wrong with them; each worker process reads its part.
 
     batches: what each batch of the rank counts as: its size, and where its random numbers come from. They end where a
@@ -91,15 +91,15 @@ class BatchStream(IterableDataset[Made | Exception]):
         self, shards: ShardUrls, settings: LoaderSettings, epoch: int, batches: Iterable[PlannedBatch]
     ) -> None:
         self._shards, self._settings, self._epoch, self._batches = shards, settings, epoch, batches
-        self._recipe = settings.recipe
-        self._paint = painter()
+        self._policy = settings.policy
+        self._write_sample = sample_writer()
         self._worker, self._num_workers = 0, 1
         self._url = ""
         self._keys: set[str] = set()  # of the shard that is read
         self._num_in_a_row = 0
-        self._bad: list[tuple[str, str]] = []
+        self._corrupt: list[tuple[str, str]] = []
 
-    def __iter__(self) -> Iterator[Made | Exception]:
+    def __iter__(self) -> Iterator[WorkerBatch | Exception]:
         info: Any = get_worker_info()
         self._worker, self._num_workers = info.id, info.num_workers
         samples = self._samples()
@@ -179,22 +179,22 @@ class BatchStream(IterableDataset[Made | Exception]):
             yield parsed
 
     def _pass_over(self, name: str, reason: str, in_a_row: int) -> None:
-        self._bad.append((name, reason))
+        self._corrupt.append((name, reason))
         if self._settings.training and in_a_row >= MAX_TRIES:
             raise CorruptStreamError(name, reason)
 
-    def _make(self, samples: Iterator[StreamSample], batch: PlannedBatch) -> Made:
+    def _make(self, samples: Iterator[StreamSample], batch: PlannedBatch) -> WorkerBatch:
         """Fill a batch; it is short where the samples end."""
-        size = self._recipe.image_size
+        size = self._policy.image_size
         images = torch.empty(len(batch), size, size, 3, dtype=torch.uint8)
         pixels, labels = images.numpy(), list[int]()
-        numbers = self._recipe.numbers(batch)
+        numbers = self._policy.random_numbers(batch)
         taken = list(islice(samples, len(batch)))
         for number, planned in enumerate(zip(taken, self._plans(numbers, taken), strict=True)):
             for tries in count(1):
                 sample, plan = planned
                 try:
-                    self._paint(sample.image, plan, pixels[len(labels)])
+                    self._write_sample(sample.image, plan, pixels[len(labels)])
                     labels.append(sample.label)
                     break
                 except ValueError as error:
@@ -203,16 +203,16 @@ class BatchStream(IterableDataset[Made | Exception]):
                 if following is None:
                     break
                 planned = (following, *self._plans(numbers[number:], [following]))
-        bad, self._bad = self._bad, []
+        bad, self._corrupt = self._corrupt, []
         images = images[: len(labels)].permute(0, 3, 1, 2)
         if self._settings.device.type != "cuda":
             images = finished(images, self._settings)
-        return Made(images, torch.tensor(labels, dtype=torch.int64), bad)
+        return WorkerBatch(images, torch.tensor(labels, dtype=torch.int64), bad)
 
     def _plans(self, numbers: Floats, samples: list[StreamSample]) -> list[SamplePlan]:
         heights = np.array([sample.image.height for sample in samples], np.int64)
         widths = np.array([sample.image.width for sample in samples], np.int64)
-        return self._recipe.plan(numbers[: len(samples)], heights, widths).rows()
+        return self._policy.plan(numbers[: len(samples)], heights, widths).rows()
 
 
 def finished(images: Tensor, settings: LoaderSettings) -> Tensor:
@@ -248,7 +248,7 @@ def parse(name: str, sample: dict[str, Any]) -> StreamSample:
     if not sample["cls"].strip().isdigit():
         raise ValueError(f"has {sample['cls'][:20]!r} as its class index; wanted digits")
     jpeg = sample["jpg"]
-    return StreamSample(name, int(sample["cls"]), Sample(NOWHERE, jpeg, *jpeg_size(jpeg)))
+    return StreamSample(name, int(sample["cls"]), JpegSample(NOWHERE, jpeg, *jpeg_size(jpeg)))
 
 
 def _refuse(error: Exception) -> NoReturn:

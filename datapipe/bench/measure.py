@@ -29,7 +29,7 @@ from ...shards.parallel import OnProgress, Progress, default_workers, ignore_pro
 from ...shards.reader import FileCache
 from ..machine import drop_cache, synchronize
 from ..plan import EpochPlan
-from .rounds import SPLIT, BenchSettings, Setup, Station, Turn, Window
+from .rounds import SPLIT, BackendConfig, BackendRunner, BenchSettings, Trial, TrialResult
 
 PATIENCE_S = 600.0  # a backend that gives nothing for so long hangs
 MAX_CPU_STEP = 16  # images of a training step on a CPU: its rate hardly depends on them, its memory does
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
 
 
 @dataclass
-class Measured:
+class BenchResults:
     """What was measured, round by round.
 
     asked:          the backends that were to be measured.
@@ -56,8 +56,10 @@ class Measured:
     """
 
     asked: list[str]
-    warm: dict[tuple[str, Setup], list[Window]] = field(default_factory=dict[tuple[str, Setup], list[Window]])
-    cold: dict[str, list[Window]] = field(default_factory=dict[str, list[Window]])
+    warm: dict[tuple[str, BackendConfig], list[TrialResult]] = field(
+        default_factory=dict[tuple[str, BackendConfig], list[TrialResult]]
+    )
+    cold: dict[str, list[TrialResult]] = field(default_factory=dict[str, list[TrialResult]])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     reading: list[Reading] = field(default_factory=list[Reading])
     reading_cold: list[Reading] = field(default_factory=list[Reading])
@@ -66,28 +68,28 @@ class Measured:
 
 
 def serve(connection: Connection, shards: Path, backend: str, settings: BenchSettings, start_method: str) -> None:
-    """Be a backend's process: answer each `Turn` that comes with a `Window`, None, or a line of what went wrong.
+    """Be a backend's process: answer each `Trial` that comes with a `TrialResult`, None, or a line of what went wrong.
 
     start_method: how a loader's own worker processes begin; a spawned process would spawn them too, in seconds each.
     """
     multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells its processes
     logging.disable(logging.WARNING)  # each would say the same of the data, in each turn
-    station: Station | None = None
+    runner: BackendRunner | None = None
     try:
         connection.send(None)  # imports are done
         while True:
-            turn = connection.recv()
+            trial = connection.recv()
             try:
-                station = station or Station(shards, backend, settings)
-                answer = station.take(turn)
+                runner = runner or BackendRunner(shards, backend, settings)
+                answer = runner.run(trial)
             except Exception as error:  # whatever a decoder or a driver throws: the other backends go on
                 answer = one_line(error)
             connection.send(answer)
     except (EOFError, ConnectionError):  # nobody has turns to give any more
         pass
-    if station:
-        station.close()
+    if runner:
+        runner.close()
 
 
 def one_line(error: Exception) -> str:
@@ -123,13 +125,13 @@ class BackendProcess:
         """Wait until its imports are done; raises ChildProcessError."""
         self._receive(PATIENCE_S)
 
-    def take(self, turn: Turn) -> Window | None:
+    def run(self, trial: Trial) -> TrialResult | None:
         """Give it a turn; raises ChildProcessError with what went wrong there."""
         try:
-            self._connection.send(turn)
+            self._connection.send(trial)
         except OSError as error:
             raise self._died() from error
-        answer = self._receive(turn.seconds + PATIENCE_S)
+        answer = self._receive(trial.seconds + PATIENCE_S)
         if isinstance(answer, str):
             raise ChildProcessError(answer)
         return answer
@@ -171,7 +173,7 @@ def read_samples(split: ShardSplit, settings: BenchSettings) -> Reading:
     # Every thread takes each workers-th batch: nothing is handed over that would cost more than the reading.
     def share(number: int) -> tuple[int, int]:
         mine = islice(plan.batches(0), number, None, settings.workers)
-        in_time = takewhile(lambda _: time.perf_counter() < begun + settings.turn_seconds, mine)
+        in_time = takewhile(lambda _: time.perf_counter() < begun + settings.trial_seconds, mine)
         sizes = [(len(batch), read(batch.positions.tolist())) for batch in in_time]
         return sum(images for images, _ in sizes), sum(num_bytes for _, num_bytes in sizes)
 
@@ -199,9 +201,9 @@ class TrainingSteps:
         shape = (self.batch_size, 3, settings.image_size, settings.image_size)
         self._images = torch.rand(shape, device=self._device).to(memory_format=layout)
         self._labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self._device)
-        self._take(2 if on_gpu else 1)  # the first ones choose kernels and find memory
+        self._run(2 if on_gpu else 1)  # the first ones choose kernels and find memory
 
-    def _take(self, steps: int) -> None:
+    def _run(self, steps: int) -> None:
         try:
             for _ in range(steps):
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
@@ -221,7 +223,7 @@ class TrainingSteps:
         """Return images/s over at least that many seconds."""
         begun, steps = time.perf_counter(), 0
         while not steps or time.perf_counter() < begun + seconds:
-            self._take(1)
+            self._run(1)
             steps += 1
         return steps * self.batch_size / (time.perf_counter() - begun)
 
@@ -232,7 +234,7 @@ def measure(
     settings: BenchSettings,
     steps: TrainingSteps | None = None,
     on_progress: OnProgress = ignore_progress,
-) -> Measured:
+) -> BenchResults:
     """Measure every backend, reading alone, and a network's steps, in turns.
 
     A backend that fails is left out from then on. Raises ValueError where a batch is larger than the split, and where
@@ -244,7 +246,7 @@ def measure(
             f"{shards.path}: {SPLIT} has {len(split):,} samples, fewer than one batch of {settings.batch_size:,}; "
             "lower --batch-size"
         )
-    measured = Measured(asked=list(backends), cold_reason=drop_cache(split))
+    measured = BenchResults(asked=list(backends), cold_reason=drop_cache(split))
     with ExitStack() as stack:
         running = {name: stack.enter_context(BackendProcess(shards.path, name, settings)) for name in backends}
         for name in list(running):
@@ -261,8 +263,8 @@ Running = dict[str, BackendProcess]
 
 
 def _unless_failed(
-    running: Running, measured: Measured, name: str, act: Callable[[BackendProcess], Window | None]
-) -> Window | None:
+    running: Running, measured: BenchResults, name: str, act: Callable[[BackendProcess], TrialResult | None]
+) -> TrialResult | None:
     """Let a backend act; note it and leave it out where it fails."""
     try:
         return act(running[name])
@@ -283,14 +285,14 @@ class _Rounds:
         split: ShardSplit,
         settings: BenchSettings,
         steps: TrainingSteps | None,
-        measured: Measured,
+        measured: BenchResults,
         running: Running,
         on_progress: OnProgress,
     ) -> None:
         self._split, self._settings, self._steps = split, settings, steps
         self._measured, self._running, self._on_progress = measured, running, on_progress
-        turns = [len(settings.setups(name)) + (not measured.cold_reason) for name in running]
-        self._turns = settings.rounds * sum(turns)
+        trials = [len(settings.configs(name)) + (not measured.cold_reason) for name in running]
+        self._num_trials = settings.rounds * sum(trials)
         self._mean_bytes = int(split.num_bytes.mean())
         self._done = self._images = 0
 
@@ -300,7 +302,7 @@ class _Rounds:
         names = list(self._running)
         first = number % max(1, len(names))
         names = names[first:] + names[:first]
-        self._tell(number, "reading")
+        self._report_progress(number, "reading")
         if not measured.cold_reason:
             drop_cache(split)
             measured.reading_cold.append(read_samples(split, settings))
@@ -308,30 +310,34 @@ class _Rounds:
             read_samples(split, settings)
         measured.reading.append(read_samples(split, settings))  # and what the backends are about to read is in memory
         if self._steps:
-            measured.step_rates.append(self._steps.rate(settings.turn_seconds))
+            measured.step_rates.append(self._steps.rate(settings.trial_seconds))
         for name in names:
-            for setup in settings.setups(name):
-                self._take(number, name, Turn(setup, settings.turn_seconds))
+            for config in settings.configs(name):
+                self._run(number, name, Trial(config, settings.trial_seconds))
         for name in names if not measured.cold_reason else []:
             drop_cache(split)
-            self._take(number, name, Turn(settings.setup(name), settings.turn_seconds, cold=True))
+            self._run(number, name, Trial(settings.config(name), settings.trial_seconds, cold=True))
 
-    def _take(self, number: int, name: str, turn: Turn) -> None:
-        self._tell(number, f"{name}, {turn.setup.workers} workers{', from the disk' if turn.cold else ''}")
+    def _run(self, number: int, name: str, trial: Trial) -> None:
+        self._report_progress(
+            number, f"{name}, {trial.config.workers} workers{', from the disk' if trial.cold else ''}"
+        )
         self._done += 1
         if name not in self._running:
             return
         measured = self._measured
-        window = _unless_failed(self._running, measured, name, lambda process: process.take(turn))
-        if window:
-            self._images += window.images
-            kept = measured.cold.setdefault(name, []) if turn.cold else measured.warm.setdefault((name, turn.setup), [])
-            kept.append(window)
+        result = _unless_failed(self._running, measured, name, lambda process: process.run(trial))
+        if result:
+            self._images += result.images
+            kept = (
+                measured.cold.setdefault(name, []) if trial.cold else measured.warm.setdefault((name, trial.config), [])
+            )
+            kept.append(result)
 
-    def _tell(self, number: int, doing: str) -> None:
+    def _report_progress(self, number: int, doing: str) -> None:
         detail = f"round {number + 1} of {self._settings.rounds}: {doing}"
         self._on_progress(
-            Progress(self._done / max(1, self._turns), self._images, self._images * self._mean_bytes, detail)
+            Progress(self._done / max(1, self._num_trials), self._images, self._images * self._mean_bytes, detail)
         )
 
 

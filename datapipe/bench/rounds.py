@@ -22,7 +22,7 @@ SPLIT = "train"
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
 
-class Setup(NamedTuple):
+class BackendConfig(NamedTuple):
     """How a backend is set up: decode threads or processes; of dali_gpu, the hardware decoder's part of the JPEGs."""
 
     workers: int
@@ -64,34 +64,34 @@ class BenchSettings:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}")
         for load in (None, *self.sweep_loads):
-            LoaderSettings(**self.loader_arguments(Setup(self.workers, load)))  # which checks the rest
+            LoaderSettings(**self.loader_arguments(BackendConfig(self.workers, load)))  # which checks the rest
 
     @property
-    def turn_seconds(self) -> float:
+    def trial_seconds(self) -> float:
         """How long one turn measures."""
         return self.seconds / self.rounds
 
-    def setup(self, backend: str) -> Setup:
+    def config(self, backend: str) -> BackendConfig:
         """Return how a backend is set up where nothing is swept."""
-        return Setup(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
+        return BackendConfig(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
 
-    def setups(self, backend: str) -> list[Setup]:
-        """Return every way that a backend is to be measured in, the one of `setup` first."""
-        loads: list[float | None] = [self.setup(backend).hw_decoder_load]
+    def configs(self, backend: str) -> list[BackendConfig]:
+        """Return every way that a backend is to be measured in, the one of `config` first."""
+        loads: list[float | None] = [self.config(backend).hw_decoder_load]
         if backend == "dali_gpu":
             loads += self.sweep_loads
-        every = [Setup(workers, load) for workers in (self.workers, *self.sweep) for load in loads]
+        every = [BackendConfig(workers, load) for workers in (self.workers, *self.sweep) for load in loads]
         return list(dict.fromkeys(every))
 
-    def loader_arguments(self, setup: Setup) -> dict[str, Any]:
+    def loader_arguments(self, config: BackendConfig) -> dict[str, Any]:
         """Return what loaders are made with, beside the shards, the split and the backend."""
         return {
             "batch_size": self.batch_size,
             "image_size": self.image_size,
             "augment": self.augment,
             "seed": self.seed,
-            "workers": setup.workers,
-            "hw_decoder_load": setup.hw_decoder_load,
+            "workers": config.workers,
+            "hw_decoder_load": config.hw_decoder_load,
             "device": torch.device(self.device),
             "dtype": getattr(torch, self.dtype),
             "normalize": None if self.dtype == "uint8" else "unit",
@@ -100,7 +100,7 @@ class BenchSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class TrialResult:
     """What one turn of a backend gave.
 
     latencies:       seconds from asking for a batch to having it, one for each batch that counts.
@@ -126,46 +126,46 @@ class Window:
     num_bad: int
 
 
-class Turn(NamedTuple):
+class Trial(NamedTuple):
     """What a backend is told to do; `cold` ends with the epoch, whose samples are in memory then."""
 
-    setup: Setup
+    config: BackendConfig
     seconds: float
     cold: bool = False
 
 
-class Station:
+class BackendRunner:
     """One backend: takes its turns with one loader, which is made anew when it is to be set up in another way."""
 
     def __init__(self, shards: str | Path | ShardSet, backend: str, settings: BenchSettings) -> None:
         self._shards, self._backend, self._settings = shards, backend, settings
         self._loader: Loader | None = None
-        self._setup: Setup | None = None
+        self._config: BackendConfig | None = None
         self._gpu_held = 0  # between turns, by what the loaders' libraries keep
         gpu_free(settings.device)  # CUDA's own memory is taken before the first turn
 
-    def take(self, turn: Turn) -> Window | None:
+    def run(self, trial: Trial) -> TrialResult | None:
         """Measure; None where an epoch has too few batches. Raises what the loader raises."""
         free = gpu_free(self._settings.device)  # nobody else has a turn, so what goes from it is this backend's
         begun = time.perf_counter()
-        made = self._loader is None or turn.setup != self._setup
+        made = self._loader is None or trial.config != self._config
         if made:
             self.close()
-            arguments = self._settings.loader_arguments(turn.setup)
+            arguments = self._settings.loader_arguments(trial.config)
             self._loader = create_loader(self._shards, split=SPLIT, backend=self._backend, **arguments)
-            self._setup = turn.setup
+            self._config = trial.config
         assert self._loader is not None
-        epochs = _Epochs(self._loader, only_one=turn.cold)
+        epochs = _Epochs(self._loader, only_one=trial.cold)
         batches = iter(epochs)
         try:
             first = next(batches, None)
             first_batch_s = time.perf_counter() - begun if made else None
             # All workers have begun a batch when the first is done: a count from there would take theirs for nothing.
-            skip = turn.setup.workers + 1
+            skip = trial.config.workers + 1
             if first is None or len(list(map(len, islice(batches, skip)))) < skip:
                 return None
-            window = self._measure(batches, turn.seconds, epochs)
-            return window and replace(window, first_batch_s=first_batch_s, gpu_bytes=self._gpu_bytes(free))
+            result = self._measure(batches, trial.seconds, epochs)
+            return result and replace(result, first_batch_s=first_batch_s, gpu_bytes=self._gpu_bytes(free))
         finally:
             batches.close()
             self._loader.close()
@@ -176,7 +176,7 @@ class Station:
         free = gpu_free(self._settings.device)
         return None if free is None or free_before is None else max(0, self._gpu_held + free_before - free)
 
-    def _measure(self, batches: Iterator[Tensor], seconds: float, epochs: _Epochs) -> Window | None:
+    def _measure(self, batches: Iterator[Tensor], seconds: float, epochs: _Epochs) -> TrialResult | None:
         images, latencies, ending = 0, list[float](), 0.0
         synchronize(self._settings.device)
         cpu_before, begun = cpu_seconds(), time.perf_counter()
@@ -193,7 +193,7 @@ class Station:
         ended, cpu_after = time.perf_counter(), cpu_seconds()
         if not latencies:
             return None
-        return Window(
+        return TrialResult(
             images=images,
             seconds=ended - begun - ending,
             cpu_seconds=cpu_after - cpu_before,

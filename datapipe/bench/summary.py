@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...shards.fonts import Font
-from .measure import Measured
-from .rounds import BenchSettings, Setup, Window
+from .measure import BenchResults
+from .rounds import BackendConfig, BenchSettings, TrialResult
 
 NEAR_CEILING = 0.8  # of what reading alone gives: faster decoding would gain little
 AMPLE = 1.1  # times what a network wants: rounds differ by less
@@ -35,43 +35,43 @@ def spread(rates: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "rounds": list(rates)}
 
 
-def latencies_ms(windows: Sequence[Window]) -> dict[str, float]:
+def latencies_ms(results: Sequence[TrialResult]) -> dict[str, float]:
     """Return percentiles of the time that a batch is waited for, over all windows' batches, in milliseconds."""
-    waits = [wait for window in windows for wait in window.latencies]
+    waits = [wait for result in results for wait in result.latencies]
     return {f"p{part}": 1000 * float(np.percentile(waits, part)) for part in PERCENTILES}
 
 
-def summarize_backend(name: str, warm: Sequence[Window], cold: Sequence[Window]) -> dict[str, Any]:
+def summarize_backend(name: str, warm: Sequence[TrialResult], cold: Sequence[TrialResult]) -> dict[str, Any]:
     """Return what a backend's windows amount to; the rate per core is by the processor time that was really taken.
 
     same_samples: whether they were the plan's; webdataset's are of the same shards, in another order.
     """
-    cpu_seconds = sum(window.cpu_seconds for window in warm)
-    gpu_bytes = [window.gpu_bytes for window in warm if window.gpu_bytes is not None]
+    cpu_seconds = sum(result.cpu_seconds for result in warm)
+    gpu_bytes = [result.gpu_bytes for result in warm if result.gpu_bytes is not None]
     return {
         "backend": name,
         "same_samples": name != "webdataset",
-        "images_per_s": spread([window.images / window.seconds for window in warm]),
-        "images_per_core_s": sum(window.images for window in warm) / cpu_seconds if cpu_seconds > 0 else None,
-        "cold_images_per_s": spread([window.images / window.seconds for window in cold]) if cold else None,
+        "images_per_s": spread([result.images / result.seconds for result in warm]),
+        "images_per_core_s": sum(result.images for result in warm) / cpu_seconds if cpu_seconds > 0 else None,
+        "cold_images_per_s": spread([result.images / result.seconds for result in cold]) if cold else None,
         "latency_ms": latencies_ms(warm),
         "first_batch_s": next((w.first_batch_s for w in warm if w.first_batch_s is not None), None),
         "memory_mb": {
-            "own": max(window.own_bytes for window in warm) / 1e6,
-            "children": max(window.children_bytes for window in warm) / 1e6,
+            "own": max(result.own_bytes for result in warm) / 1e6,
+            "children": max(result.children_bytes for result in warm) / 1e6,
         },
         "gpu_memory_mb": max(gpu_bytes) / 1e6 if gpu_bytes else None,
-        "num_batches": sum(len(window.latencies) for window in warm),
-        "num_epochs": sum(window.num_epochs for window in warm),
-        "num_bad": max(window.num_bad for window in warm),
+        "num_batches": sum(len(result.latencies) for result in warm),
+        "num_epochs": sum(result.num_epochs for result in warm),
+        "num_bad": max(result.num_bad for result in warm),
     }
 
 
-def summarize(measured: Measured, settings: BenchSettings, model: str | None = None) -> dict[str, Any]:
+def summarize(measured: BenchResults, settings: BenchSettings, model: str | None = None) -> dict[str, Any]:
     """Return all numbers of a benchmark, fastest backend first, as plain values; the last is the verdict."""
-    names = [name for name, setup in measured.warm if setup == settings.setup(name)]
+    names = [name for name, config in measured.warm if config == settings.config(name)]
     backends = [
-        summarize_backend(name, measured.warm[name, settings.setup(name)], measured.cold.get(name, []))
+        summarize_backend(name, measured.warm[name, settings.config(name)], measured.cold.get(name, []))
         for name in names
     ]
     backends.sort(key=lambda backend: -backend["images_per_s"]["median"])
@@ -111,16 +111,16 @@ def summarize(measured: Measured, settings: BenchSettings, model: str | None = N
     }
 
 
-def summarize_sweep(warm: Mapping[tuple[str, Setup], Sequence[Window]]) -> list[dict[str, Any]]:
+def summarize_sweep(warm: Mapping[tuple[str, BackendConfig], Sequence[TrialResult]]) -> list[dict[str, Any]]:
     """Return each setup of each backend with its `spread`; a hardware decoder's load where there is one."""
     return [
         {
             "backend": name,
-            "workers": setup.workers,
-            **({} if setup.hw_decoder_load is None else {"hw_decoder_load": setup.hw_decoder_load}),
-            "images_per_s": spread([window.images / window.seconds for window in windows]),
+            "workers": config.workers,
+            **({} if config.hw_decoder_load is None else {"hw_decoder_load": config.hw_decoder_load}),
+            "images_per_s": spread([result.images / result.seconds for result in results]),
         }
-        for (name, setup), windows in sorted(warm.items(), key=lambda item: item[0])
+        for (name, config), results in sorted(warm.items(), key=lambda item: item[0])
     ]
 
 

@@ -39,7 +39,7 @@ def uses(shard_ends: NDArray[np.int64], windows: Iterable[NDArray[np.int64]], st
         start += len(shards)
 
 
-class Ahead:
+class ShardPrefetcher:
     """Keeps the shards in the cache that are read from now and next. One thread fetches, and others may wait.
 
     split:    of a remote shard set.

@@ -11,7 +11,7 @@ import pytest
 
 from in21k.datapipe import Loader
 from in21k.datapipe.backends.torch_loader import TorchLoader
-from in21k.datapipe.browse import COLUMNS, Sheet, Shown, browse, difference, draw_sheet, tile_side
+from in21k.datapipe.browse import COLUMNS, BrowseSample, Sheet, browse, difference, draw_sheet, tile_side
 from in21k.shards import ShardSet, open_dataset
 
 from .conftest import BACKENDS, SIZE
@@ -114,7 +114,9 @@ def test_a_backend_that_follows_no_plan_is_told_from_the_others(
 def sheet_of(num_images: int, size: int, backends: int) -> Sheet:
     pixels = np.full((num_images, size, size, 3), 200, np.uint8)
     samples = [
-        Shown(key=f"n{number}", wnid="n", name="an animal " * 9, original=np.zeros((40 + number, 60, 3), np.uint8))
+        BrowseSample(
+            key=f"n{number}", wnid="n", name="an animal " * 9, original=np.zeros((40 + number, 60, 3), np.uint8)
+        )
         for number in range(num_images)
     ]
     return Sheet(samples=samples, pixels={f"b{number}": pixels for number in range(backends)}, failed={})

@@ -76,8 +76,8 @@ def test_the_stand_in_of_a_shards_last_samples_is_its_first(
 def test_in_validation_a_corrupt_sample_is_left_out_and_the_ranks_agree_on_the_number_of_batches(
     make: MakeLoader, backend: str, damage: Damage, shard_set: ShardSet, world_size: int
 ) -> None:
-    kinds = {0: "changed", 4: "headless", 9: "undecodable"}
-    shards, split = damage(kinds, "val"), shard_set.split("val")
+    op_indices = {0: "changed", 4: "headless", 9: "undecodable"}
+    shards, split = damage(op_indices, "val"), shard_set.split("val")
     ranks = [
         list(make(backend, "val", shards=shards, batch_size=4, rank=rank, world_size=world_size))
         for rank in range(world_size)
@@ -85,7 +85,7 @@ def test_in_validation_a_corrupt_sample_is_left_out_and_the_ranks_agree_on_the_n
     assert {len(batches) for batches in ranks} == {-(-15 // (4 * world_size))}
     in_order = [batch for batches in zip(*ranks, strict=True) for batch in batches]
     assert all(images.shape == (len(labels), 3, 32, 32) for images, labels in in_order)
-    good = [position for position in range(15) if position not in kinds]
+    good = [position for position in range(15) if position not in op_indices]
     assert torch.cat([labels for _, labels in in_order]).tolist() == split.labels[good].tolist()
 
 

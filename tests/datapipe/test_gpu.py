@@ -15,7 +15,7 @@ from torch import Tensor
 
 from in21k.datapipe import Loader
 from in21k.datapipe.augment.policy import AUGMENTATIONS
-from in21k.datapipe.bench.rounds import BenchSettings, Station, Turn
+from in21k.datapipe.bench.rounds import BackendRunner, BenchSettings, Trial
 from in21k.shards import ShardSet
 
 from .conftest import BACKENDS, SIZE
@@ -231,10 +231,10 @@ def test_fifty_epochs_leave_no_memory_of_the_gpu_behind(make_on_gpu: MakeOnGpu, 
 
 def test_a_benchmark_tells_what_a_backend_holds_of_the_gpu(shard_set: ShardSet, gpu_backend: str) -> None:
     settings = BenchSettings(batch_size=8, image_size=SIZE, workers=2, seconds=0.2, rounds=2, device="cuda")
-    station = Station(shard_set, gpu_backend, settings)
-    windows = [station.take(Turn(settings.setup(gpu_backend), 0.1)) for _ in range(2)]
-    station.close()
-    for window in windows:
-        assert window is not None
-        assert window.gpu_bytes is not None
-        assert window.gpu_bytes >= 0
+    runner = BackendRunner(shard_set, gpu_backend, settings)
+    results = [runner.run(Trial(settings.config(gpu_backend), 0.1)) for _ in range(2)]
+    runner.close()
+    for result in results:
+        assert result is not None
+        assert result.gpu_bytes is not None
+        assert result.gpu_bytes >= 0

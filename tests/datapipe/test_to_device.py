@@ -7,20 +7,20 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from in21k.datapipe.loader import Loaded
+from in21k.datapipe.loader import LoaderBatch
 from in21k.datapipe.to_device import one_ahead
 
 CPU = torch.device("cpu")
 
 
-def made(log: list[str], fail_at: int | None = None) -> Generator[Loaded]:
+def made(log: list[str], fail_at: int | None = None) -> Generator[LoaderBatch]:
     """Make four batches, numbered by their labels."""
     try:
         for number in range(4):
             if number == fail_at:
                 raise OSError("gone")
             log.append(f"made {number}")
-            yield Loaded(torch.zeros(1, 3, 2, 2), torch.tensor([number]), [])
+            yield LoaderBatch(torch.zeros(1, 3, 2, 2), torch.tensor([number]), [])
     finally:
         log.append("closed")
 

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from in21k.datapipe.augment.randaugment import FILL, NAMES, OPERATIONS, VALUES, inverse_matrix
-from in21k.datapipe.backends.torch_transforms import operate as torch_operate
+from in21k.datapipe.augment.randaugment import FILL, NAMES, RANDAUGMENT_OPS, VALUES, inverse_matrix
+from in21k.datapipe.backends.torch_transforms import apply_op as torch_apply_op
 
 SIZE = 64
 BOX = (10, 20, 28, 38)
 Pixels = NDArray[np.uint8]
 CASES = [
     (operation.name, sign * float(VALUES[kind, magnitude]) + operation.factor)
-    for kind, operation in enumerate(OPERATIONS)
+    for kind, operation in enumerate(RANDAUGMENT_OPS)
     for magnitude in (1, 5, 9)
     for sign in ((1, -1) if operation.signed else (1,))
 ]
@@ -63,22 +63,22 @@ def by_pillow(image: Image.Image, name: str, value: float) -> Image.Image:
 
 def by_opencv(pixels: Pixels, name: str, value: float) -> Pixels:
     opencv = pytest.importorskip("in21k.datapipe.backends.opencv_transforms", exc_type=ImportError)
-    return opencv.operate(pixels.copy(), name, value, BOX)
+    return opencv.apply_op(pixels.copy(), name, value, BOX)
 
 
 def by_torch(pixels: Pixels, name: str, value: float) -> Pixels:
-    operated = torch_operate(torch.from_numpy(pixels.copy()).permute(2, 0, 1), name, value, BOX)
+    operated = torch_apply_op(torch.from_numpy(pixels.copy()).permute(2, 0, 1), name, value, BOX)
     return operated.permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("operate", [by_opencv, by_torch])
+@pytest.mark.parametrize("apply_op", [by_opencv, by_torch])
 @pytest.mark.parametrize(("name", "value"), CASES)
 def test_an_operation_is_that_of_pillow(
-    image: Image.Image, operate: Callable[..., Pixels], name: str, value: float
+    image: Image.Image, apply_op: Callable[..., Pixels], name: str, value: float
 ) -> None:
     """Within a grey level, on average and at 19 values of 20; only at the edge of what comes into view more."""
     wanted = np.asarray(by_pillow(image, name, value)).astype(int)
-    found = operate(np.asarray(image), name, value)
+    found = apply_op(np.asarray(image), name, value)
     assert (found.dtype, found.shape) == (np.uint8, wanted.shape)
     difference = np.abs(found - wanted)
     assert difference.mean() < 1, difference.mean()

@@ -21,7 +21,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 from nvidia.dali import pipeline as nvidia_pipeline
 
 from in21k.datapipe.backends import dali_loader as dali
-from in21k.datapipe.backends.dali_loader import READ_AHEAD, DaliCpuLoader, DaliGpuLoader, read_ahead, what_dali_met
+from in21k.datapipe.backends.dali_loader import READ_AHEAD, DaliCpuLoader, DaliGpuLoader, dali_error_reason, read_ahead
 from in21k.datapipe.backends.dali_pipeline import HW_DECODER_LOAD, build_pipeline, input_names
 
 MakeLoader = Callable[..., Loader]
@@ -127,7 +127,7 @@ def test_every_graph_can_be_drawn_for_a_gpu(
     pipeline = build_pipeline(settings, no_inputs, threads=3, device_id=1)
     assert pipeline.device_id == 1
     assert pipeline.num_threads == 3
-    assert "jpegs" in input_names(settings.recipe)
+    assert "jpegs" in input_names(settings.policy)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_a_gpus_pipeline_makes_the_type_and_layout_itself(
 def test_the_cpus_pipeline_stays_on_the_cpu_when_batches_go_to_a_gpu(shard_set: ShardSet) -> None:
     loader = DaliCpuLoader(shard_set.split("train"), settings_of(device=GPU, normalize="imagenet"))
     assert loader._device_id() is None
-    made = loader._made
+    made = loader._pipeline_settings
     assert (made.device.type, made.dtype, made.normalize, made.channels_last) == ("cpu", torch.uint8, None, True)
     on_gpu = DaliGpuLoader(shard_set.split("train"), settings_of(device=GPU, normalize="imagenet"))
     assert on_gpu._device_id() == 1
-    assert on_gpu._made == on_gpu.settings
+    assert on_gpu._pipeline_settings == on_gpu.settings
 
 
 # What it hands out, and says
@@ -186,10 +186,10 @@ def test_the_outputs_of_the_dynamic_executor_are_not_copied(make: MakeLoader, mo
 def test_an_error_of_dali_is_told_in_the_line_that_says_what_it_met() -> None:
     new = "Error in CPU operator `image`,\nencountered:\n\nnvImageCodec failure: '#3'\nCurrent pipeline object"
     old = "Error when executing CPU operator encountered:\nError in thread 0: no JPEG\nStacktrace (10 entries)"
-    assert what_dali_met(RuntimeError(new)) == "nvImageCodec failure: '#3'"
-    assert what_dali_met(RuntimeError(old)) == "Error in thread 0: no JPEG"
-    assert what_dali_met(RuntimeError("Failed to decode sample #0 : \nCurrent")) == "Failed to decode sample #0"
-    assert what_dali_met(RuntimeError()) == "RuntimeError"
+    assert dali_error_reason(RuntimeError(new)) == "nvImageCodec failure: '#3'"
+    assert dali_error_reason(RuntimeError(old)) == "Error in thread 0: no JPEG"
+    assert dali_error_reason(RuntimeError("Failed to decode sample #0 : \nCurrent")) == "Failed to decode sample #0"
+    assert dali_error_reason(RuntimeError()) == "RuntimeError"
 
 
 def test_a_corrupt_samples_message_does_not_end_with_the_state_of_the_pipeline(
@@ -249,7 +249,7 @@ def test_samples_are_tried_on_the_cpu_whatever_the_pipeline_runs_on(
     loader._scheduled.append(dali._Read(PlannedBatch(np.array([0, 1]), 0, 0), np.array([0, 1]), [], ()))
     error = RuntimeError("out of memory")
     with pytest.raises(RuntimeError) as caught:
-        loader._begin_without_bad(error)
+        loader._restart_without_corrupt(error)
     assert caught.value is error
 
 
@@ -274,5 +274,5 @@ def test_positions_are_read_as_they_were_planned(make: MakeLoader, shard_set: Sh
     batch = next(loader._plan().batches(0))
     read = loader._read(batch)
     assert np.array_equal(read.used, batch.positions)
-    assert len(read.inputs) == len(input_names(loader.settings.recipe))
+    assert len(read.inputs) == len(input_names(loader.settings.policy))
     assert read.bad == []

@@ -15,16 +15,16 @@ from PIL import Image
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 
 from in21k.datapipe.backends.opencv_transforms import decode_down_to
-from in21k.datapipe.feed import Sample
+from in21k.datapipe.feed import JpegSample
 from in21k.datapipe.pixels import decode
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 
 
-def sample_of(jpeg: bytes) -> Sample:
+def sample_of(jpeg: bytes) -> JpegSample:
     height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    return Sample(0, jpeg, height, width)
+    return JpegSample(0, jpeg, height, width)
 
 
 @given(

@@ -16,7 +16,7 @@ import pytest
 
 from in21k.datapipe import Loader
 from in21k.datapipe.backends.torch_loader import TorchLoader
-from in21k.datapipe.loader import Loaded
+from in21k.datapipe.loader import LoaderBatch
 from in21k.datapipe.machine import shared_memory
 from in21k.datapipe.plan import PlannedBatch
 from in21k.shards import ShardSet
@@ -155,7 +155,7 @@ def test_a_loader_that_ends_before_the_batches_it_promised_raises(
     loader = make(backend, split, batch_size=4)
     whole = type(loader)._stream  # pyright: ignore
 
-    def cut(self: Loader, batches: Iterable[PlannedBatch]) -> Generator[Loaded]:
+    def cut(self: Loader, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         stream = whole(self, batches)
         yield next(stream)
         yield next(stream)

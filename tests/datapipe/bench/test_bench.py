@@ -13,7 +13,7 @@ from torch import nn
 from in21k.datapipe.bench.measure import (
     SWEPT_LOADS,
     BackendProcess,
-    Measured,
+    BenchResults,
     Reading,
     TrainingSteps,
     measure,
@@ -21,7 +21,7 @@ from in21k.datapipe.bench.measure import (
     read_samples,
     sweep_of,
 )
-from in21k.datapipe.bench.rounds import BenchSettings, Setup, Station, Turn, Window
+from in21k.datapipe.bench.rounds import BackendConfig, BackendRunner, BenchSettings, Trial, TrialResult
 from in21k.datapipe.bench.summary import (
     HEIGHT,
     PAPER,
@@ -58,10 +58,10 @@ def settings_of(**changed: Any) -> BenchSettings:
     return BenchSettings(**(values | changed))
 
 
-def window(**changed: Any) -> Window:
+def result(**changed: Any) -> TrialResult:
     values: dict[str, Any] = {"images": 100, "seconds": 2.0, "cpu_seconds": 1.0, "latencies": [0.5, 1.5]}
     values |= {"first_batch_s": None, "own_bytes": 10**6, "children_bytes": 0, "gpu_bytes": None}
-    return Window(**(values | {"num_epochs": 1, "num_bad": 0} | changed))
+    return TrialResult(**(values | {"num_epochs": 1, "num_bad": 0} | changed))
 
 
 # The arithmetic.
@@ -79,17 +79,17 @@ def test_a_spread_is_median_least_and_most_of_the_rounds(
 
 def test_percentiles_are_over_the_batches_of_all_rounds() -> None:
     waits = [number / 1000 for number in range(101)]
-    found = latencies_ms([window(latencies=waits[:30]), window(latencies=waits[30:])])
+    found = latencies_ms([result(latencies=waits[:30]), result(latencies=waits[30:])])
     assert found == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
 
 
 def test_a_backend_is_summed_up_over_its_windows() -> None:
     warm = [
-        window(images=100, seconds=1.0, cpu_seconds=2.0, first_batch_s=0.7, own_bytes=5 * 10**6),
-        window(images=300, seconds=1.0, cpu_seconds=2.0, children_bytes=3 * 10**6, gpu_bytes=7 * 10**6, num_bad=2),
-        window(images=200, seconds=1.0, cpu_seconds=1.0, first_batch_s=0.1),
+        result(images=100, seconds=1.0, cpu_seconds=2.0, first_batch_s=0.7, own_bytes=5 * 10**6),
+        result(images=300, seconds=1.0, cpu_seconds=2.0, children_bytes=3 * 10**6, gpu_bytes=7 * 10**6, num_bad=2),
+        result(images=200, seconds=1.0, cpu_seconds=1.0, first_batch_s=0.1),
     ]
-    found = summarize_backend("opencv", warm, [window(images=80, seconds=2.0)])
+    found = summarize_backend("opencv", warm, [result(images=80, seconds=2.0)])
     assert found["images_per_s"]["median"] == 200
     assert found["images_per_core_s"] == 600 / 5
     assert found["cold_images_per_s"]["median"] == 40
@@ -98,7 +98,7 @@ def test_a_backend_is_summed_up_over_its_windows() -> None:
     assert found["gpu_memory_mb"] == 7
     assert (found["num_batches"], found["num_bad"]) == (6, 2)
     assert found["same_samples"]
-    assert summarize_backend("opencv", [window(cpu_seconds=0.0)], [])["images_per_core_s"] is None
+    assert summarize_backend("opencv", [result(cpu_seconds=0.0)], [])["images_per_core_s"] is None
 
 
 FAST, SLOW = spread([9_000.0, 9_120.0, 9_200.0]), spread([4_000.0, 4_560.0, 4_600.0])
@@ -182,25 +182,27 @@ def test_a_sweep_doubles_up_to_all_cores(cores: int, numbers: tuple[int, ...]) -
 
 def test_the_hardware_decoders_load_is_swept_with_the_workers_for_dali_gpu_alone() -> None:
     settings = settings_of(workers=4, sweep=(1, 4), sweep_loads=(0.0, 0.65, 1.0))
-    assert settings.setups("opencv") == [Setup(4), Setup(1)]
-    assert settings.setups("dali_gpu")[0] == settings.setup("dali_gpu") == Setup(4, 0.65)
-    assert set(settings.setups("dali_gpu")) == {Setup(workers, load) for workers in (1, 4) for load in (0, 0.65, 1)}
-    assert settings_of(workers=4).setups("dali_gpu") == [Setup(4, 0.65)]
-    assert settings.loader_arguments(Setup(1, 0.25))["hw_decoder_load"] == 0.25
+    assert settings.configs("opencv") == [BackendConfig(4), BackendConfig(1)]
+    assert settings.configs("dali_gpu")[0] == settings.config("dali_gpu") == BackendConfig(4, 0.65)
+    assert set(settings.configs("dali_gpu")) == {
+        BackendConfig(workers, load) for workers in (1, 4) for load in (0, 0.65, 1)
+    }
+    assert settings_of(workers=4).configs("dali_gpu") == [BackendConfig(4, 0.65)]
+    assert settings.loader_arguments(BackendConfig(1, 0.25))["hw_decoder_load"] == 0.25
     with pytest.raises(ValueError, match=r"hw_decoder_load is 1\.5"):
         settings_of(sweep_loads=(1.5,))
     assert settings_of(sweep_loads=SWEPT_LOADS).sweep_loads == (0, 0.25, 0.5, 0.65, 0.8, 1)
 
 
-def swept() -> Measured:
+def swept() -> BenchResults:
     """A sweep of two backends; dali_gpu is fastest with one worker and all JPEGs for the hardware."""
-    measured = Measured(asked=["opencv", "dali_gpu"], reading=[Reading(100, 1000, 0.001)], cold_reason="no")
+    measured = BenchResults(asked=["opencv", "dali_gpu"], reading=[Reading(100, 1000, 0.001)], cold_reason="no")
     measured.warm = {
-        ("opencv", Setup(2)): [window(images=300), window(images=500)],
-        ("opencv", Setup(1)): [window(images=100)],
-        ("dali_gpu", Setup(2, 0.65)): [window(images=800)],
-        ("dali_gpu", Setup(2, 1.0)): [window(images=600)],
-        ("dali_gpu", Setup(1, 1.0)): [window(images=1000)],
+        ("opencv", BackendConfig(2)): [result(images=300), result(images=500)],
+        ("opencv", BackendConfig(1)): [result(images=100)],
+        ("dali_gpu", BackendConfig(2, 0.65)): [result(images=800)],
+        ("dali_gpu", BackendConfig(2, 1.0)): [result(images=600)],
+        ("dali_gpu", BackendConfig(1, 1.0)): [result(images=1000)],
     }
     return measured
 
@@ -268,9 +270,9 @@ def test_a_long_sentence_is_broken_between_its_words() -> None:
 
 def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) -> None:
     before = descendants()
-    station = Station(shard_set, backend, settings_of())
-    first, second = station.take(Turn(Setup(1), 0.1)), station.take(Turn(Setup(1), 0.1))
-    station.close()
+    runner = BackendRunner(shard_set, backend, settings_of())
+    first, second = runner.run(Trial(BackendConfig(1), 0.1)), runner.run(Trial(BackendConfig(1), 0.1))
+    runner.close()
     assert first is not None
     assert second is not None
     for found in (first, second):
@@ -285,29 +287,29 @@ def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) 
 
 
 def test_a_loader_is_made_anew_for_another_setup(shard_set: ShardSet) -> None:
-    station = Station(shard_set, "opencv", settings_of())
-    windows = [station.take(Turn(Setup(workers), 0.05)) for workers in (1, 1, 2, 1)]
-    station.close()
-    assert [found is not None and found.first_batch_s is not None for found in windows] == [True, False, True, True]
+    runner = BackendRunner(shard_set, "opencv", settings_of())
+    results = [runner.run(Trial(BackendConfig(workers), 0.05)) for workers in (1, 1, 2, 1)]
+    runner.close()
+    assert [found is not None and found.first_batch_s is not None for found in results] == [True, False, True, True]
 
 
 def test_small_data_are_gone_over_again(shard_set: ShardSet) -> None:
-    station = Station(shard_set, "torch", settings_of(batch_size=26))
-    found = station.take(Turn(Setup(1), 0.6))
-    station.close()
+    runner = BackendRunner(shard_set, "torch", settings_of(batch_size=26))
+    found = runner.run(Trial(BackendConfig(1), 0.6))
+    runner.close()
     assert found is not None
     assert found.num_epochs >= 2
 
 
 def test_a_cold_turn_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> None:
-    station = Station(shard_set, backend, settings_of())
-    found = station.take(Turn(Setup(1), 60.0, cold=True))
+    runner = BackendRunner(shard_set, backend, settings_of())
+    found = runner.run(Trial(BackendConfig(1), 60.0, cold=True))
     assert found is not None
     assert found.images == (NUM_TRAIN // BATCH - 3) * BATCH  # the clock starts once the worker is in its stride
     assert found.num_epochs == 1
-    station.close()
-    alone = Station(shard_set, backend, settings_of(batch_size=NUM_TRAIN))
-    assert alone.take(Turn(Setup(1), 60.0, cold=True)) is None
+    runner.close()
+    alone = BackendRunner(shard_set, backend, settings_of(batch_size=NUM_TRAIN))
+    assert alone.run(Trial(BackendConfig(1), 60.0, cold=True)) is None
     alone.close()
 
 
@@ -339,7 +341,7 @@ def test_a_backend_whose_process_dies_says_so(shard_set: ShardSet) -> None:
         process._process.kill()
         process._process.join()
         with pytest.raises(ChildProcessError, match="its process was killed by SIGKILL"):
-            process.take(Turn(Setup(1), 0.1))
+            process.run(Trial(BackendConfig(1), 0.1))
 
 
 def test_an_error_of_any_kind_becomes_one_line() -> None:

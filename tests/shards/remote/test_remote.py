@@ -34,7 +34,7 @@ from in21k.shards.remote import object_store as store
 from in21k.shards.remote import remote_set as remote
 from in21k.shards.remote.cache import Cache, lock_path
 from in21k.shards.remote.object_store import RemoteError
-from in21k.shards.remote.prefetch import Ahead, uses
+from in21k.shards.remote.prefetch import ShardPrefetcher, uses
 
 SHARD = "train/in21k-train-000000.tar"
 
@@ -464,7 +464,7 @@ def test_a_shard_that_is_cut_off_or_gone_from_the_cache_is_fetched_again(
     path = cached_shard(cache_folder)
     if damage == "cut off":
         os.truncate(path, 1000)
-        ahead = Ahead(split, [np.arange(9)], 0, 32)
+        ahead = ShardPrefetcher(split, [np.arange(9)], 0, 32)
         ahead.wait(np.arange(9))
         ahead.close()
         assert path.stat().st_size == split.shard_bytes[0]
@@ -796,7 +796,7 @@ def test_shards_are_fetched_in_order_so_many_at_a_time_and_let_go_of_after_their
     windows = [np.arange(starts[shard], split.shard_ends[shard]) for shard in order]
     server.asked.clear()
     threads = threading.active_count()
-    ahead = Ahead(split, windows, 0, at_once=2)
+    ahead = ShardPrefetcher(split, windows, 0, at_once=2)
     wanted = [split.shard_names[shard] for shard in order]
     ahead.wait(windows[0])
     wait_until(lambda: len(server.asked) == 2)
@@ -819,7 +819,7 @@ def test_closing_ends_a_download_that_stands_still(server: FileServer) -> None:
     split = open_dataset(server.url).split("train")
     server.fail("stall")
     threads = threading.active_count()
-    ahead = Ahead(split, [np.arange(9)], 0, 32)
+    ahead = ShardPrefetcher(split, [np.arange(9)], 0, 32)
     assert server.stalled.wait(10)
     ahead.close()
     server.released.set()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from in21k.datapipe.augment.policy import Recipe
+from in21k.datapipe.augment.policy import AugmentPolicy
 from in21k.datapipe.backends.torch_transforms import transformed
 from in21k.datapipe.pixels import decode
 from in21k.preprocess.images.image import ImageSettings, store_image
@@ -98,8 +98,8 @@ def test_a_network_sees_the_pixels_that_it_saw_in_validation(
     size: tuple[int, int], crop_pct: float | None, draw: Draw, encode: Encode
 ) -> None:
     data = encode(draw(*size))
-    recipe = Recipe(image_size=32, crop_pct=crop_pct)
-    (plan,) = recipe.plan(np.empty((1, 0)), np.array([size[1]]), np.array([size[0]])).rows()
+    policy = AugmentPolicy(image_size=32, crop_pct=crop_pct)
+    (plan,) = policy.plan(np.empty((1, 0)), np.array([size[1]]), np.array([size[0]])).rows()
     expected = transformed(torch.from_numpy(decode(data)).permute(2, 0, 1), plan, 32)
     assert torch.equal(fit_image(read_image(data), 32, crop_pct), expected)
 
