@@ -15,7 +15,7 @@ WIDTH = 110
 
 @click.group()
 def config() -> None:
-    """Recipes, and the settings that they make."""
+    """Show recipes, and the settings of a training."""
 
 
 @config.command("show")
@@ -24,7 +24,7 @@ def config() -> None:
 @click.option("--explain", is_flag=True, help="Also say what each setting means.")
 @json_option
 def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool) -> None:
-    """Print every setting that a training with RECIPE would have, and where its value comes from.
+    """Print the settings of a training with RECIPE, and their sources.
 
     RECIPE is a recipe by name, a YAML file of settings, or a run's config.yaml; without it, the defaults.
     """
@@ -47,7 +47,7 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
 @config.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Print the recipes that in21k ships, each with what it is for."""
+    """Print the recipes of in21k, and what each is for."""
     from ..training.recipes import describe_recipes
 
     recipes = describe_recipes()

@@ -96,11 +96,11 @@ def preprocess() -> None:
 @click.argument("out", type=PATH)
 @preprocess_options
 def raw_tar(source: Path, out: Path, **options: Any) -> None:
-    """Prepare SOURCE, a raw archive such as fall11_whole.tar or winter21_whole.tar.gz, into the folder OUT.
+    """Prepare the raw archive SOURCE into the folder OUT.
 
-    Recognised by what is in it, plain or gzipped: a tar of class tars, a tar of class folders, which may lie in train/
-    and val/, and the official processed archive, whose own split and classes are kept. `-` reads it from standard
-    input. Nothing is extracted and every image is read once. Run the same command again to resume.
+    SOURCE is a tar of class tars such as fall11_whole.tar, a tar of class folders, which may lie in train/ and val/, or
+    the official processed archive, whose split and classes are kept; plain or gzipped; `-` is standard input. Nothing
+    is extracted and every image is read once. Run the same command again to resume.
     """
     from ..preprocess.sources.open import open_raw_tar
 
@@ -112,13 +112,15 @@ def raw_tar(source: Path, out: Path, **options: Any) -> None:
 @click.argument("out", type=PATH)
 @preprocess_options
 def folder(source: Path, out: Path, **options: Any) -> None:
-    """Prepare SOURCE, a folder of class folders and class tars, or a list of `path label` lines, into the folder OUT.
+    """Prepare the class folders or the list SOURCE into the folder OUT.
 
-    A class is called by its folder, its tar or its label: a wnid, or a name of your own in any script, which --parents
-    places in the tree. Class indices follow the classes' identifiers (names with `_` for other characters than A-Z,
-    a-z, 0-9, `_` and `-`, and a digest), not the names as ImageFolder has them. A list may also be JSON lines with
-    `path` and `label`, or CSV with those columns; its paths begin at its own folder. Class folders in train/ and val/
-    (or valid/, validation/, test/) keep that split.
+    SOURCE is a folder of class folders and class tars, or a list: lines of `path label`, JSON lines with `path` and
+    `label`, or CSV with those columns, with paths relative to the list's folder. Class folders in train/ and val/ (or
+    valid/, validation/, test/) keep that split.
+
+    The name of a folder or tar, or the label, is the class: a wnid, or a name of your own in any script, which
+    --parents places in the tree. Class indices follow the order of identifiers, in which a digest and `_` stand for
+    characters other than A-Z, a-z, 0-9, `_` and `-`; ImageFolder orders by name.
     """
     from ..preprocess.sources.open import open_folder
 

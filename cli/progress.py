@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .terminal import in_one_line
+from .terminal import in_one_line, is_quiet
 
 if TYPE_CHECKING:
     from ..shards.parallel import Progress
@@ -21,7 +21,7 @@ RATED_SECONDS = 0.1  # over less than this a rate tells nothing
 class ProgressLine(AbstractContextManager["ProgressLine"]):
     """An `OnProgress` that draws one line over and over; where stderr is no terminal, a plain line now and then.
 
-    What ends before a line is due shows none. What does not shows a last one, of all that was done.
+    Work that ends before a line is due shows none. Other work ends with a line of all that was done. With -q none is.
     """
 
     of_images: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         self._last = progress
         if self._start is None:  # what an earlier run did does not count in this rate
             self._start, self._begun, self._next = progress, now, now + self._pause_s
-        elif now >= self._next:
+        elif now >= self._next and not is_quiet():
             self._next = now + self._pause_s
             self._draw(progress, self._start, now)
 
@@ -97,7 +97,7 @@ class TrainLine(AbstractContextManager["TrainLine"]):
     def on_step(self, line: Mapping[str, Any]) -> None:
         """Draw, when it is time again."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next or is_quiet():
             return
         self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
         done = line["step"] - self._first_step
@@ -113,6 +113,8 @@ class TrainLine(AbstractContextManager["TrainLine"]):
 
     def on_validation(self, line: Mapping[str, Any]) -> None:
         """Print the validation's line."""
+        if is_quiet():
+            return
         self._end_line()
         validation = line["validation"]
         averaged = f"; moving average: {describe_accuracy(validation['ema'])}" if "ema" in validation else ""

@@ -14,6 +14,7 @@ import click
 
 from .options import PATH
 from .progress import clock
+from .terminal import colour
 
 
 @click.command()
@@ -58,7 +59,7 @@ def _backend() -> str:
 def _run(*words: str | Path, capture: bool = False) -> str:
     """Echo a command, then run it; its failure ends the quickstart with its exit code."""
     command = [str(word) for word in words]
-    click.echo(click.style(f"\n$ {shlex.join(command)}", bold=True))
+    click.echo(click.style(f"\n$ {shlex.join(command)}", bold=True), color=colour())
     # The command of this very installation, wherever the shell would look.
     if command[0] == "in21k":
         command[:1] = [sys.executable, "-c", "from in21k.cli.main import main; main()"]

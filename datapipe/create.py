@@ -47,7 +47,9 @@ def choose_backend(backend: str, device: torch.device) -> str:
     """
     if backend == "auto":
         wanted = ("dali_gpu", "opencv", "torch") if device.type == "cuda" else ("opencv", "dali_cpu", "torch")
-        return next(name for name in wanted if unavailable(name) is None)
+        chosen = next(name for name in wanted if unavailable(name) is None)
+        log.debug("backend auto on device %s: %s", device, chosen)
+        return chosen
     if backend not in BACKENDS:
         near = difflib.get_close_matches(backend, BACKENDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

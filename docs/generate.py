@@ -20,6 +20,10 @@ CLI_HEAD = """# Commands
 This page is made from `--help` by `make docs`. Results go to stdout, progress and logs to stderr. A mistake ends with
 one line and exit code 2.
 
+Every command takes `-v` and `-q`, before or after its name. `-v` also logs details: files as they are written, what
+`auto` chose. `-q` logs warnings only and shows no progress. Errors, warnings and headings are coloured on a terminal,
+unless `NO_COLOR` is set. [Shells complete](install.md#shell-completion) commands and options.
+
 Next: [python](python.md).
 """
 PYTHON_HEAD = """# Python
@@ -33,8 +37,9 @@ Next: [guarantees](guarantees.md).
 
 def commands(group: click.Group, context: click.Context) -> Iterator[click.Context]:
     """Yield a context for each command of a group, groups within it included, by name."""
-    for name in sorted(group.commands):
-        command = group.commands[name]
+    for name in sorted(group.list_commands(context)):
+        command = group.get_command(context, name)
+        assert command
         inner = click.Context(command, parent=context, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
         yield inner
         if isinstance(command, click.Group):
@@ -51,7 +56,9 @@ def cli_page() -> str:
     parts = [CLI_HEAD]
     for context in [root, *commands(cli, root)]:
         level = "##" if context.parent in (None, root) else "###"
-        parts.append(f"{level} {context.command_path}\n\n```text\n{context.command.get_help(context).rstrip()}\n```\n")
+        parts.append(
+            f"{level} {context.command_path}\n\n```text\n{click.unstyle(context.command.get_help(context)).rstrip()}\n```\n"
+        )
     return "\n".join(parts)
 
 

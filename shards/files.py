@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 _ARROW_ERRNO = re.compile(r"\[errno (\d+)\]")
@@ -57,6 +60,7 @@ def whole_file(path: Path) -> Generator[Path]:
             with aside.open("rb") as written:
                 os.fsync(written.fileno())
             aside.replace(path)
+        log.debug("%s: written", path)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -13,18 +13,23 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 
+from in21k.cli.commands import EXAMPLES, SECTIONS
 from in21k.cli.main import cli
 
 from .conftest import run
 
 README = Path(__file__).parents[2] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+CONTEXT = click.Context(cli)
 HEAVY = ("torch", "timm", "pyarrow", "nltk", "numpy", "PIL", "nvidia")
 
 
 def commands(group: click.Group = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in group.commands.items():
+    for name in group.list_commands(CONTEXT):
+        command = group.get_command(CONTEXT, name)
+        assert command
         if isinstance(command, click.Group):
             yield from commands(command, (*words, name))
         else:
@@ -44,32 +49,72 @@ def test_every_command_has_help_and_each_of_its_options_too(words: tuple[str, ..
     assert "Usage:" in result.stdout
 
 
-def commands_in(page: Path) -> Iterator[list[str]]:
-    """The words after each `in21k` in a page's shell blocks."""
-    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        for line in [] if kind in ("python", "text") else block.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
-            lexer.whitespace_split = True
-            words = list(lexer)
-            for start in [place for place, word in enumerate(words) if word == "in21k"]:
-                yield list(takewhile(lambda word: not set(word) <= set("|&;<>"), words[start + 1 :]))
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words after each `in21k` in shell lines."""
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        lexer.whitespace_split = True
+        words = list(lexer)
+        for start in [place for place, word in enumerate(words) if word == "in21k"]:
+            yield list(takewhile(lambda word: not set(word) <= set("|&;<>"), words[start + 1 :]))
+
+
+def parse(words: list[str]) -> tuple[str, ...]:
+    """Parse a command as `in21k` does, its settings too; return the words that name it."""
+    from in21k.training import resolve_settings
+
+    command: click.Command = cli
+    name: tuple[str, ...] = ()
+    while isinstance(command, click.Group):
+        word, inner, words = command.resolve_command(CONTEXT, words)
+        assert inner, word
+        command, name = inner, (*name, str(word))
+    values = command.make_context("in21k", list(words)).params
+    if "sets" in values:
+        resolve_settings(values.get("recipe"), values["sets"])
+    return name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_pages_give_commands_that_exist_with_options_that_exist(page: Path) -> None:
-    from in21k.training import resolve_settings
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    shell = [block for kind, block in blocks if kind not in ("python", "text")]
+    calls = [words for block in shell for words in commands_in(block) if "…" not in words]
+    assert calls or page.parent.name == "docs"
+    for words in calls:
+        parse(words)
 
-    found = [words for words in commands_in(page) if "…" not in words]
-    assert found or page.parent.name == "docs"
-    for words in found:
-        command: click.Command = cli
-        context = click.Context(cli)
-        while isinstance(command, click.Group):
-            name, command, words = command.resolve_command(context, words)
-            assert command, name
-        given = command.make_context("in21k", list(words)).params
-        if "sets" in given:
-            resolve_settings(given.get("recipe"), given["sets"])
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_shows_examples_of_itself_that_parse_and_fit_80_columns(words: tuple[str, ...]) -> None:
+    text = run(*words, "--help").stdout
+    examples = text[text.index("Examples:\n") :]
+    assert max(map(len, examples.splitlines())) <= 80
+    assert {parse(call) for call in commands_in(examples)} == {words}
+
+
+def test_the_examples_of_the_group_are_the_main_job() -> None:
+    calls = [parse(words) for words in commands_in("\n".join(EXAMPLES[""]))]
+    assert [name[0] for name in calls] == "sample-data preprocess shard verify train validate predict".split()
+
+
+def test_the_help_names_every_command_by_its_job_and_cuts_no_summary() -> None:
+    text = CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "80"}).stdout
+    sections = dict(re.findall(r"^([\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
+    assert {"Data", "Training", "Using a model", "Looking"} <= set(sections)
+    for title, summaries in SECTIONS.items():
+        rows = [re.split(r"  +", line.strip()) for line in sections[title].splitlines()]
+        assert rows == [list(row) for row in summaries.items()]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("group", ["config", "preprocess", "tree"])
+def test_the_summaries_within_a_group_fit_their_line(group: str) -> None:
+    assert "..." not in CliRunner().invoke(cli, [group, "--help"], env={"COLUMNS": "80"}).stdout.split("Commands:")[1]
+
+
+def test_a_group_without_a_command_prints_its_help() -> None:
+    assert "\nCommands:\n  export " in run("tree").stderr
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
@@ -98,18 +143,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("knn", False), ("predict", False), ("shard", True), ("train", True)])
+@pytest.mark.parametrize(("command", "resumes"), [("knn", False), ("predict", False), ("shard", True), ("train", True)])
 def test_ctrl_c_promises_no_more_than_is_kept(
-    command: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str, resumes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.commands[command], "make_context", interrupted)
+    monkeypatch.setattr(cli.get_command(CONTEXT, command), "make_context", interrupted)
     stopped = run(command)
     assert stopped.exit_code == 130
     assert stopped.stderr.startswith("in21k: stopped")
-    assert ("goes on" in stopped.stderr) is goes_on
+    assert ("run the same command again to resume" in stopped.stderr) is resumes
 
 
 def test_a_reader_that_has_enough_is_no_mistake() -> None:
@@ -147,9 +192,9 @@ def test_memory_that_lacks_is_one_line_and_other_errors_are_none(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.commands["doctor"], "invoke", fails)
+    monkeypatch.setattr(cli.get_command(CONTEXT, "doctor"), "invoke", fails)
     refused = run("doctor")
     assert refused.exit_code == 2
-    assert "memory is lacking" in refused.stderr
+    assert "out of memory" in refused.stderr
     error.args = ("a bug",)
     assert (run("doctor").exit_code == 1) is not isinstance(error, MemoryError)
