@@ -73,7 +73,8 @@ EXAMPLES = {
     ),
     "finetune": (
         "in21k finetune --init run/ --data photos/ --out tuned/",
-        "in21k finetune --init run/ --data torchvision:CIFAR100:cifar/ \\\n    --out cifar-run/ --recipe finetune-cifar100",
+        "in21k finetune --init run/ --data torchvision:CIFAR100:cifar/ \\\n"
+        "    --out cifar-run/ --recipe finetune-cifar100",
     ),
     "average": ("in21k average run/checkpoints/step-*.pt averaged/",),
     "validate": (

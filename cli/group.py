@@ -99,7 +99,7 @@ class CommandGroup(click.Group):
         return list(SUMMARIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, whose module is imported now; of a name that is unknown, all, so that click suggests one."""
+        """Return a command, whose module is imported now; for an unknown name all are, as click suggests one."""
         for name in [cmd_name] if cmd_name in SUMMARIES else SUMMARIES:
             if name not in self.commands:
                 attribute = name.replace("-", "_")

@@ -89,7 +89,7 @@ class _LogLines(logging.Handler):
             text = self.format(record)
             is_warning = record.levelno >= logging.WARNING
             click.echo(click.style(text, fg="yellow") if is_warning else text, err=True, color=colour())
-        except Exception:  # noqa: BLE001 as logging's own handlers
+        except Exception:
             self.handleError(record)
 
 

@@ -56,9 +56,8 @@ def cli_page() -> str:
     parts = [CLI_HEAD]
     for context in [root, *commands(cli, root)]:
         level = "##" if context.parent in (None, root) else "###"
-        parts.append(
-            f"{level} {context.command_path}\n\n```text\n{click.unstyle(context.command.get_help(context)).rstrip()}\n```\n"
-        )
+        text = click.unstyle(context.command.get_help(context)).rstrip()
+        parts.append(f"{level} {context.command_path}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 

@@ -95,7 +95,15 @@ def test_every_command_shows_examples_of_itself_that_parse_and_fit_80_columns(wo
 
 def test_the_examples_of_the_group_are_the_main_job() -> None:
     calls = [parse(words) for words in commands_in("\n".join(EXAMPLES[""]))]
-    assert [name[0] for name in calls] == "sample-data preprocess shard verify train validate predict".split()
+    assert [name[0] for name in calls] == [
+        "sample-data",
+        "preprocess",
+        "shard",
+        "verify",
+        "train",
+        "validate",
+        "predict",
+    ]
 
 
 def test_the_help_names_every_command_by_its_job_and_cuts_no_summary() -> None:
