@@ -104,8 +104,7 @@ def doctor(as_json: bool) -> None:
     import torch
     from PIL import features
 
-    from ..datapipe import available_backends
-    from ..datapipe.bench import machine
+    from ..datapipe import available_backends, machine
 
     versions = {package: _version(package) for package in PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

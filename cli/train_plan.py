@@ -34,7 +34,7 @@ def make_plan(
 
     Raises ValueError where an epoch's batches do not fill one step.
     """
-    from ..datapipe.bench import machine
+    from ..datapipe import machine
     from ..training.optim import scaled_lr
     from ..training.schedule import count_steps
 

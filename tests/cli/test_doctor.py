@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from in21k.cli import doctor as doctor_module
 from in21k.cli.doctor import doctor
-from in21k.datapipe.bench import machine
+from in21k.datapipe import machine
 
 
 def run(*words: str) -> str:

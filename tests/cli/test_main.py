@@ -94,8 +94,8 @@ def test_every_command_shows_examples_of_itself_that_parse_and_fit_80_columns(wo
 
 
 def test_the_examples_of_the_group_are_the_main_job() -> None:
-    calls = [parse(words) for words in commands_in("\n".join(EXAMPLES[""]))]
-    assert [name[0] for name in calls] == [
+    commands = [parse(words)[0] for words in commands_in("\n".join(EXAMPLES[""]))]
+    assert commands == [
         "sample-data",
         "preprocess",
         "shard",
