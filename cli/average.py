@@ -78,10 +78,10 @@ def average(
 
 
 def _check_alike(first: Path, one: SavedRun, path: Path, other: SavedRun) -> None:
-    from ..shards.files import differing
+    from ..shards.files import describe_differences
 
     facts = [{name: saved.config[name] for name in _ALIKE} for saved in (one, other)]
-    differences = differing(*facts)
+    differences = describe_differences(*facts)
     if one.tree != other.tree:
         differences += [f"classes ({len(one.tree):,} and {len(other.tree):,})"]
     if differences:

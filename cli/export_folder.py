@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "in21k-export", 1
 # What shapes the bytes of a folder: another command is refused by these.
-_MADE_FROM = ("fingerprint", "weights", "license", "onnx")
+_PROVENANCE = ("fingerprint", "weights", "license", "onnx")
 # Settings that say where and when something ran, not how the network was trained.
 _NO_LINE = (
     "model",
@@ -57,39 +57,39 @@ def write_export(
     from ..models.export import CHECKSUMS, read_checksums, weights_fingerprint
     from ..models.trial import try_images
     from ..shards.output import publish, staged_folder
-    from ..training.runs.run_folder import EXPORT_MARK
+    from ..training.runs.run_folder import EXPORT_JSON
 
-    made_from = {
+    provenance = {
         "fingerprint": weights_fingerprint(saved.model),
         **{"weights": weights, "license": license_id, "onnx": onnx},
     }
     settings = saved.settings
     with staged_folder(out) as staged:
-        existing = _existing(out, made_from, overwrite=overwrite)
+        existing = _existing(out, provenance, overwrite=overwrite)
         if existing is not None:
             log.info("%s: finished already; nothing to do", out)
             return existing
         try_images(saved.model, settings.image_size or 224, name=settings.model, num_outputs=len(saved.tree))
-        content = _fill(staged, saved, made_from, described=described, metrics=metrics, notes=notes)
-        publish(staged, out, mark=EXPORT_MARK, record=CHECKSUMS, read_record=read_checksums)
+        content = _fill(staged, saved, provenance, described=described, metrics=metrics, notes=notes)
+        publish(staged, out, marker=EXPORT_JSON, record=CHECKSUMS, read_record=read_checksums)
     return content
 
 
-def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+def _existing(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
     from ..models.export import changed_files
     from ..shards.files import read_json
     from ..shards.output import check_folder, check_same, foreign_files
-    from ..training.runs.run_folder import EXPORT_MARK
+    from ..training.runs.run_folder import EXPORT_JSON
 
     if not check_folder(out):
         return None
-    content = read_json(out / EXPORT_MARK) if (out / EXPORT_MARK).is_file() else {}
+    content = read_json(out / EXPORT_JSON) if (out / EXPORT_JSON).is_file() else {}
     if content.get("format") != FORMAT:
         raise foreign_files(out)
     if overwrite:
         return None
-    check_same(out, {key: content.get(key) for key in _MADE_FROM}, made_from)
+    check_same(out, {key: content.get(key) for key in _PROVENANCE}, provenance)
     if changed := changed_files(out):
         raise ValueError(f"{out}: {changed[0]} is not what was exported; give --overwrite to make the folder anew")
     return content
@@ -98,7 +98,7 @@ def _existing(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> di
 def _fill(
     folder: Path,
     saved: SavedRun,
-    made_from: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     *,
     described: str,
     metrics: Mapping[str, Any],
@@ -110,7 +110,7 @@ def _fill(
     from ..models.export import save_weights, write_checksums
     from ..models.onnx_file import export_onnx
     from ..shards.files import write_json, write_text
-    from ..training.runs.run_folder import EXPORT_MARK, network_config
+    from ..training.runs.run_folder import EXPORT_JSON, network_config
 
     settings = saved.settings
     config = _portable({**saved.config, "ema": None})  # what lies here is one set of weights
@@ -120,7 +120,7 @@ def _fill(
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write_json(folder / "metrics.json", dict(metrics))
     saved.tree.save(folder / "tree.json")
-    check = export_onnx(saved.model, folder / "model.onnx", settings.image_size or 224) if made_from["onnx"] else None
+    check = export_onnx(saved.model, folder / "model.onnx", settings.image_size or 224) if provenance["onnx"] else None
     card = render_model_card(
         config=timms,
         num_parameters=sum(parameter.numel() for parameter in saved.model.parameters()),
@@ -131,16 +131,16 @@ def _fill(
         metrics=metrics,
         teacher=config.get("teacher"),
         notes=notes,
-        license_id=made_from["license"],
+        license_id=provenance["license"],
         with_onnx=check is not None,
     )
     write_text(folder / "README.md", card)
     content = {
-        **{"format": FORMAT, "version": VERSION, **made_from},
+        **{"format": FORMAT, "version": VERSION, **provenance},
         **{"architecture": timms["architecture"], "num_classes": timms["num_classes"]},
         **({"onnx_check": check._asdict()} if check else {}),
     }
-    write_json(folder / EXPORT_MARK, content)
+    write_json(folder / EXPORT_JSON, content)
     write_checksums(folder)
     return content
 

@@ -98,21 +98,21 @@ def features(
         raise ValueError("nothing says where the images are and where the features go; give --data SHARDS and OUT")
     _check_batch(batch_size, size)
     shards = _open(data)
-    made_from = _describe(opened, shards, weights, split, layer, dtype, size)
+    provenance = _describe(opened, shards, weights, split, layer, dtype, size)
     with join_ranks(device) as ranks:
-        made_from["amp"] = ("bf16" if ranks.device.type == "cuda" else "off") if amp == "auto" else amp
-        ranks.check_alike(made_from)
+        provenance["amp"] = ("bf16" if ranks.device.type == "cuda" else "off") if amp == "auto" else amp
+        ranks.check_alike(provenance)
         settings = {"backend": backend, "batch_size": batch_size, "workers": workers}
-        found = _prepared(out, made_from, ranks, overwrite=overwrite)
+        found = _prepared(out, provenance, ranks, overwrite=overwrite)
         if not found:
-            _make(out, opened, shards, made_from, ranks, settings, overwrite=overwrite)
+            _make(out, opened, shards, provenance, ranks, settings, overwrite=overwrite)
         if ranks.is_first:
             file = open_features(out)
             result = {
                 "path": str(out),
                 "num_rows": len(file),
-                "left_out": made_from["num_samples"] - len(file),
-                **made_from,
+                "left_out": provenance["num_samples"] - len(file),
+                **provenance,
             }
             emit(result, lambda shown: ("finished already: " if found else "") + _render(shown), as_json=as_json)
 
@@ -170,7 +170,7 @@ def _describe(
     }
 
 
-def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool) -> bool:
+def _prepared(out: Path, provenance: dict[str, Any], ranks: Ranks, *, overwrite: bool) -> bool:
     """Return whether the file is there already; what rank 0 finds wrong is a ValueError on every rank."""
     from ..training.features.feature_file import finished_features
     from ..training.features.row_store import remove_leftover_rows
@@ -178,7 +178,7 @@ def _prepared(out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: 
     found, problem = False, ""
     if ranks.is_first:
         try:
-            found = finished_features(out, made_from, overwrite=overwrite) is not None
+            found = finished_features(out, provenance, overwrite=overwrite) is not None
             if found:
                 remove_leftover_rows(out)
         except ValueError as error:
@@ -193,7 +193,7 @@ def _make(
     out: Path,
     opened: OpenModel,
     shards: ShardSet,
-    made_from: dict[str, Any],
+    provenance: dict[str, Any],
     ranks: Ranks,
     settings: dict[str, Any],
     *,
@@ -208,22 +208,22 @@ def _make(
     from ..training.features.row_store import RowStore
     from ..training.inference.layers import FeatureExtractor
 
-    split = shards.split(made_from["split"])
+    split = shards.split(provenance["split"])
     loader = create_row_loader(
         shards,
         split,
         **settings,
-        image_size=made_from["image_size"],
+        image_size=provenance["image_size"],
         crop_pct=opened.crop_pct,
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,
     )
-    shape = (len(split), made_from["num_features"])
+    shape = (len(split), provenance["num_features"])
     with ExitStack() as stack:
         stack.callback(loader.close)
-        work = RowStore(out, made_from, shape, made_from["dtype"], overwrite=overwrite)
-        store = _enter_store(stack, work, out, made_from, ranks, overwrite=overwrite)
+        work = RowStore(out, provenance, shape, provenance["dtype"], overwrite=overwrite)
+        store = _enter_store(stack, work, out, provenance, ranks, overwrite=overwrite)
         progress = stack.enter_context(ProgressLine("features"))
         done = store.place["samples"] if store and store.place else 0
 
@@ -233,24 +233,24 @@ def _make(
             progress(Progress(min(1.0, done / len(split)), done, 0))
 
         collect_features(
-            FeatureExtractor(opened.model, made_from["layer"]).to(ranks.device),
+            FeatureExtractor(opened.model, provenance["layer"]).to(ranks.device),
             loader,
             store,
             normalize=opened.normalize,
             num_features=shape[1],
-            dtype=getattr(torch, made_from["dtype"]),
-            amp=made_from["amp"],
+            dtype=getattr(torch, provenance["dtype"]),
+            amp=provenance["amp"],
             ranks=ranks,
             on_rows=on_rows,
         )
         if store:
             rows = _rows(shards, int(split.manifest_rows.min()), store, len(split))
-            write_features(out, rows, made_from, store.num_filled, made_from["dtype"])
+            write_features(out, rows, provenance, store.num_filled, provenance["dtype"])
             store.remove()
 
 
 def _enter_store(
-    stack: ExitStack, store: RowStore, out: Path, made_from: dict[str, Any], ranks: Ranks, *, overwrite: bool
+    stack: ExitStack, store: RowStore, out: Path, provenance: dict[str, Any], ranks: Ranks, *, overwrite: bool
 ) -> RowStore | None:
     """Take the work file on rank 0; None on the others. What is wrong with it is a ValueError on every rank."""
     from ..training.features.feature_file import finished_features
@@ -259,7 +259,7 @@ def _enter_store(
     if ranks.is_first:
         try:
             stack.enter_context(store)
-            if finished_features(out, made_from, overwrite=overwrite) is not None:
+            if finished_features(out, provenance, overwrite=overwrite) is not None:
                 problem = f"{out}: another in21k has finished it meanwhile; start the same command again to use it"
         except (OSError, ValueError) as error:
             problem = str(error)

@@ -66,7 +66,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
         known = TorchvisionSet(name, Path(folder))
         return LabelledData(
             name=f"torchvision {name}",
-            made_from=known.describe(),
+            provenance=known.describe(),
             list_images=lambda work: known.save_images(work / "images", image),
             list_labels=known.list_labels,
             image=image,
@@ -83,7 +83,7 @@ def find_data(data: str, val_data: Path | None, val_share: float | None, setting
     check_loss(settings, multi_label=several)
     return LabelledData(
         name=from_os(path.resolve().name),
-        made_from=describe_images(images),
+        provenance=describe_images(images),
         list_images=lambda _: images,
         list_labels=lambda: _list_present(data, images),
         image=image,

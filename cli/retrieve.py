@@ -67,7 +67,7 @@ def retrieve(
         check_picture(picture, overwrite=overwrite)
     file = open_features(features)
     shards = open_finished(str(data)).shards if data is not None else None
-    if shards and shards.fingerprint != file.made_from["shards"]:
+    if shards and shards.fingerprint != file.provenance["shards"]:
         raise ValueError(f"{features} was not made from {data}; give the shards that it was made from")
     paths = {query: Path(query) for query in queries if Path(query).is_file()}
     rows = dict(zip(keys := [query for query in queries if query not in paths], file.find(keys), strict=True))
@@ -112,7 +112,7 @@ def _vectors(
     vectors = dict(zip(rows, file.rows(list(rows.values())), strict=True))
     if not paths:
         return vectors
-    made = file.made_from
+    made = file.provenance
     if model is None:
         raise ValueError(
             f"{next(iter(paths))}: is an image; say by --model what made {file.path} ({made['model']}, weights "
@@ -139,11 +139,13 @@ def _draw(
     stored = {each["key"] for row in result for each in row["nearest"]} | {
         row["query"] for row in result if row["query"] not in paths
     }
-    split = shards.split(file.made_from["split"])
+    split = shards.split(file.provenance["split"])
     images = dict(zip(keys := sorted(stored), read_images(shards, split, keys), strict=True))
     images |= {query: _read(path) for query, path in paths.items()}
-    subtitle = f"{len(file):,} images of {file.made_from['split']}, by the cosine of {file.made_from['layer']} features"
-    title = f"What {file.made_from['model']} finds alike"
+    subtitle = (
+        f"{len(file):,} images of {file.provenance['split']}, by the cosine of {file.provenance['layer']} features"
+    )
+    title = f"What {file.provenance['model']} finds alike"
     save_picture(draw_retrieved(result, images, title, subtitle), picture)
 
 

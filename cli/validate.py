@@ -96,8 +96,8 @@ def validate(
         if path:
             check_table(path, overwrite=overwrite)
     if from_predictions:
-        predictions, tree, made_from = load_predictions(from_predictions)
-        _tell(predictions, tree, per_class, made_from, as_json=as_json)
+        predictions, tree, provenance = load_predictions(from_predictions)
+        _tell(predictions, tree, per_class, provenance, as_json=as_json)
         return
     assert model is not None
     opened = open_model(model, weights)
@@ -134,14 +134,14 @@ def validate(
         if ranks.is_first:
             if save_predictions:
                 keys = images.keys.take(predictions.rows.numpy())
-                made_from = {
+                provenance = {
                     "model": model,
                     "weights": weights if opened.run else "published",
                     "data": str(data),
                     "fingerprint": opened.fingerprint(),
                     "shards": shards.fingerprint,
                 }
-                training_save_predictions(save_predictions, predictions, shards.tree, keys, made_from)
+                training_save_predictions(save_predictions, predictions, shards.tree, keys, provenance)
             _tell(predictions, shards.tree, per_class, {}, as_json=as_json)
 
 
@@ -182,7 +182,7 @@ def _outputs(model: str, opened: OpenModel, data: Path | str, shards: ShardSet) 
 
 
 def _tell(
-    predictions: Predictions, tree: SemanticTree, per_class: Path | None, made_from: dict[str, Any], *, as_json: bool
+    predictions: Predictions, tree: SemanticTree, per_class: Path | None, provenance: dict[str, Any], *, as_json: bool
 ) -> None:
     """Measure, write the table of classes where it was asked for, and print."""
     from ..training.evaluation.measure import measure
@@ -194,8 +194,8 @@ def _tell(
             writer.write_table(rows)
     result = measure(predictions, tree)
     came_from = ""
-    if made_from:
-        came_from = in_one_line(f"{made_from['model']} ({made_from['weights']}) on {made_from['data']}:") + "\n"
+    if provenance:
+        came_from = in_one_line(f"{provenance['model']} ({provenance['weights']}) on {provenance['data']}:") + "\n"
     emit(result, lambda shown: came_from + _render(shown), as_json=as_json)
 
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow as pa
 
 from ..shards.dataset import PreparedSet, ShardSet
-from ..shards.files import differing, read_json
+from ..shards.files import describe_differences, read_json
 from ..shards.manifest import TableWriter, read_table
 from ..shards.output import OutputFolder
 from ..shards.pack import ShardSettings, list_shard_files, pack, planned_files
 from ..shards.parallel import OnProgress, ignore_progress
-from ..shards.record import MARK, VERSION, FileRecord, parse_mark, record_files
+from ..shards.record import DATASET_JSON, VERSION, FileRecord, parse_dataset_json, record_files
 from ..shards.tree import SemanticTree
 from .classes.select import NoTrainingImageError, SelectSettings
 from .classes.taxonomy import Taxonomy, build_tree
@@ -75,13 +75,13 @@ def _labels_of(sets: Sequence[Sequence[str]] | None) -> list[str]:
 
 def is_labelled_set(path: Path) -> bool:
     """Tell whether a folder is one that `pack_labelled` finished."""
-    mark = path / MARK
-    return mark.is_file() and read_json(mark).get("format") == FORMAT
+    dataset_json = path / DATASET_JSON
+    return dataset_json.is_file() and read_json(dataset_json).get("format") == FORMAT
 
 
 def open_labelled(path: Path) -> LabelledSet:
     """Open a folder that `pack_labelled` finished; raises ValueError where its parts do not fit."""
-    info = parse_mark((path / MARK).read_bytes(), str(path), kind=FORMAT, made_by=MADE_BY)
+    info = parse_dataset_json((path / DATASET_JSON).read_bytes(), str(path), kind=FORMAT, made_by=MADE_BY)
     shards, table = ShardSet(path / _SHARDS), path / LABEL_SETS
     if not table.exists() and LABEL_SETS not in info.get("files", ()):
         return LabelledSet(shards, None)
@@ -109,7 +109,7 @@ class LabelledData:
     """Labelled images, and how they are stored.
 
     name:        of the source, as the shards' card says it.
-    made_from:   what tells the source from others, as JSON values.
+    provenance:   what tells the source from others, as JSON values.
     list_images: returns the images, each with its split; it may put files of its own into the folder that it is given.
     list_labels: returns the same images without writing anything; their paths are not to be read.
     image:       how they are stored.
@@ -117,7 +117,7 @@ class LabelledData:
     """
 
     name: str
-    made_from: dict[str, Any]
+    provenance: dict[str, Any]
     list_images: Callable[[Path], Sequence[LabelledImage]]
     list_labels: Callable[[], Sequence[LabelledImage]]
     image: ImageSettings
@@ -127,14 +127,14 @@ class LabelledData:
     def facts(self) -> dict[str, Any]:
         """What shapes the bytes of their shards."""
         settings = {**vars(self.image), "several_labels": self.several}
-        return {"source": {"name": self.name, **self.made_from}, "settings": settings}
+        return {"source": {"name": self.name, **self.provenance}, "settings": settings}
 
     def is_packed(self, out: Path) -> bool:
         """Tell whether `out` holds them, finished."""
         if not is_labelled_set(out):
             return False
-        made = read_json(out / MARK)
-        return not differing({key: made.get(key) for key in self.facts}, self.facts)
+        made = read_json(out / DATASET_JSON)
+        return not describe_differences({key: made.get(key) for key in self.facts}, self.facts)
 
 
 class Outline(NamedTuple):
@@ -243,7 +243,7 @@ def _list_files(path: Path) -> list[str]:
 
 def _output(data: LabelledData, out: Path, *, overwrite: bool) -> OutputFolder:
     options: dict[str, Any] = {
-        "made_from": data.facts,
+        "provenance": data.facts,
         "contents": (_SHARDS, LABEL_SETS),
         "list_files": _list_files,
     }

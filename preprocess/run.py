@@ -67,7 +67,7 @@ def prepare(
     taxonomy = taxonomy or Taxonomy.packaged()
     _check_subtrees(select, taxonomy)
     resizer_version = get_resizer(image.resizer).version()
-    made_from = {
+    provenance = {
         "source": {"name": readable(source.name), "num_bytes": source.num_bytes},
         "settings": {
             **select.described(),
@@ -78,7 +78,7 @@ def prepare(
     }
     folder = OutputFolder(
         out,
-        made_from=made_from,
+        provenance=provenance,
         contents=PreparedSet.contents,
         list_files=list_class_tars,
         overwrite=overwrite,

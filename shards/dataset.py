@@ -19,7 +19,7 @@ from .class_table import ClassRow, read_class_table
 from .index import index_path
 from .manifest import SHARDED, STORED, check_labels, checksum_numbers, num_rows, pc, read_row_groups, read_table
 from .names import archive_name
-from .record import MARK, FileRecord, parse_mark
+from .record import DATASET_JSON, FileRecord, parse_dataset_json
 from .sample import checksum
 from .shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
 from .tree import SemanticTree
@@ -48,18 +48,18 @@ class Dataset:
         self.location = location or str(path)  # as messages name it
         if not self.path.is_dir():
             raise ValueError(f"{self.location}: no such folder; wanted one that `{self.made_by}` made")
-        if not (self.path / MARK).is_file():
+        if not (self.path / DATASET_JSON).is_file():
             unfinished = (self.path / ".work").exists()
-            state = "unfinished: start the command that makes it again" if unfinished else f"holds no {MARK}"
+            state = "unfinished: start the command that makes it again" if unfinished else f"holds no {DATASET_JSON}"
             raise ValueError(f"{self.location}: {state}; wanted a folder that `{self.made_by}` made")
-        data = (self.path / MARK).read_bytes()
-        self.info: dict[str, Any] = parse_mark(data, self.location, kind=self.format, made_by=self.made_by)
+        data = (self.path / DATASET_JSON).read_bytes()
+        self.info: dict[str, Any] = parse_dataset_json(data, self.location, kind=self.format, made_by=self.made_by)
         try:
             check_shape(self.info, self.shape)
             self._check_splits()
         except ValueError as error:
             raise ValueError(
-                f"{self.location}: its {MARK} is damaged ({error}); make the folder again with `{self.made_by}`"
+                f"{self.location}: its {DATASET_JSON} is damaged ({error}); make the folder again with `{self.made_by}`"
             ) from error
         self.record = FileRecord(self.path, self.info.get("files"))
 
@@ -102,7 +102,9 @@ class Dataset:
         path = self.checked("tree.json")
         tree = SemanticTree.load(path)
         if len(tree) != self.num_classes:
-            raise ValueError(f"{path}: has {len(tree):,} classes; {MARK} says {self.num_classes:,}; run `in21k verify`")
+            raise ValueError(
+                f"{path}: has {len(tree):,} classes; {DATASET_JSON} says {self.num_classes:,}; run `in21k verify`"
+            )
         return tree
 
     @cached_property
@@ -117,7 +119,7 @@ class Dataset:
             or any(counts[split] != self.num_samples.get(split, 0) for split in SPLITS)
             or any(row.level is None or row.level >= self.num_classes for row in kept)
         ):
-            raise ValueError(f"{path}: its classes or their images are not those of {MARK}; run `in21k verify`")
+            raise ValueError(f"{path}: its classes or their images are not those of {DATASET_JSON}; run `in21k verify`")
         return rows
 
     @property
@@ -201,7 +203,7 @@ class ShardSet(Dataset):
     @property
     def fingerprint(self) -> str:
         """16 hex digits that are equal for equal shard sets."""
-        return checksum((self.path / MARK).read_bytes())
+        return checksum((self.path / DATASET_JSON).read_bytes())
 
     @property
     def image_size(self) -> int | None:
@@ -388,5 +390,5 @@ def read_manifest(dataset: Dataset, columns: list[str] | None = None) -> pa.Tabl
     path, expected = dataset.manifest_path, sum(dataset.num_samples.values())
     table = read_table(path, SHARDED if isinstance(dataset, ShardSet) else STORED, columns)
     if table.num_rows != expected:
-        raise ValueError(f"{path}: has {table.num_rows:,} rows; {MARK} says {expected:,}; run `in21k verify`")
+        raise ValueError(f"{path}: has {table.num_rows:,} rows; {DATASET_JSON} says {expected:,}; run `in21k verify`")
     return table

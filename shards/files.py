@@ -109,13 +109,13 @@ def parse_json(data: bytes, name: str, wanted: str = "wanted a JSON object") -> 
     return content
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say per value that differs, however deep, what was and what is asked: `size 224 -> 64`."""
     found: list[str] = []
     for key in sorted({*old, *new}):
         was, asked = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(asked, dict):
-            found += [f"{key} {line}" if key == "source" else line for line in differing(was, asked)]
+            found += [f"{key} {line}" if key == "source" else line for line in describe_differences(was, asked)]
         elif was != asked:
             found.append(f"{key} {was!r} -> {asked!r}")
     return found

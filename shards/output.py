@@ -1,7 +1,7 @@
-"""May this command write here? One answer for every output: files, folders with a mark, and folders that are replaced.
+"""Decides whether a command may write to an output, and writes it: files, marked folders and replaced folders.
 
-`--overwrite` removes only what a record of ours lists: the mark of a file, the tables of a finished folder, the list in
-`.work` of an unfinished one. What others put there stays, and where it is in the way the command refuses.
+`--overwrite` removes only what in21k recorded as its own: a file with our marker, the tables of a finished folder, and
+the files listed in `.work` of an unfinished one. Other files stay. If one is in the way, the command refuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .files import TEMPORARY, differing, read_json, sealed, write_json, write_text
+from .files import TEMPORARY, describe_differences, read_json, sealed, write_json, write_text
 from .lock import FileLock, lock_output
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def check_folder(path: Path) -> list[str]:
 
 def check_same(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str = "make it anew") -> None:
     """Raise ValueError, naming the differences, where an output was made from something else than is wanted."""
-    if differences := differing(was, wanted):
+    if differences := describe_differences(was, wanted):
         raise ValueError(
             f"{path}: was made with other settings ({'; '.join(differences)}); give another name, or --overwrite to "
             f"{way_out}"
@@ -153,16 +153,19 @@ def staged_folder(path: Path) -> Generator[Path]:
         lock.release()
 
 
-def publish(staged: Path, path: Path, mark: str, read_record: Callable[[Path], Mapping[str, str]], record: str) -> None:
-    """Move the files of `staged` to the folder `path`, where they replace the older ones of `path`'s own record.
+def publish(
+    staged: Path, path: Path, *, marker: str, read_record: Callable[[Path], Mapping[str, str]], record: str
+) -> None:
+    """Move the files of `staged` to the folder `path`, replacing the older files that `path`'s record lists.
 
-    A kill on the way leaves the mark of the older ones, and a record that lists the files of both and so does not fit.
+    If the process is killed on the way, the older marker stays, with a record that lists the files of both versions.
+    Checking the folder against that record fails, so the mixture is noticed.
 
-    mark:        the file that is written last but one, with which the folder is an output of this kind.
-    record:      the file that lists the others, and is written last.
-    read_record: returns its lines, by the names in them; none where there is no record.
+    marker:      the file that identifies this kind of output; written second to last.
+    record:      the file that lists the others; written last.
+    read_record: returns the lines of a folder's record by file name; empty if the folder has no record.
 
-    Raises ValueError where a file that the record does not list is in the way.
+    Raises ValueError if a file that the record does not list is in the way.
     """
     path = path.resolve()
     if not check_folder(path):
@@ -173,37 +176,37 @@ def publish(staged: Path, path: Path, mark: str, read_record: Callable[[Path], M
     names = sorted(entry.name for entry in staged.iterdir())
     check_not_in_the_way(path, names, {*older, record})
     write_text(path / record, "".join({**older, **newer}.values()))
-    for name in [name for name in names if name not in (mark, record)]:
+    for name in [name for name in names if name not in (marker, record)]:
         (staged / name).replace(path / name)
     remove_files(path, older.keys() - newer.keys())
-    for name in (mark, record):
+    for name in (marker, record):
         (staged / name).replace(path / name)
 
 
 class OutputFolder:
-    """A folder that one command fills, with `dataset.json` as the mark that it is finished.
+    """A folder that one command fills; `dataset.json` marks it as finished.
 
-    While it is being filled, `.work/made_from.json` says from what, and `.work/files.txt` which files in its subfolders
-    are its own; work done is found again by the next run of the same. As a context manager it is this process's alone.
-    Its state is looked at twice: at first, to refuse early, and again under the lock. So ask `finished` in the block
-    too.
+    While the command runs, `.work/provenance.json` holds what the output is made from, and `.work/files.txt` lists its
+    files in subfolders. The next run with the same provenance reuses the work that is done.
+    As a context manager it locks the folder for this process. The state of the folder is checked in the constructor, to
+    refuse early, and again under the lock: check `finished` inside the block too.
 
-    path:       the folder; made where it does not exist.
-    made_from:  what shapes the bytes of the output, as JSON values; it becomes part of `dataset.json`.
-    contents:   the names this kind of folder holds beside `dataset.json`.
-    list_files: returns the files in the subfolders of a finished output, by its own tables; it may raise ValueError.
-    overwrite:  begin anew whatever of this kind is there.
+    path:       the folder; created if it does not exist.
+    provenance: what shapes the bytes of the output, as JSON values; it becomes part of `dataset.json`.
+    contents:   the names that this kind of folder holds beside `dataset.json`.
+    list_files: returns the files in the subfolders of a finished output, from its tables; may raise ValueError.
+    overwrite:  replace an existing output of this kind.
 
-    Raises ValueError where the folder holds something else or was made from something else.
+    Raises ValueError if the folder holds other files or has another provenance.
     """
 
-    work_files = ("made_from.json", "files.txt", "clearing")
+    work_files = ("provenance.json", "files.txt", "clearing")
 
     def __init__(
         self,
         path: Path,
         *,
-        made_from: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         contents: Sequence[str],
         list_files: Callable[[Path], Iterable[str]],
         overwrite: bool = False,
@@ -211,11 +214,11 @@ class OutputFolder:
         self.path = path
         self.work = path / WORK
         self.finished = False
-        self._made_from: dict[str, Any] = json.loads(json.dumps(made_from))
+        self._provenance: dict[str, Any] = json.loads(json.dumps(provenance))
         self._contents, self._list_files, self._overwrite = contents, list_files, overwrite
         self._lock: FileLock | None = None
-        self._mark = path / "dataset.json"
-        self._unfinished_mark, self._record, clearing = (self.work / name for name in self.work_files)
+        self._marker = path / "dataset.json"
+        self._unfinished_marker, self._record, clearing = (self.work / name for name in self.work_files)
         self._clearing = clearing  # there while an older output is being removed: nothing of it counts
         self._decide()
         if self.finished:
@@ -227,25 +230,25 @@ class OutputFolder:
     def _decide(self) -> bool:
         """Look whether the output is finished; return whether what is there has to be removed first."""
         names = check_folder(self.path)
-        marks = [mark for mark in (self._mark, self._unfinished_mark) if mark.exists()]
+        markers = [marker for marker in (self._marker, self._unfinished_marker) if marker.exists()]
         half_cleared = self._clearing.exists()
-        if set(names) - {WORK} and not marks and not half_cleared:
+        if set(names) - {WORK} and not markers and not half_cleared:
             raise foreign_files(self.path)
-        if marks and not self._overwrite and not half_cleared:
-            was = read_json(marks[0])
-            check_same(self.path, {key: was.get(key) for key in self._made_from}, self._made_from)
-        anew = half_cleared or (bool(marks) and self._overwrite)
+        if markers and not self._overwrite and not half_cleared:
+            was = read_json(markers[0])
+            check_same(self.path, {key: was.get(key) for key in self._provenance}, self._provenance)
+        anew = half_cleared or (bool(markers) and self._overwrite)
         if anew:
             check_not_in_the_way(self.path, self._contents, self._own_files())
-        self.finished = not anew and self._mark in marks
+        self.finished = not anew and self._marker in markers
         return anew
 
     def _own_files(self) -> set[str]:
         """Return every file that our records list; raises ValueError where these are damaged."""
-        own = {self._mark.name, *self._contents}
+        own = {self._marker.name, *self._contents}
         if self._record.exists():
             own.update(self._record.read_text(encoding="utf-8").splitlines())
-        elif self._mark.exists():
+        elif self._marker.exists():
             try:
                 own.update(self._list_files(self.path))
             except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -269,7 +272,7 @@ class OutputFolder:
             if anew:
                 self._clear()
             remove_temporary(self.path, self._own_files())
-            write_json(self._unfinished_mark, self._made_from)
+            write_json(self._unfinished_marker, self._provenance)
             self._record.touch()
             self._clearing.unlink(missing_ok=True)
         except BaseException:
@@ -290,7 +293,7 @@ class OutputFolder:
         own = self._own_files()
         self._record.write_text("".join(f"{name}\n" for name in sorted(own)), encoding="utf-8")
         self._clearing.touch()
-        self._mark.unlink(missing_ok=True)  # first: what is left of the rest must never look finished
+        self._marker.unlink(missing_ok=True)  # first: what is left of the rest must never look finished
         remove_files(self.path, own)
         for entry in self.work.iterdir():
             if entry.is_dir():
@@ -302,7 +305,7 @@ class OutputFolder:
     def finish(self, content: Mapping[str, Any]) -> None:
         """Write `dataset.json`, which makes the folder finished, and remove the traces of the work."""
         remove_temporary(self.path, self._own_files())
-        write_json(self._mark, sealed({**content, **self._made_from}))
+        write_json(self._marker, sealed({**content, **self._provenance}))
         shutil.rmtree(self.work, ignore_errors=True)
 
     def discard(self) -> None:

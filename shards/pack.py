@@ -140,7 +140,7 @@ def plan_shards(prepared: PreparedSet, settings: ShardSettings) -> ShardPlan:
     return ShardPlan(shards, order, num_bytes)
 
 
-class _Whereabouts:
+class ManifestLocations:
     """Where the prepared images lie: 16 bytes an image.
 
     The rows of an archive follow one another in the manifest, so that of archive and class their runs are enough.
@@ -181,7 +181,7 @@ class _Whereabouts:
         return [self._archives[run] for run in found], [self._labels[run] for run in found]
 
 
-class _StoredImage(NamedTuple):
+class ImageLocation(NamedTuple):
     """Where a prepared image lies, and what it is."""
 
     archive: str
@@ -195,14 +195,14 @@ class _StoredImage(NamedTuple):
 class _ShardTask:
     prepared: Path
     shard: Path
-    images: list[_StoredImage]  # in the shard's order
+    images: list[ImageLocation]  # in the shard's order
 
 
 def _write_shard(task: _ShardTask) -> tuple[int, int]:
     """Write one shard and its index; memory: the shard's images. Returns (samples, image bytes)."""
     working_on(f"{task.shard.parent.name}/{task.shard.name}")
     files = FileCache()
-    samples: dict[_StoredImage, Sample] = {}
+    samples: dict[ImageLocation, Sample] = {}
     try:
         for stored in sorted(task.images):  # read in the order of the archives, write in the order of the shard
             samples[stored] = _read_sample(files, task.prepared, stored)
@@ -214,7 +214,7 @@ def _write_shard(task: _ShardTask) -> tuple[int, int]:
     return len(samples), sum(stored.num_bytes for stored in task.images)
 
 
-def _read_sample(files: FileCache, folder: Path, stored: _StoredImage) -> Sample:
+def _read_sample(files: FileCache, folder: Path, stored: ImageLocation) -> Sample:
     """Read an image with its header, which holds its key. Raises ValueError where either is not as it was written."""
     path = folder / stored.archive
     data = files.read(path, stored.offset - BLOCK_BYTES, BLOCK_BYTES + stored.num_bytes)
@@ -247,7 +247,7 @@ def pack(
     """
     folder = OutputFolder(
         out,
-        made_from=_made_from(prepared, settings),
+        provenance=_provenance(prepared, settings),
         contents=ShardSet.contents,
         list_files=list_shard_files,
         overwrite=overwrite,
@@ -288,7 +288,7 @@ def _shard_files(shards: Iterable[str]) -> list[str]:
     return [name for shard in shards for name in (shard, str(index_path(Path(shard))))]
 
 
-def _made_from(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]:
+def _provenance(prepared: PreparedSet, settings: ShardSettings) -> dict[str, Any]:
     manifest = record_files(prepared.path, ["manifest.parquet"])["manifest.parquet"]
     return {
         "source": {"manifest": manifest["sha256"][:16]},
@@ -307,12 +307,12 @@ def _is_done(shard: Path) -> bool:
 def _tasks(prepared: PreparedSet, out: Path, plan: ShardPlan, shards: list[PlannedShard]) -> Iterator[_ShardTask]:
     if not shards:
         return
-    lie = _Whereabouts(prepared)
+    lie = ManifestLocations(prepared)
     for shard in shards:
         rows = plan.rows(shard)
         archives, labels = lie.runs(rows)
         numbers = (column[rows].tolist() for column in (lie.offsets, plan.num_bytes, lie.checksums))
-        images = [_StoredImage(*image) for image in zip(archives, *numbers, labels, strict=True)]
+        images = [ImageLocation(*image) for image in zip(archives, *numbers, labels, strict=True)]
         yield _ShardTask(prepared.path, out / shard.name, images)
 
 

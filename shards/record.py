@@ -15,7 +15,7 @@ from .shape import COUNT, SHA256, Each, check_shape
 
 log = logging.getLogger(__name__)
 
-MARK = "dataset.json"
+DATASET_JSON = "dataset.json"
 VERSION = 2  # of the formats of our folders
 UNRECORDED_VERSION = 1  # whose dataset.json records no files
 
@@ -30,12 +30,12 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]
     return record
 
 
-def parse_mark(data: bytes, location: str, *, kind: str, made_by: str) -> dict[str, Any]:
+def parse_dataset_json(data: bytes, location: str, *, kind: str, made_by: str) -> dict[str, Any]:
     """Return what the bytes of a `dataset.json` say.
 
     Raises ValueError, naming the location, where they are none of the format `kind`, or not as they were written.
     """
-    content = parse_json(data, f"{location}: its {MARK}", f"wanted a folder that `{made_by}` made")
+    content = parse_json(data, f"{location}: its {DATASET_JSON}", f"wanted a folder that `{made_by}` made")
     if content.get("format") != kind:
         raise ValueError(f"{location}: is {content.get('format')!r}; wanted {kind!r}, which `{made_by}` makes")
     version = content.get("version")
@@ -48,13 +48,13 @@ def parse_mark(data: bytes, location: str, *, kind: str, made_by: str) -> dict[s
         )
     if content.get(SELF) != sealed(content)[SELF]:
         raise ValueError(
-            f"{location}: its {MARK} has changed since it was written ({SELF} differs); copy it again from where it "
-            f"came, or make the folder again with `{made_by}`"
+            f"{location}: its {DATASET_JSON} has changed since it was written ({SELF} differs); copy it again from "
+            f"where it came, or make the folder again with `{made_by}`"
         )
     files = content.get("files")
-    check_shape(files, Each({"num_bytes": COUNT, "sha256": SHA256}), f"{location}: in its {MARK} files")
+    check_shape(files, Each({"num_bytes": COUNT, "sha256": SHA256}), f"{location}: in its {DATASET_JSON} files")
     for name in files or ():
-        file_name(name, f"{location}: its {MARK}")
+        file_name(name, f"{location}: its {DATASET_JSON}")
     return content
 
 
@@ -90,15 +90,16 @@ class FileRecord:
         if self.files is None or name in self._compared:
             return ""
         if name not in self.files:
-            return f"{MARK} records no such file"
+            return f"{DATASET_JSON} records no such file"
         wanted = self.files[name]
         try:
-            found = record_files(self._folder, [name])[name]
+            actual = record_files(self._folder, [name])[name]
         except FileNotFoundError:
             return "missing"
-        if found["num_bytes"] != wanted["num_bytes"]:
-            return f"has {found['num_bytes']:,} bytes; {MARK} records {wanted['num_bytes']:,}"
-        if found != wanted:
-            return f"has changed since it was written (sha256 {found['sha256'][:16]}…, {MARK} {wanted['sha256'][:16]}…)"
+        if actual["num_bytes"] != wanted["num_bytes"]:
+            return f"has {actual['num_bytes']:,} bytes; {DATASET_JSON} records {wanted['num_bytes']:,}"
+        if actual != wanted:
+            digests = f"sha256 {actual['sha256'][:16]}…, {DATASET_JSON} {wanted['sha256'][:16]}…"
+            return f"has changed since it was written ({digests})"
         self._compared.add(name)
         return ""

@@ -22,7 +22,7 @@ from .manifest import REJECTS, num_rows, pc, read_row_groups, read_table
 from .names import archive_name
 from .pack import timm_info
 from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
-from .record import MARK
+from .record import DATASET_JSON
 from .sample import MAX_KEY_BYTES, checksum
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES, padded, tar_header
@@ -59,13 +59,13 @@ class _ArchiveTask:
 
 def open_any(path: str | Path) -> PreparedSet | ShardSet:
     """Open a folder as whichever of our data sets it is; raises ValueError where it is neither."""
-    mark = Path(path) / MARK
-    if Path(path).is_dir() and not mark.is_file():
+    dataset_json = Path(path) / DATASET_JSON
+    if Path(path).is_dir() and not dataset_json.is_file():
         raise ValueError(
-            f"{path}: no finished prepared data set nor shard set (no {MARK}); "
+            f"{path}: no finished prepared data set nor shard set (no {DATASET_JSON}); "
             "wanted a folder that `in21k preprocess` or `in21k shard` made"
         )
-    is_prepared = mark.is_file() and read_json(mark).get("format") == PreparedSet.format
+    is_prepared = dataset_json.is_file() and read_json(dataset_json).get("format") == PreparedSet.format
     return PreparedSet(path) if is_prepared else ShardSet(path)
 
 
@@ -104,15 +104,15 @@ def verify(
 def _changed_files(dataset: PreparedSet | ShardSet) -> dict[str, str]:
     """Return what is wrong with files that `dataset.json` records, and with itself, by their names."""
     problems: dict[str, str] = {}
-    if (dataset.path / MARK).read_bytes() != render_json(dataset.info).encode():
-        problems[MARK] = "says the same as when it was written, in other bytes"
+    if (dataset.path / DATASET_JSON).read_bytes() != render_json(dataset.info).encode():
+        problems[DATASET_JSON] = "says the same as when it was written, in other bytes"
     wanted = dataset.recorded(dataset.info)
     for name in dict.fromkeys([*wanted, *(dataset.record.files or ())]):
         path = dataset.path / name
         if problem := dataset.record.problem(name) or ("" if path.is_file() else "missing"):
             problems[name] = problem
         elif name not in wanted:
-            problems[name] = f"{MARK} records it, and no such data set has one"
+            problems[name] = f"{DATASET_JSON} records it, and no such data set has one"
     return problems
 
 

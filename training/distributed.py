@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..shards.files import differing
+from ..shards.files import describe_differences
 
 SHARED_BYTES = 1 << 28  # at a time, so that a checkpoint needs little of a GPU's memory
 
@@ -95,7 +95,7 @@ class Ranks:
         """Raise ValueError on all ranks where one holds other facts (JSON values) than rank 0, and say which."""
         first, *others = self.gather_json(dict(facts))
         for rank, other in enumerate(others, start=1):
-            differences = differing(first, other)
+            differences = describe_differences(first, other)
             if differences:
                 raise ValueError(
                     f"rank {rank} trains something else than rank 0 ({'; '.join(differences)}); start all alike"

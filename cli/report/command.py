@@ -22,7 +22,7 @@ from ..options import (
 from ..progress import ProgressLine
 from ..terminal import in_one_line
 from ..validation import open_data
-from .page import FolderReport, assemble, has_mark, is_report, mark_of
+from .page import FolderReport, assemble, has_fingerprint, is_report, page_fingerprint
 
 if TYPE_CHECKING:
     from ...shards import ShardSet
@@ -112,7 +112,7 @@ def report(
         _check_without_runs(shard_sets, data, predictions, look)
     shards = _one_shard_set([*shard_sets, *([] if data is None else [data])])
     num_images, num_looks = (default if images is None else images for default in (NUM_IMAGES, NUM_LOOKS))
-    mark = mark_of(
+    fingerprint = page_fingerprint(
         paths,
         [path for path in (*predictions, *map(Path, look)) if path.is_file()],
         {
@@ -124,7 +124,7 @@ def report(
             "weights": weights,
         },
     )
-    _may_write(paths, out, lambda path: has_mark(path, mark), overwrite=overwrite)
+    _may_write(paths, out, lambda path: has_fingerprint(path, fingerprint), overwrite=overwrite)
     folders: list[FolderReport] = []
     for path in paths:
         if path not in (*runs, *shard_sets):
@@ -148,7 +148,7 @@ def report(
                 workers=workers,
             )
             folders.append(render_runs(runs, question))
-    page = assemble(folders, mark)
+    page = assemble(folders, fingerprint)
     num_bytes = len(page.encode())
     if _may_write(paths, out, lambda path: path.read_bytes() == page.encode(), overwrite=overwrite):
         write_text(out, page)

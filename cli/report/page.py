@@ -1,4 +1,4 @@
-"""The page of a report: put together, self-contained, and with a mark of what it was made from."""
+"""The page of a report: put together, self-contained, and with a fingerprint of what it was made from."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class FolderReport(Protocol):
         ...
 
 
-def mark_of(folders: Sequence[Path], files: Sequence[Path], settings: dict[str, Any]) -> str:
+def page_fingerprint(folders: Sequence[Path], files: Sequence[Path], settings: dict[str, Any]) -> str:
     """Return 16 hex digits that differ where a page would be of other folders, files or settings (JSON values).
 
-    Folders are known by what is small in them: equal marks do not promise equal pages.
+    Folders are known by what is small in them: equal fingerprints do not promise equal pages.
     """
     told = [{name: _digest(path / name) for name in TOLD_BY if (path / name).is_file()} for path in folders]
     facts = [_version(), told, [_digest(path) for path in files], settings]
@@ -85,13 +85,13 @@ def is_report(path: Path) -> bool:
     return GENERATOR.encode() in _head(path)
 
 
-def has_mark(path: Path, mark: str) -> bool:
-    """Tell whether a page has that mark."""
-    return _mark_line(mark).encode() in _head(path)
+def has_fingerprint(path: Path, fingerprint: str) -> bool:
+    """Tell whether a page has that fingerprint."""
+    return _fingerprint_line(fingerprint).encode() in _head(path)
 
 
-def _mark_line(mark: str) -> str:
-    return f'<meta name="in21k-made-from" content="{mark}">'
+def _fingerprint_line(fingerprint: str) -> str:
+    return f'<meta name="in21k-fingerprint" content="{fingerprint}">'
 
 
 def _head(path: Path) -> bytes:
@@ -99,7 +99,7 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD_BYTES)
 
 
-def assemble(folders: Sequence[FolderReport], mark: str) -> str:
+def assemble(folders: Sequence[FolderReport], fingerprint: str) -> str:
     """Return the page of what several folders render: self-contained, and nothing but its own scripts can run in it."""
     scripts = _once(script for folder in folders for script in folder.scripts)
     styles = _once(
@@ -109,7 +109,7 @@ def assemble(folders: Sequence[FolderReport], mark: str) -> str:
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     several = len(folders) > 1
     return Template((DATA / "page.html").read_text(encoding="utf-8")).substitute(
-        made_from=_mark_line(mark),
+        fingerprint=_fingerprint_line(fingerprint),
         title=escape(", ".join(titles)),
         style="".join(styles),
         script_hashes=" ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'",

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from ..lock import FileLock
 from ..names import file_name
-from ..record import MARK, parse_mark
+from ..record import DATASET_JSON, parse_dataset_json
 from ..sample import checksum
 from .background import run
 from .cache import BYTES, FOLDER, Cache, aside_path, check_no_link, lock_path
 from .object_store import Connection, RemoteError, Store, write_at
 
 TABLES = ("classes.parquet", "tree.json", "manifest.parquet")
-MAX_MARK_BYTES = 64_000_000
+MAX_DATASET_JSON_BYTES = 64_000_000
 MAX_NAME_CHARACTERS = 80  # of a URL, in a folder's name
 IDENTITY = ("ETag", "Last-Modified", "LastModified", "mtime", "created")  # of a file's content, by fsspec's many names
 FILES_AT_ONCE = 4  # that one process downloads; others on the machine take those after them
@@ -244,18 +244,18 @@ def open_remote(url: str) -> RemoteShards:
 async def _open_remote(url: str) -> RemoteShards:
     store, cache = Store(url.rstrip("/")), Cache.from_environment()
     async with store.connect() as connection:
-        content = await connection.read_whole(MARK, MAX_MARK_BYTES)
-        files = parse_mark(content, store.url, kind="in21k-shards", made_by="in21k shard").get("files")
-        store = replace(store, ranged=await connection.knows_ranges(MARK))
+        content = await connection.read_whole(DATASET_JSON, MAX_DATASET_JSON_BYTES)
+        files = parse_dataset_json(content, store.url, kind="in21k-shards", made_by="in21k shard").get("files")
+        store = replace(store, ranged=await connection.knows_ranges(DATASET_JSON))
         sizes, stamps = await _sizes(connection, files)
     key = checksum(f"{store.url} {stamps}".encode() + content)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", store.url.rpartition("/")[2])[-MAX_NAME_CHARACTERS:]
     remote = RemoteShards(store, cache, cache.folder / f"{name}-{key}")
 
     async with remote.fetching() as fetcher:
-        if _is_other(remote.folder / MARK, content):
-            (remote.folder / MARK).unlink()
-        (await fetcher.obtain(MARK, len(content), content)).release()
+        if _is_other(remote.folder / DATASET_JSON, content):
+            (remote.folder / DATASET_JSON).unlink()
+        (await fetcher.obtain(DATASET_JSON, len(content), content)).release()
         for name, num_bytes in sizes.items():
             (await fetcher.obtain(name, num_bytes)).release()
     return remote
@@ -267,7 +267,7 @@ async def _sizes(
     """Return the bytes of each table, as far as anybody tells, and what tells its content from other."""
     if files is not None:
         if missing := set(TABLES) - files.keys():
-            raise RemoteError(f"{connection.store.url}: its {MARK} records no {min(missing)}")
+            raise RemoteError(f"{connection.store.url}: its {DATASET_JSON} records no {min(missing)}")
         return {name: files[name]["num_bytes"] for name in TABLES}, []
     infos = {name: await connection.info(name) for name in TABLES}
     stamps = [[info.get(key) for key in ("size", *IDENTITY)] for info in infos.values()]

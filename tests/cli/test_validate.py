@@ -74,9 +74,9 @@ def test_metrics_from_saved_predictions_are_those_of_the_network(trained: Path, 
     assert len({row["key"] for row in stored}) == direct["num_samples"]
     assert all(manifest[row["key"]] == row["class_index"] for row in stored)
     assert str(shards) in run("validate", "--from-predictions", saved).stdout
-    made_from = load_predictions(saved).made_from
-    assert made_from["fingerprint"] == open_model(trained).fingerprint()
-    assert made_from["shards"] == open_dataset(shards).fingerprint
+    provenance = load_predictions(saved).provenance
+    assert provenance["fingerprint"] == open_model(trained).fingerprint()
+    assert provenance["shards"] == open_dataset(shards).fingerprint
     for words in (
         ("validate", trained, "--data", shards, "--save-predictions", saved),
         ("validate", "--from-predictions", saved, "--per-class", one),

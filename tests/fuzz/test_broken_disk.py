@@ -112,7 +112,7 @@ MORE = [
     *CASES,
     ("raw-tar", "write", "/val/"),
     ("raw-tar", "write", "/classes/"),
-    ("raw-tar", "write", "/made_from.json"),
+    ("raw-tar", "write", "/provenance.json"),
     ("raw-tar", "write", "/classes.parquet"),
     ("raw-tar", "write", "/rejects.parquet"),
     ("raw-tar", "write", "/tree.json"),

@@ -32,7 +32,7 @@ for name in ("classes", "list.txt"):
     images = read_labelled(home / name)
     facts, image = describe_images(images), ImageSettings(size=16)
     data = LabelledData(
-        name="data", made_from=facts, list_labels=lambda: images, list_images=lambda _: images, image=image
+        name="data", provenance=facts, list_labels=lambda: images, list_images=lambda _: images, image=image
     )
     pack_labelled(data, out / f"{name}-packed")
 """

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from in21k.shards.files import differing, naming, read_json, whole_file, write_json, write_text
+from in21k.shards.files import describe_differences, naming, read_json, whole_file, write_json, write_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-MADE_FROM = {"source": {"name": "a.tar"}, "settings": {"size": 224, "resize": "squish"}}
+PROVENANCE = {"source": {"name": "a.tar"}, "settings": {"size": 224, "resize": "squish"}}
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_what_is_no_json_object_is_refused_by_name(tmp_path: Path, text: str) ->
 
 
 def test_values_that_differ_are_named_however_deep() -> None:
-    assert differing(MADE_FROM, MADE_FROM) == []
+    assert describe_differences(PROVENANCE, PROVENANCE) == []
     other = {"source": {"name": "b.tar"}, "settings": {"size": 64, "seed": 0}}
-    assert differing(MADE_FROM, other) == [
+    assert describe_differences(PROVENANCE, other) == [
         "resize 'squish' -> None",
         "seed None -> 0",
         "size 224 -> 64",

@@ -13,25 +13,25 @@ import pytest
 from in21k.shards.files import read_json, sealed
 from in21k.shards.output import OutputFolder, may_write_file, publish, staged_folder
 
-MADE_FROM = {"source": {"name": "a.tar"}, "settings": {"size": 224, "resize": "squish"}}
+PROVENANCE = {"source": {"name": "a.tar"}, "settings": {"size": 224, "resize": "squish"}}
 FINISHED = {"dataset.json", "table", "train/1.tar"}
 
 
-def folder_at(path: Path, made_from: dict[str, Any] = MADE_FROM, *, overwrite: bool = False) -> OutputFolder:
+def folder_at(path: Path, provenance: dict[str, Any] = PROVENANCE, *, overwrite: bool = False) -> OutputFolder:
     return OutputFolder(
         path,
-        made_from=made_from,
+        provenance=provenance,
         contents=("table", "train"),
         list_files=lambda path: (path / "table").read_text().split(),
         overwrite=overwrite,
     )
 
 
-def fill(path: Path, made_from: dict[str, Any] = MADE_FROM, *, overwrite: bool = False) -> None:
-    with folder_at(path, made_from, overwrite=overwrite) as folder:
+def fill(path: Path, provenance: dict[str, Any] = PROVENANCE, *, overwrite: bool = False) -> None:
+    with folder_at(path, provenance, overwrite=overwrite) as folder:
         folder.own(["train/1.tar"])
         (path / "train").mkdir()
-        (path / "train" / "1.tar").write_text(str(made_from))
+        (path / "train" / "1.tar").write_text(str(provenance))
         (path / "table").write_text("train/1.tar")
         folder.finish({"format": "test"})
 
@@ -45,8 +45,8 @@ def test_a_finished_folder_holds_its_contents_and_what_it_was_made_from(
     fill(out)
     assert set(files_of(out)) == FINISHED
     info = read_json(out / "dataset.json")
-    assert list(info) == ["format", *MADE_FROM, "self_sha256"]
-    assert info == sealed({"format": "test", **MADE_FROM})
+    assert list(info) == ["format", *PROVENANCE, "self_sha256"]
+    assert info == sealed({"format": "test", **PROVENANCE})
     assert folder_at(out).finished
 
 
@@ -58,13 +58,13 @@ def test_work_that_was_cut_short_is_found_again_by_the_same_and_refused_to_other
         assert not again.finished
         assert (again.work / "done").exists()
     with pytest.raises(ValueError, match=r"made with other settings \(size 224 -> 64\).*--overwrite"):
-        folder_at(tmp_path / "out", {**MADE_FROM, "settings": {"size": 64, "resize": "squish"}})
+        folder_at(tmp_path / "out", {**PROVENANCE, "settings": {"size": 64, "resize": "squish"}})
 
 
 def test_another_output_is_refused_unless_overwriting_is_asked_for(
     tmp_path: Path, files_of: Callable[[Path], dict[str, bytes]]
 ) -> None:
-    out, other = tmp_path / "out", {**MADE_FROM, "source": {"name": "b.tar"}}
+    out, other = tmp_path / "out", {**PROVENANCE, "source": {"name": "b.tar"}}
     fill(out)
     (out / "train" / "2.tar").touch()
     (out / "table").write_text("train/1.tar train/2.tar")
@@ -207,7 +207,7 @@ def test_a_folder_that_another_process_began_with_other_settings_meanwhile_is_re
         pass
     with pytest.raises(ValueError, match=r"made with other settings \(settings None"):
         late.__enter__()
-    assert read_json(tmp_path / ".work" / "made_from.json") == {"size": 2}
+    assert read_json(tmp_path / ".work" / "provenance.json") == {"size": 2}
     with folder_at(tmp_path, {"size": 2}):  # nobody has the lock
         pass
 
@@ -219,7 +219,7 @@ def publish_at(path: Path, files: dict[str, str]) -> None:
             (staged / name).write_text(text)
         (staged / "mark").write_text(str(files))
         (staged / "record").write_text("".join(f"{name}\n" for name in (*files, "mark")))
-        publish(staged, path, "mark", read_record, "record")
+        publish(staged, path, marker="mark", read_record=read_record, record="record")
 
 
 def read_record(folder: Path) -> dict[str, str]:

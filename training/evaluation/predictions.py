@@ -101,7 +101,7 @@ class PredictionFile(NamedTuple):
 
     predictions: Predictions
     tree: SemanticTree
-    made_from: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def save_predictions(
@@ -109,12 +109,12 @@ def save_predictions(
     predictions: Predictions,
     tree: SemanticTree,
     keys: Sequence[str] | pa.Array,
-    made_from: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> None:
     """Write predictions to a Parquet file, whole or not at all: 150 bytes an image, less what compression saves.
 
     keys:      of the images, in the order of `predictions`.
-    made_from: what they were made with, as JSON values: model, weights and data as they were called, and fingerprint
+    provenance: what they were made with, as JSON values: model, weights and data as they were called, and fingerprint
                (of the weights) and shards (their fingerprint), by which others can tell whose answers they are.
 
     Columns: key, row, class_index, probability (of that class), top and top_probability (the likeliest classes of all),
@@ -131,7 +131,7 @@ def save_predictions(
         "level": _lists(answers.levels.int()),
         "level_probability": _lists(answers.level_probabilities),
     }
-    content = {"format": FORMAT, "version": VERSION, "made_from": dict(made_from), "tree": tree_content(tree)}
+    content = {"format": FORMAT, "version": VERSION, "provenance": dict(provenance), "tree": tree_content(tree)}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(content)})
     with whole_file(path) as aside:
         pq.write_table(table, aside, row_group_size=ROW_GROUP_ROWS, compression="zstd")
@@ -154,7 +154,7 @@ def load_predictions(path: str | Path) -> PredictionFile:
     except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no predictions that `in21k validate` saved ({reason})") from error
-    return PredictionFile(predictions, tree, content["made_from"])
+    return PredictionFile(predictions, tree, content["provenance"])
 
 
 def _lists(values: Tensor) -> pa.Array:

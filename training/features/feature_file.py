@@ -59,22 +59,22 @@ def check_name(path: Path) -> None:
 
 
 def write_features(
-    path: Path, parts: Iterable[tuple[pa.Table, Rows]], made_from: Mapping[str, Any], num_rows: int, dtype: str
+    path: Path, parts: Iterable[tuple[pa.Table, Rows]], provenance: Mapping[str, Any], num_rows: int, dtype: str
 ) -> None:
     """Write a features file, whole or not at all, from parts as they come.
 
     parts:     tables of key, wnid and class_index, each with its features (n, num_features).
-    made_from: JSON values, with `num_features`; equal features and values give equal bytes.
+    provenance: JSON values, with `num_features`; equal features and values give equal bytes.
     num_rows:  of all parts together.
     dtype:     `float16` or `float32`.
     """
     check_name(path)
-    width: int = made_from["num_features"]
+    width: int = provenance["num_features"]
     fields = [pa.field("key", pa.string()), pa.field("wnid", pa.string()), pa.field("class_index", pa.int32())]
     if path.suffix == ".parquet":
         element = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
         fields.append(pa.field("features", pa.list_(element, width)))
-    metadata = {METADATA: json.dumps({"format": FORMAT, "version": VERSION, **made_from})}
+    metadata = {METADATA: json.dumps({"format": FORMAT, "version": VERSION, **provenance})}
     schema = pa.schema([field.with_nullable(False) for field in fields], metadata)
     group_rows = max(1, GROUP_BYTES // (width * np.dtype(dtype).itemsize))
     with ExitStack() as stack:
@@ -122,11 +122,11 @@ def _regrouped(parts: Iterable[tuple[pa.Table, Rows]], size: int) -> Iterator[tu
 class FeatureFile:
     """A features file, opened by `open_features`; its features are read when they are asked for.
 
-    made_from: what it was made with: model, fingerprint (of the weights), layer, split, shards, ...
+    provenance: what it was made with: model, fingerprint (of the weights), layer, split, shards, ...
     """
 
     path: Path
-    made_from: dict[str, Any]
+    provenance: dict[str, Any]
     num_rows: int
     num_features: int
 
@@ -226,7 +226,7 @@ class FeatureFile:
 
     @property
     def _dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.made_from["dtype"])
+        return np.dtype(self.provenance["dtype"])
 
     def _values(self, table: pa.Table) -> Rows:
         column = table["features"].combine_chunks()
@@ -241,17 +241,17 @@ def free_bytes() -> int:
     raise ValueError("/proc/meminfo names no MemAvailable; wanted Linux 3.14 or later")
 
 
-def finished_features(path: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> FeatureFile | None:
+def finished_features(path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False) -> FeatureFile | None:
     """Return the features file that lies at a path already; None where there is none, or one to be overwritten.
 
     Raises ValueError where the path is no name for one, where something else lies there, or (unless `overwrite`)
     features made from something else.
     """
     check_name(path)
-    wanted = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(made_from)))}
+    wanted = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(provenance)))}
 
     def is_same(path: Path) -> bool:
-        check_same(path, open_features(path).made_from, wanted)
+        check_same(path, open_features(path).provenance, wanted)
         return True
 
     what = "a features file"
@@ -286,20 +286,20 @@ def open_features(path: str | Path) -> FeatureFile:
     for each in (path, keys_path(path)):
         if not each.is_file():
             raise ValueError(f"{each}: no such file; wanted features that `in21k features` wrote")
-    made_from = _metadata(keys_path(path))
+    provenance = _metadata(keys_path(path))
     try:
-        if not made_from:
+        if not provenance:
             raise ValueError(f"its metadata says nothing of {FORMAT} version {VERSION}")
         with pq.ParquetFile(keys_path(path)) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
-        shape = (num_rows, made_from["num_features"])
+        shape = (num_rows, provenance["num_features"])
         if path.suffix == ".npy":
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            if stored.shape != shape or stored.dtype != np.dtype(made_from["dtype"]):
-                raise ValueError(f"it is {stored.dtype} {stored.shape}, its keys are of {made_from['dtype']} {shape}")
+            if stored.shape != shape or stored.dtype != np.dtype(provenance["dtype"]):
+                raise ValueError(f"it is {stored.dtype} {stored.shape}, its keys are of {provenance['dtype']} {shape}")
         elif schema.field("features").type.list_size != shape[1]:
             raise ValueError(f"its lists have {schema.field('features').type.list_size} numbers, it says {shape[1]}")
     except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no features that `in21k features` wrote ({reason})") from error
-    return FeatureFile(path, made_from, *shape)
+    return FeatureFile(path, provenance, *shape)

@@ -22,15 +22,15 @@ Indices = NDArray[np.int64]
 def check_pair(train: FeatureFile, test: FeatureFile) -> None:
     """Raise ValueError where two files do not hold features of one kind, or are one file, or one is empty."""
     differ = [
-        f"{name} {train.made_from.get(name)!r} and {test.made_from.get(name)!r}"
+        f"{name} {train.provenance.get(name)!r} and {test.provenance.get(name)!r}"
         for name in ALIKE
-        if train.made_from.get(name) != test.made_from.get(name)
+        if train.provenance.get(name) != test.provenance.get(name)
     ]
     if differ:
         raise ValueError(
             f"{train.path} and {test.path} hold features of two kinds ({'; '.join(differ)}); make both alike"
         )
-    same = [name for name in ("shards", "split") if train.made_from.get(name) == test.made_from.get(name)]
+    same = [name for name in ("shards", "split") if train.provenance.get(name) == test.provenance.get(name)]
     if len(same) == 2:
         raise ValueError(f"{train.path} and {test.path} hold the same images; the test has to be of another split")
     for each in (train, test):

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shards.files import differing, read_json, write_json
+from ...shards.files import describe_differences, read_json, write_json
 from ...shards.lock import FileLock, lock_output
 
 SAVE_EVERY_S = 30.0
@@ -44,20 +44,20 @@ class RowStore(AbstractContextManager["RowStore"]):
     """A matrix on disk, filled row by row, and how far the filling is.
 
     It lies in `<out>.work`, with `<out>.work.json` beside it, and goes with `remove()`; left otherwise, also by a kill,
-    it is found again by the next store of the same `made_from`, and refused by one of another unless `overwrite`.
+    it is found again by the next store of the same `provenance`, and refused by one of another unless `overwrite`.
 
     out:       the file that will be made of it.
-    made_from: what shapes the rows, as JSON values.
+    provenance: what shapes the rows, as JSON values.
     shape:     (N, D).
     dtype:     of the rows.
-    overwrite: throw rows of another `made_from` away.
+    overwrite: throw rows of another `provenance` away.
     place:     what the last `save` that counts was given; None for a new store.
     """
 
     def __init__(
         self,
         out: Path,
-        made_from: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         shape: tuple[int, int],
         dtype: str,
         *,
@@ -65,7 +65,7 @@ class RowStore(AbstractContextManager["RowStore"]):
     ) -> None:
         self._out, self._overwrite = out, overwrite
         self._path, self._state = _work_paths(out)
-        self._made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
+        self._provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._saved = time.monotonic()
         self.place: dict[str, int] | None = None
@@ -73,7 +73,7 @@ class RowStore(AbstractContextManager["RowStore"]):
     def __enter__(self) -> Self:
         """Take the work file, or make it, with room on the disk for every row.
 
-        Raises ValueError where another process has it, where it holds rows of another `made_from`, and where the disk
+        Raises ValueError where another process has it, where it holds rows of another `provenance`, and where the disk
         has too little room; OSError where it fills meanwhile.
         """
         if not self._out.parent.is_dir():
@@ -101,7 +101,7 @@ class RowStore(AbstractContextManager["RowStore"]):
         if not found or not self._state.is_file():
             return None
         state = read_json(self._state)
-        differences = differing(state["made_from"], self._made_from)
+        differences = describe_differences(state["provenance"], self._provenance)
         if not differences:
             return state["place"] if found == num_bytes else None
         if self._overwrite:
@@ -138,7 +138,7 @@ class RowStore(AbstractContextManager["RowStore"]):
         if now or time.monotonic() - self._saved > SAVE_EVERY_S:
             self._rows.flush()
             self._filled.flush()
-            write_json(self._state, {"made_from": self._made_from, "place": dict(place)})
+            write_json(self._state, {"provenance": self._provenance, "place": dict(place)})
             self._saved = time.monotonic()
 
     @property

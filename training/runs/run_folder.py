@@ -37,7 +37,7 @@ FILES = (
     "config.yaml",
 )
 SUBFOLDER_FILES = ("checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/step-*.pt", "tensorboard/events.out.*")
-EXPORT_MARK = "export.json"  # is in a folder that `in21k export` made of a run
+EXPORT_JSON = "export.json"  # is in a folder that `in21k export` made of a run
 # Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
 FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
 FREE_UNLESS_DETERMINISTIC = ("backend", "world_size")

@@ -12,7 +12,7 @@ from ...models.zoo import create_model
 from ...shards.tree import SemanticTree
 from ..settings import TrainSettings
 from .checkpoint import load_checkpoint, open_parts
-from .run_folder import EXPORT_MARK, RunFolder, network_config, read_config
+from .run_folder import EXPORT_JSON, RunFolder, network_config, read_config
 
 Weights = Literal["last", "best", "ema", "ema-or-last"]
 
@@ -78,7 +78,7 @@ def _from_folder(run: RunFolder, weights: Weights) -> SavedRun:
     averaged = config.get("ema") is not None
     if weights == "ema-or-last":
         weights = "ema" if averaged else "last"
-    if weights != "last" and (run.path / EXPORT_MARK).is_file():
+    if weights != "last" and (run.path / EXPORT_JSON).is_file():
         raise ValueError(f"{run.path}: is an export, which holds one set of weights; leave --weights out")
     if weights == "ema" and not averaged:
         raise ValueError(f"{run.path}: was trained without a moving average (--set ema=0.9999); take its last or best")

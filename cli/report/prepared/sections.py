@@ -78,7 +78,7 @@ class Facts:
         """Per class index the stored images of it and of the classes below it."""
         return self.prepared.tree.branch_sums(self.num_stored)
 
-    def made_from(self, part: str) -> dict[str, Any]:
+    def provenance(self, part: str) -> dict[str, Any]:
         """Return `source` or `settings` of dataset.json."""
         content = self.prepared.info.get(part)
         return content if isinstance(content, dict) else {}
@@ -86,18 +86,18 @@ class Facts:
     @property
     def source_bytes(self) -> int | None:
         """The size of the source's file; None where it was a stream."""
-        num_bytes = self.made_from("source").get("num_bytes")
+        num_bytes = self.provenance("source").get("num_bytes")
         return num_bytes if isinstance(num_bytes, int) else None
 
     @property
     def source_name(self) -> str:
         """What the source was called."""
-        return printable(self.made_from("source").get("name", "a source without a name"))
+        return printable(self.provenance("source").get("name", "a source without a name"))
 
     @property
     def threshold(self) -> int | None:
         """How many images a class had to have more of, where that is how classes were chosen."""
-        threshold = self.made_from("settings").get("rare_threshold")
+        threshold = self.provenance("settings").get("rare_threshold")
         if not isinstance(threshold, int):
             return None
         fits = all(row.num_raw > threshold for row in self.kept) and all(
@@ -108,7 +108,7 @@ class Facts:
     @property
     def stored_side(self) -> int | None:
         """The size that images were squished to; None where they were not."""
-        settings = self.made_from("settings")
+        settings = self.provenance("settings")
         size = settings.get("size")
         return size if settings.get("resize") == "squish" and isinstance(size, int) else None
 
@@ -415,9 +415,9 @@ def made_with(facts: Facts) -> str:
     """Settings and versions."""
     info = facts.prepared.info
     settings = table(
-        ["setting", "value"], [(f"<code>{short(k)}</code>", v) for k, v in _flat(facts.made_from("settings"))]
+        ["setting", "value"], [(f"<code>{short(k)}</code>", v) for k, v in _flat(facts.provenance("settings"))]
     )
-    source = table(["source", "value"], [(f"<code>{short(k)}</code>", v) for k, v in _flat(facts.made_from("source"))])
+    source = table(["source", "value"], [(f"<code>{short(k)}</code>", v) for k, v in _flat(facts.provenance("source"))])
     kind = f"{short(info.get('format'))}, version {short(info.get('version'))}"
     return figure(
         "Settings",

@@ -175,23 +175,23 @@ def _take_files(runs: Sequence[Shown], asked: Asked) -> None:
     for path, run, answer in zip(paths, runs, asked.answers, strict=True):
         if several := _several_labels(run):
             raise ValueError(f"{path}: {several}; leave --predictions out")
-        answer.predictions, answer.tree, made_from = load_predictions(path)
-        _check_weights(path, made_from, run, asked.question)
-        shards.append(made_from.get("shards"))
+        answer.predictions, answer.tree, provenance = load_predictions(path)
+        _check_weights(path, provenance, run, asked.question)
+        shards.append(provenance.get("shards"))
         if asked.data and not (shards[-1] == asked.data.fingerprint and _is_about(asked, answer)):
             raise ValueError(f"{path}: was not made from {asked.data.location}; give the shards that it was made from")
         if shards[-1] != shards[0]:
             raise ValueError(f"{path}: is about other shards than {paths[0]}; give predictions for the same images")
 
 
-def _check_weights(path: Path, made_from: Mapping[str, Any], run: Shown, question: Question) -> None:
+def _check_weights(path: Path, provenance: Mapping[str, Any], run: Shown, question: Question) -> None:
     """Raise ValueError where a run's predictions are those of other weights."""
     fingerprint = open_model(run.record.path, question.weights).fingerprint()
-    if made_from.get("fingerprint") != fingerprint:
+    if provenance.get("fingerprint") != fingerprint:
         raise ValueError(
             f"{path}: holds no answers of {run.name} with its weights {question.weights!r}: it was made from "
-            f"{made_from.get('model')}, weights {made_from.get('weights')!r} (fingerprint "
-            f"{made_from.get('fingerprint')}, wanted {fingerprint}); give the run's own, and the --weights they are of"
+            f"{provenance.get('model')}, weights {provenance.get('weights')!r} (fingerprint "
+            f"{provenance.get('fingerprint')}, wanted {fingerprint}); give the run's own, and the --weights they are of"
         )
 
 

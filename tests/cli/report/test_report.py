@@ -307,7 +307,7 @@ def test_predictions_of_other_weights_or_of_other_images_are_refused(
     run_json("validate", trained, "--data", reshuffled, "--save-predictions", elsewhere)
     table = pq.read_table(own)
     content = json.loads(table.schema.metadata[b"in21k"])
-    del content["made_from"]["fingerprint"]
+    del content["provenance"]["fingerprint"]
     pq.write_table(table.replace_schema_metadata({b"in21k": json.dumps(content)}), nameless)
     out = tmp_path / "out.html"
     for words, said in (

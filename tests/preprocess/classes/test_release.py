@@ -46,7 +46,7 @@ def prepared_of(tmp_path: Path) -> Callable[[list[ClassRow]], PreparedSet]:
 
     def prepared_of(rows: list[ClassRow]) -> PreparedSet:
         out = tmp_path / "prepared"
-        with OutputFolder(out, made_from={}, contents=PreparedSet.contents, list_files=lambda _: []) as folder:
+        with OutputFolder(out, provenance={}, contents=PreparedSet.contents, list_files=lambda _: []) as folder:
             numbers = count()
             indexed = [row._replace(class_index=next(numbers)) if row.kept else row for row in sorted(rows)]
             write_class_table(out / "classes.parquet", indexed)

@@ -50,7 +50,7 @@ def found(images: list[LabelledImage], home: Path) -> list[tuple[str, tuple[str,
 def data_of(images: list[LabelledImage], *, several: bool = False) -> LabelledData:
     return LabelledData(
         name="mine",
-        made_from=describe_images(images),
+        provenance=describe_images(images),
         list_images=lambda _: images,
         list_labels=lambda: images,
         image=ImageSettings(size=32),

@@ -386,7 +386,7 @@ def test_a_table_that_changed_in_the_cache_is_fetched_again(
 def test_a_body_without_an_end_is_refused_and_neither_disk_nor_memory_takes_more_than_was_told(
     name: str, ranges: bool, server: FileServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "MAX_MARK_BYTES", 20_000)
+    monkeypatch.setattr(remote, "MAX_DATASET_JSON_BYTES", 20_000)
     monkeypatch.setattr(store, "READ_BYTES", 1000)
     server.ranges = ranges
     server.fail("endless", name=name)

@@ -274,8 +274,8 @@ def test_predictions_come_back_from_their_file_as_they_went_in(
     predictions = answers(logits, torch.randint(num_classes, (num_images,), generator=generator), tree)
     keys = [f"key {number}" for number in range(num_images)]
     save_predictions(path, predictions, tree, keys, {"model": "echo"})
-    again, its_tree, made_from = load_predictions(path)
-    assert (its_tree, made_from) == (tree, {"model": "echo"})
+    again, its_tree, provenance = load_predictions(path)
+    assert (its_tree, provenance) == (tree, {"model": "echo"})
     assert measure(again, its_tree) == measure(predictions, tree)
     assert per_class(again, its_tree) == per_class(predictions, tree)
     assert torch.equal(again.answers.level_probabilities, predictions.answers.level_probabilities)

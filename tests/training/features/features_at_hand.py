@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from in21k.training.features.feature_file import FeatureFile, open_features, write_features
 
 
-def made_from(num_features: int, **other: Any) -> dict[str, Any]:
+def provenance(num_features: int, **other: Any) -> dict[str, Any]:
     facts = {"model": "m", "weights": "last", "fingerprint": "f", "layer": "pre-logits", "dtype": "float16"}
     return {**facts, "num_features": num_features, "shards": "s", "split": "train", **other}
 
 
 def write(path: Path, features: NDArray[Any], labels: NDArray[np.int64], **other: Any) -> FeatureFile:
     """Write rows of classes n0, n1, ..., whose keys are n<class>_<row>."""
-    facts = made_from(features.shape[1], **other)
+    facts = provenance(features.shape[1], **other)
     wnids = [f"n{label}" for label in labels]
     table = pa.table(
         {

@@ -20,7 +20,7 @@ from in21k.training.features import feature_file
 from in21k.training.features.feature_file import finished_features, open_features, write_features
 from in21k.training.features.row_store import RowStore
 
-from .features_at_hand import blobs, made_from, write
+from .features_at_hand import blobs, provenance, write
 
 FORMS = ("parquet", "npy")
 
@@ -41,7 +41,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, form: str, dtype: str, monkeypat
     assert file.find(["n3_22", "n0_0"]) == [22, 0]
     assert file.classes[0] == ["n0", "n1", "n2", "n3"]
     assert file.labels(["n3", "n2", "n1", "n0"]).tolist() == (3 - labels).tolist()
-    assert file.made_from["model"] == "m"
+    assert file.provenance["model"] == "m"
 
 
 def test_other_programs_read_the_files(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_files_do_not_depend_on_the_parts_that_they_are_written_from(
     parts = [(keys.slice(end - size, size), features[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_file, "GROUP_BYTES", 4 * group)
-        write_features(folder / "parts.parquet", parts, made_from(2), len(labels), "float16")
-        write_features(folder / "whole.parquet", [(keys, features)], made_from(2), len(labels), "float16")
+        write_features(folder / "parts.parquet", parts, provenance(2), len(labels), "float16")
+        write_features(folder / "whole.parquet", [(keys, features)], provenance(2), len(labels), "float16")
     assert (folder / "parts.parquet").read_bytes() == (folder / "whole.parquet").read_bytes()
     assert len(open_features(folder / "parts.parquet")) == len(labels)
 
@@ -84,7 +84,7 @@ def test_a_file_whose_writing_fails_does_not_appear(tmp_path: Path, form: str) -
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        write_features(tmp_path / f"out.{form}", parts(), made_from(4), 18, "float16")
+        write_features(tmp_path / f"out.{form}", parts(), provenance(4), 18, "float16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,26 +114,26 @@ def test_what_is_no_features_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_finished_file_is_found_again_and_another_is_not_overwritten_unasked(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"out.{form}"
-    assert finished_features(path, made_from(4)) is None
+    assert finished_features(path, provenance(4)) is None
     write(path, *blobs(9, 3, 4))
-    found = finished_features(path, made_from(4))
+    found = finished_features(path, provenance(4))
     assert found is not None
     assert len(found) == 9
     with pytest.raises(ValueError, match=r"made with other settings .*'pre-logits' -> 'x'.*--overwrite"):
-        finished_features(path, made_from(4, layer="x"))
-    assert finished_features(path, made_from(4, layer="x"), overwrite=True) is None
+        finished_features(path, provenance(4, layer="x"))
+    assert finished_features(path, provenance(4, layer="x"), overwrite=True) is None
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not a features file of in21k, so it is not overwritten"):
-        finished_features(path, made_from(4), overwrite=True)
+        finished_features(path, provenance(4), overwrite=True)
 
 
 def test_keys_whose_array_never_came_are_no_hindrance(tmp_path: Path) -> None:
     write(tmp_path / "out.npy", *blobs(9, 3, 4))
     (tmp_path / "out.npy").unlink()
-    assert finished_features(tmp_path / "out.npy", made_from(4)) is None
+    assert finished_features(tmp_path / "out.npy", provenance(4)) is None
     (tmp_path / "out.keys.parquet").write_bytes(b"somebody's")
     with pytest.raises(ValueError, match=r"out.keys.parquet: exists and is not a features file"):
-        finished_features(tmp_path / "out.npy", made_from(4), overwrite=True)
+        finished_features(tmp_path / "out.npy", provenance(4), overwrite=True)
 
 
 def test_a_parquet_file_that_does_not_fit_into_memory_says_what_does(
@@ -174,11 +174,11 @@ def test_a_kill_on_the_way_to_another_array_leaves_no_mixed_pair(
     for each in sorted(left.iterdir(), key=lambda folder: int(folder.name)):
         if (each / "out.npy").exists():
             file = open_features(each / "out.npy")
-            rows = (old + (file.made_from["fingerprint"] == "new")).astype(np.float16)
+            rows = (old + (file.provenance["fingerprint"] == "new")).astype(np.float16)
             assert np.array_equal(file.array(), rows)
-            found.append(file.made_from["fingerprint"])
+            found.append(file.provenance["fingerprint"])
         else:  # half done: the same command makes it anew
-            assert finished_features(each / "out.npy", made_from(4, fingerprint="new")) is None
+            assert finished_features(each / "out.npy", provenance(4, fingerprint="new")) is None
     assert {"old", "new"} == set(found)
     assert len(found) < len(list(left.iterdir()))
 
@@ -192,12 +192,12 @@ def test_an_array_that_could_not_be_written_leaves_the_older_one(tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        write_features(tmp_path / "out.npy", parts(), made_from(4), 18, "float16")
+        write_features(tmp_path / "out.npy", parts(), provenance(4), 18, "float16")
     assert np.array_equal(open_features(tmp_path / "out.npy").array(), old.astype(np.float16))
 
 
 def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Path) -> None:
-    out, facts = tmp_path / "out.parquet", made_from(3)
+    out, facts = tmp_path / "out.parquet", provenance(3)
     rows = np.arange(12, dtype=np.float16).reshape(4, 3)
     with RowStore(out, facts, (4, 3), "float16") as store:
         assert store.place is None
@@ -212,7 +212,7 @@ def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Pa
         filled, found = store.part(0, 4)
         assert filled.tolist() == [True, True, True, False]
         assert np.array_equal(found, rows[:3])
-    other = made_from(3, layer="other", amp="off")
+    other = provenance(3, layer="other", amp="off")
     refusal = (
         r"unfinished features of other settings .*\(amp None -> 'off'; layer 'pre-logits' -> 'other'\).*--overwrite"
     )
@@ -232,27 +232,27 @@ def test_a_disk_without_room_for_all_rows_is_one_line_at_the_start(
     out = tmp_path / "out.parquet"
     with (
         pytest.raises(ValueError, match=r"out.parquet.work: takes 7,[\d,]{11} MB, and .* MB of the disk are free"),
-        RowStore(out, made_from(3), (1 << 50, 3), "float16"),
+        RowStore(out, provenance(3), (1 << 50, 3), "float16"),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:  # what another fills after that look
         patch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
         with pytest.raises(OSError, match=r"No space left on device.*out.parquet.work"):
-            RowStore(out, made_from(3), (4, 3), "float16").__enter__()
+            RowStore(out, provenance(3), (4, 3), "float16").__enter__()
     assert list(tmp_path.iterdir()) == []
-    with RowStore(out, made_from(3), (4096, 300), "float32") as store:
+    with RowStore(out, provenance(3), (4096, 300), "float32") as store:
         assert (tmp_path / "out.parquet.work").stat().st_blocks * 512 >= 4096 * 300 * 4  # no row is a hole
         store.save({"samples": 0}, now=True)
     monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space"), RowStore(out, made_from(3), (4096, 300), "float32"):
+    with pytest.raises(OSError, match="No space"), RowStore(out, provenance(3), (4096, 300), "float32"):
         pass
     assert len(list(tmp_path.iterdir())) == 2  # the rows that are there stay
 
 
 def test_a_file_system_that_keeps_no_room_takes_rows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP))
-    with RowStore(tmp_path / "out.parquet", made_from(3), (4, 3), "float16") as store:
+    with RowStore(tmp_path / "out.parquet", provenance(3), (4, 3), "float16") as store:
         store.put(np.array([3]), np.ones((1, 3), np.float16))
         assert store.num_filled == 1
 

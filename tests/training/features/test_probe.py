@@ -157,7 +157,7 @@ def test_settings_are_chosen_without_the_test_rows(
     chunks = FeatureFile.chunks
 
     def watched(self: FeatureFile) -> Any:
-        looks.extend([1] if self.made_from["split"] == "val" else [])
+        looks.extend([1] if self.provenance["split"] == "val" else [])
         return chunks(self)
 
     monkeypatch.setattr(FeatureFile, "chunks", watched)
