@@ -17,6 +17,7 @@ from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateI
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from . import ofa as ofa  # registers `ofa_flops_595m_s`
 from .hollow import hollow
 from .label_space import known_label_spaces
 from .weights import Head, load_weights
