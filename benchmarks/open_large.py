@@ -16,9 +16,9 @@ from pathlib import Path
 
 from in21k.datapipe.plan import EpochPlan
 from in21k.shards import ShardSet, open_dataset
-from in21k.shards.files import sealed, write_json
+from in21k.shards.files.atomic import sealed, write_json
+from in21k.shards.files.record import record_files
 from in21k.shards.pack import ShardSettings, plan_shards, write_tables
-from in21k.shards.record import record_files
 
 from .synthetic import write_prepared
 

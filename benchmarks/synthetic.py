@@ -15,9 +15,9 @@ from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.preprocess.classes.taxonomy import build_tree
 from in21k.shards.class_table import ClassRow, write_class_table
 from in21k.shards.dataset import SPLITS, PreparedSet
-from in21k.shards.files import sealed, write_json
+from in21k.shards.files.atomic import sealed, write_json
+from in21k.shards.files.record import VERSION, record_files
 from in21k.shards.manifest import REJECTS, STORED, TableWriter
-from in21k.shards.record import VERSION, record_files
 from in21k.shards.sample import checksum
 from in21k.shards.tree import SemanticTree
 from in21k.shards.writer import BLOCK_BYTES, TarWriter

@@ -78,7 +78,7 @@ def average(
 
 
 def _check_alike(first: Path, one: SavedRun, path: Path, other: SavedRun) -> None:
-    from ..shards.files import describe_differences
+    from ..shards.files.atomic import describe_differences
 
     facts = [{name: saved.config[name] for name in _ALIKE} for saved in (one, other)]
     differences = describe_differences(*facts)

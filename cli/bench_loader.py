@@ -138,7 +138,7 @@ def _steps(shards: ShardSet, model: str, settings: BenchSettings) -> TrainingSte
 def _facts(shards: ShardSet, settings: BenchSettings) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..shards.parallel import default_workers
+    from ..shards.files.parallel import default_workers
 
     return {
         "shards": str(shards.path),

@@ -19,7 +19,7 @@ class CountLine(ProgressLine):
 
     def next(self, detail: str) -> None:
         """Another one begins."""
-        from ..shards.parallel import Progress
+        from ..shards.files.parallel import Progress
 
         self(Progress(self._begun_with / self._total, self._begun_with, 0, detail))
         self._begun_with += 1

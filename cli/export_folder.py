@@ -56,7 +56,7 @@ def write_export(
     """
     from ..models.export import CHECKSUMS, read_checksums, weights_fingerprint
     from ..models.trial import try_images
-    from ..shards.output import publish, staged_folder
+    from ..shards.files.output import publish, staged_folder
     from ..training.runs.run_folder import EXPORT_JSON
 
     provenance = {
@@ -78,8 +78,8 @@ def write_export(
 def _existing(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
     from ..models.export import changed_files
-    from ..shards.files import read_json
-    from ..shards.output import check_folder, check_same, foreign_files
+    from ..shards.files.atomic import read_json
+    from ..shards.files.output import check_folder, check_same, foreign_files
     from ..training.runs.run_folder import EXPORT_JSON
 
     if not check_folder(out):
@@ -109,7 +109,7 @@ def _fill(
     from ..models.card import render_model_card
     from ..models.export import save_weights, write_checksums
     from ..models.onnx_file import export_onnx
-    from ..shards.files import write_json, write_text
+    from ..shards.files.atomic import write_json, write_text
     from ..training.runs.run_folder import EXPORT_JSON, network_config
 
     settings = saved.settings
@@ -179,7 +179,7 @@ def measured(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, A
 
     Weights of a checkpoint that was not validated just then have no validation.
     """
-    from ..shards.files import read_json
+    from ..shards.files.atomic import read_json
     from ..training.runs.checkpoint import load_checkpoint
     from ..training.runs.run_folder import RunFolder
 

@@ -202,7 +202,7 @@ def _make(
     import torch
 
     from ..datapipe.rows import create_row_loader
-    from ..shards.parallel import Progress
+    from ..shards.files.parallel import Progress
     from ..training.features.feature_file import write_features
     from ..training.features.features import collect_features
     from ..training.features.row_store import RowStore

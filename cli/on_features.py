@@ -46,6 +46,6 @@ class ShareLine(ProgressLine):
 
     def show(self, what: str, fraction: float) -> None:
         """Draw, when it is time again."""
-        from ..shards.parallel import Progress
+        from ..shards.files.parallel import Progress
 
         self(Progress(fraction, 0, 0, what))

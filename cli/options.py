@@ -70,7 +70,7 @@ def weights_option(command: Command) -> Command:
 
 def num_workers(workers: int | None) -> int:
     """Return the number of workers that was asked for, or one for each core."""
-    from ..shards.parallel import default_workers
+    from ..shards.files.parallel import default_workers
 
     return workers or default_workers()
 

@@ -13,7 +13,7 @@ SOFTWARE = "in21k"  # in the PNG's standard text field `Software`
 
 def check_picture(path: Path, *, overwrite: bool) -> None:
     """Raise ValueError where no picture can go: before the work that it would show."""
-    from ..shards.output import may_write_file
+    from ..shards.files.output import may_write_file
 
     may_write_file(path, suffix=".png", what="a PNG picture", is_ours=_is_ours, overwrite=overwrite)
 
@@ -32,7 +32,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
-    from ..shards.files import whole_file
+    from ..shards.files.atomic import whole_file
 
     info = PngInfo()
     info.add_text("Software", SOFTWARE)

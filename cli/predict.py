@@ -148,7 +148,7 @@ def predict(
 
 def _shown_of(paths: Sequence[Path], line: ProgressLine) -> Callable[[int], None]:
     """Return what is called with the number of images done; how many there are in tars nobody knows beforehand."""
-    from ..shards.parallel import Progress
+    from ..shards.files.parallel import Progress
     from .image_sources import count_ahead
 
     ahead = count_ahead(paths)

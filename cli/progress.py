@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .terminal import in_one_line, is_quiet
 
 if TYPE_CHECKING:
-    from ..shards.parallel import Progress
+    from ..shards.files.parallel import Progress
 
 REDRAW_SECONDS = 0.2
 PLAIN_SECONDS = 15.0

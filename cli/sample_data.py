@@ -27,7 +27,7 @@ def sample_data(
     The classes lie several levels deep in the tree, and those of one branch look alike: there is something to learn.
     """
     from ..preprocess.sample_data.archive import write_sample_archive
-    from ..shards.parallel import Progress
+    from ..shards.files.parallel import Progress
 
     total, done = classes * images_per_class, 0
     with ProgressLine("sample-data") as progress:

@@ -17,7 +17,7 @@ ROW_GROUP_ROWS = 16_384  # guessed: some megabytes of predictions
 
 def check_table(path: Path, *, overwrite: bool) -> None:
     """Raise ValueError where no table can go: before the work that it would hold."""
-    from ..shards.output import may_write_file
+    from ..shards.files.output import may_write_file
 
     may_write_file(path, suffix=".parquet", what="a Parquet table", is_ours=_is_ours, overwrite=overwrite)
 
@@ -37,7 +37,7 @@ def table_writer(path: Path, schema: pa.Schema, content: str) -> Generator[pq.Pa
     """Open a table to write to; it appears whole or not at all. `content` says in its metadata what it is."""
     import pyarrow.parquet as pq
 
-    from ..shards.files import whole_file
+    from ..shards.files.atomic import whole_file
 
     metadata: Any = {METADATA: content}
     with (

@@ -69,8 +69,8 @@ def show(path: Path, class_name: str | None, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
     """Write the tree of PATH (as in `tree show`) to the file OUT."""
-    from ..shards.files import write_text
-    from ..shards.output import may_write_file
+    from ..shards.files.atomic import write_text
+    from ..shards.files.output import may_write_file
 
     semantic_tree = _load_tree(path)
     may_write_file(out, what="a tree", is_ours=_is_tree, overwrite=overwrite)

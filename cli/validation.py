@@ -118,7 +118,7 @@ def ask_network(
 
 def counted(progress: ProgressLine, num_images: int, ranks: Ranks) -> Callable[[int], None]:
     """Return what is called with the number of images after each batch of a rank."""
-    from ..shards.parallel import Progress
+    from ..shards.files.parallel import Progress
 
     done = 0
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..shards.parallel import default_workers
+from ..shards.files.parallel import default_workers
 from .augment.policy import AUGMENTATIONS, AugmentPolicy
 from .batch import LoaderBatch
 from .pixels import Normalize, mean_and_deviation

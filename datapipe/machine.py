@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..shards.dataset import ShardSplit
-from ..shards.parallel import default_workers
+from ..shards.files.parallel import default_workers
 
 BUSY = 0.5  # guessed: with more load than this on each core, threads are kept waiting
 MAX_RESIDENT = 0.1  # guessed: with more of a shard than this still in memory, nobody would call the cache cold

@@ -14,8 +14,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
-from ..shards.files import write_as
-from ..shards.parallel import WorkerDiedError, default_workers, run_tasks
+from ..shards.files.atomic import write_as
+from ..shards.files.parallel import WorkerDiedError, default_workers, run_tasks
 from .images.alone import WAY_OUT
 
 log = logging.getLogger(__name__)

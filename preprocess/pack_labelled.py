@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow as pa
 
 from ..shards.dataset import PreparedSet, ShardSet
-from ..shards.files import describe_differences, read_json
+from ..shards.files.atomic import describe_differences, read_json
+from ..shards.files.output import OutputFolder
+from ..shards.files.parallel import OnProgress, ignore_progress
+from ..shards.files.record import DATASET_JSON, VERSION, FileRecord, parse_dataset_json, record_files
 from ..shards.manifest import TableWriter, read_table
-from ..shards.output import OutputFolder
 from ..shards.pack import ShardSettings, list_shard_files, pack, planned_files
-from ..shards.parallel import OnProgress, ignore_progress
-from ..shards.record import DATASET_JSON, VERSION, FileRecord, parse_dataset_json, record_files
 from ..shards.tree import SemanticTree
 from .classes.select import NoTrainingImageError, SelectSettings
 from .classes.taxonomy import Taxonomy, build_tree

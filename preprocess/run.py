@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from ..shards.class_table import read_class_table
 from ..shards.dataset import SPLITS, PreparedSet
-from ..shards.files import read_json, write_json
+from ..shards.files.atomic import read_json, write_json
+from ..shards.files.output import OutputFolder
+from ..shards.files.parallel import OnProgress, Progress, ignore_progress
+from ..shards.files.record import record_files
 from ..shards.manifest import pc, read_table
-from ..shards.output import OutputFolder
-from ..shards.parallel import OnProgress, Progress, ignore_progress
-from ..shards.record import record_files
 from .checks import check_outcome, names_beginning, say_crashes, say_what_was_listed
 from .classes.select import SelectSettings, check_training_images, split_members
 from .classes.taxonomy import Taxonomy

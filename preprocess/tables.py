@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from ..shards.class_table import ClassRow, write_class_table
 from ..shards.dataset import SPLITS, PreparedSet
+from ..shards.files.record import VERSION
 from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
-from ..shards.record import VERSION
 from ..shards.tree import SemanticTree
 from .classes.taxonomy import Taxonomy, build_tree
 from .outcome import Outcome

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ..shards.dataset import SPLITS
-from ..shards.files import naming, read_json, write_json
+from ..shards.files.atomic import naming, read_json, write_json
+from ..shards.files.parallel import working_on
 from ..shards.manifest import STORED, TableWriter, pc
-from ..shards.parallel import working_on
 from ..shards.sample import checksum
 from ..shards.writer import TarWriter
 from .classes.select import Chosen, NameList, SelectSettings, check_training_images, split_members

@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .class_table import ClassRow, read_class_table
+from .files.names import archive_name
+from .files.record import DATASET_JSON, FileRecord, parse_dataset_json
+from .files.shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
 from .index import index_path
 from .manifest import SHARDED, STORED, check_labels, checksum_numbers, num_rows, pc, read_row_groups, read_table
-from .names import archive_name
-from .record import DATASET_JSON, FileRecord, parse_dataset_json
 from .sample import checksum
-from .shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES
 

@@ -15,7 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .files import naming, whole_file
+from .files.atomic import naming, whole_file
 
 ROW_GROUP_ROWS = 65_536
 

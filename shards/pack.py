@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from .card import render_card
 from .dataset import SPLITS, PreparedSet, ShardSet
-from .files import read_json, whole_file, write_json, write_text
+from .files.atomic import read_json, whole_file, write_json, write_text
+from .files.names import archive_name
+from .files.output import WORK, OutputFolder
+from .files.parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
+from .files.record import VERSION, record_files
 from .index import index_path
 from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
-from .names import archive_name
-from .output import WORK, OutputFolder
-from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
 from .reader import FileCache
-from .record import VERSION, record_files
 from .sample import Sample, checksum
 from .shuffle import permutation
 from .writer import BLOCK_BYTES, ShardWriter, tar_header

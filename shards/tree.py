@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .files import parse_json, whole_file, write_json
+from .files.atomic import parse_json, whole_file, write_json
+from .files.shape import ANY, INDEX, TEXT, check_shape
 from .miil import read_miil
-from .shape import ANY, INDEX, TEXT, check_shape
 
 FORMAT = "in21k-tree"
 VERSION = 1

@@ -16,13 +16,13 @@ from PIL import Image
 
 from .class_table import read_class_table
 from .dataset import PreparedSet, ShardSet
-from .files import read_json, render_json
+from .files.atomic import read_json, render_json
+from .files.names import archive_name
+from .files.parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
+from .files.record import DATASET_JSON
 from .index import IndexEntry, index_path, read_index, render_index
 from .manifest import REJECTS, num_rows, pc, read_row_groups, read_table
-from .names import archive_name
 from .pack import timm_info
-from .parallel import OnProgress, Progress, ignore_progress, run_tasks, working_on
-from .record import DATASET_JSON
 from .sample import MAX_KEY_BYTES, checksum
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES, padded, tar_header

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Self
 
-from .files import whole_file, write_text
+from .files.atomic import whole_file, write_text
 from .index import IndexEntry, index_path, render_index
 from .sample import Sample
 

@@ -19,9 +19,9 @@ from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.dataset import PreparedSet, ShardSet
-from in21k.shards.files import read_json, sealed, write_json
+from in21k.shards.files.atomic import read_json, sealed, write_json
+from in21k.shards.files.record import record_files
 from in21k.shards.pack import ShardSettings, pack
-from in21k.shards.record import record_files
 
 from .fuzz.jpegs import lossless
 
@@ -46,7 +46,7 @@ SHARD_SAMPLES = 9
 
 @pytest.fixture(autouse=True)
 def _no_patience_with_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("in21k.shards.lock.PATIENCE_S", 0.0)
+    monkeypatch.setattr("in21k.shards.files.lock.PATIENCE_S", 0.0)
 
 
 def _hide_gpus(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from in21k.preprocess.classes.select import NoTrainingImageError, SelectSettings
 from in21k.preprocess.classes.taxonomy import CycleError
 from in21k.preprocess.images.image import RejectedImageError
 from in21k.preprocess.sources.label_list import _LineError
-from in21k.shards.parallel import WorkerDiedError
+from in21k.shards.files.parallel import WorkerDiedError
 from in21k.shards.reader import CorruptSampleError
 from in21k.training.tracker import NonFiniteLossError
 

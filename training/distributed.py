@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..shards.files import describe_differences
+from ..shards.files.atomic import describe_differences
 
 SHARED_BYTES = 1 << 28  # at a time, so that a checkpoint needs little of a GPU's memory
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.export import save_weights
-from ..shards.files import whole_file, write_json
+from ..shards.files.atomic import whole_file, write_json
 from ..shards.tree import SemanticTree
 from .distill import Teacher, self_test
 from .distributed import Ranks

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ..shards.files import write_text
+from ..shards.files.atomic import write_text
 
 WAYS_OUT = {
     "tensorboard": "pip install tensorboard",

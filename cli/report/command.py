@@ -101,7 +101,7 @@ def report(
     The page loads nothing from anywhere; equal data give equal bytes.
     """
     from ...shards.dataset import PreparedSet
-    from ...shards.files import write_text
+    from ...shards.files.atomic import write_text
     from .prepared.render import render_prepared
 
     _check_paths(paths)
@@ -175,7 +175,7 @@ def _may_write(
     paths: Sequence[Path], out: Path, is_same: Callable[[Path], bool] = lambda _: True, *, overwrite: bool
 ) -> bool:
     """Return whether the page is to be written, as `may_write_file`; raises ValueError where no page can go."""
-    from ...shards.output import may_write_file
+    from ...shards.files.output import may_write_file
 
     if any(out.resolve().is_relative_to(path.resolve()) for path in paths):
         raise ValueError(
@@ -195,7 +195,7 @@ def _one_shard_set(given: Sequence[Path | str]) -> ShardSet | None:
 
 def _is_shard_set(path: Path) -> bool:
     from ...shards import ShardSet
-    from ...shards.files import read_json
+    from ...shards.files.atomic import read_json
 
     info = path / "dataset.json"
     return info.is_file() and read_json(info).get("format") == ShardSet.format

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ...shards.dataset import ShardSet, ShardSplit
-from ...shards.parallel import OnProgress, Progress, default_workers, ignore_progress
+from ...shards.files.parallel import OnProgress, Progress, default_workers, ignore_progress
 from ...shards.reader import FileCache
 from ..machine import drop_cache, synchronize
 from ..plan import EpochPlan

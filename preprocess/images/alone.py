@@ -7,7 +7,7 @@ import signal
 from functools import cache
 from typing import Any
 
-from ...shards.parallel import CRASHES
+from ...shards.files.parallel import CRASHES
 from .image import ImageSettings, RejectedImageError, StoredImage, store_image
 
 CRASH = "crash"

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from ...shards.files import whole_file
-from ...shards.output import may_write_file
+from ...shards.files.atomic import whole_file
+from ...shards.files.output import may_write_file
 from ...shards.tree import SemanticTree
 from ..classes.taxonomy import build_tree
 from .drawing import NUM_ATTRIBUTES, draw

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tarfile import ReadError
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from ...shards.files import naming
+from ...shards.files.atomic import naming
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 DAMAGED = "damaged class tar"

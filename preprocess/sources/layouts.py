@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from ...shards.files import naming
+from ...shards.files.atomic import naming
 from .archive import (
     NO_SUFFIX,
     ClassTar,

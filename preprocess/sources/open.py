@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from ...shards.files import naming
+from ...shards.files.atomic import naming
 from .archive import ClassTar, Member, Reject, check_rest, from_os, named_errors, open_tar, problem_of, readable, walk
 from .folders import Layout, is_processed
 from .gathering import Gathering, gather_folder, gather_list

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...shards.files import TEMPORARY
+from ...shards.files.atomic import TEMPORARY
 from ..images import jpeg
 from ..images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, store_image
 from .labelled import LabelledImage

@@ -21,8 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import TEMPORARY
-from ..lock import FileLock
+from ..files.atomic import TEMPORARY
+from ..files.lock import FileLock
 
 FOLDER, BYTES = "IN21K_CACHE", "IN21K_CACHE_BYTES"
 DEFAULT_BYTES = 64_000_000_000  # guessed: two windows of shards of 21K-P take 7.7 GB, the whole of it 290 GB

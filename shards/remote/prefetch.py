@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import ShardSplit
-from ..lock import FileLock
+from ..files.lock import FileLock
 from .background import Background
 from .object_store import task_group
 from .remote_set import Fetcher

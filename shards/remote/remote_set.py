@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lock import FileLock
-from ..names import file_name
-from ..record import DATASET_JSON, parse_dataset_json
+from ..files.lock import FileLock
+from ..files.names import file_name
+from ..files.record import DATASET_JSON, parse_dataset_json
 from ..sample import checksum
 from .background import run
 from .cache import BYTES, FOLDER, Cache, aside_path, check_no_link, lock_path

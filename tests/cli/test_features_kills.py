@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from in21k.shards.lock import FileLock
+from in21k.shards.files.lock import FileLock
 from in21k.training.features import row_store
 from in21k.training.features.row_store import RowStore
 

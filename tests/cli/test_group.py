@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from in21k.cli import progress as progress_module
 from in21k.cli.main import cli
 from in21k.cli.progress import ProgressLine, TrainLine
-from in21k.shards.parallel import Progress
+from in21k.shards.files.parallel import Progress
 
 from .conftest import run
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from in21k.cli import progress as progress_module
 from in21k.cli.count_line import CountLine
 from in21k.cli.progress import PLAIN_SECONDS, REDRAW_SECONDS, ProgressLine
-from in21k.shards.parallel import Progress
+from in21k.shards.files.parallel import Progress
 
 
 class Terminal(io.StringIO):

@@ -11,8 +11,8 @@ from in21k.cli.report.prepared.numbers import count_images, reject_reasons
 from in21k.cli.report.prepared.sheet import contact_sheet
 from in21k.preprocess.classes.release import release_differences
 from in21k.shards.dataset import PreparedSet, ShardSet, open_dataset, read_manifest
+from in21k.shards.pack import ManifestLocations as Whereabouts
 from in21k.shards.pack import ShardSettings, plan_shards
-from in21k.shards.pack import _Whereabouts as Whereabouts
 from in21k.shards.reader import CorruptSampleError, SampleReader
 from in21k.shards.verify import open_any, verify
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from in21k.shards import PreparedSet, ShardSet
-from in21k.shards.files import read_json, sealed, write_json
+from in21k.shards.files.atomic import read_json, sealed, write_json
 
 from .mutators import changed_bytes, changed_json, changed_tables
 from .readers import READERS, read_all

@@ -18,7 +18,7 @@ from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_raw_tar
 from in21k.preprocess.tasks import ClassTask, Job, run_task
-from in21k.shards.parallel import Progress
+from in21k.shards.files.parallel import Progress
 
 FilesOf = Callable[[Path], dict[str, bytes]]
 

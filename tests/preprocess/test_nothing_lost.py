@@ -18,8 +18,8 @@ from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.images.image import ImageSettings, RejectedImageError, store_image
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
-from in21k.shards import files, output
 from in21k.shards.dataset import PreparedSet
+from in21k.shards.files import output
 
 TarOf = Callable[..., bytes]
 FilesOf = Callable[[Path], dict[str, bytes]]
@@ -179,11 +179,11 @@ def test_a_png_whose_pixels_are_broken_is_a_reject(
 
 def test_another_writer_of_the_same_file_does_not_touch_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that the cluster took for lost may go on beside the one that does its work again."""
-    monkeypatch.setattr(files, "_writer", "")
-    with files.whole_file(tmp_path / "a.tar") as ours:
+    monkeypatch.setattr(atomic, "_writer", "")
+    with atomic.whole_file(tmp_path / "a.tar") as ours:
         ours.write_bytes(b"ours")
-        files.write_as("elsewhere-7")
-        with files.whole_file(tmp_path / "a.tar") as theirs:
+        atomic.write_as("elsewhere-7")
+        with atomic.whole_file(tmp_path / "a.tar") as theirs:
             theirs.write_bytes(b"same")
         assert ours.read_bytes() == b"ours"
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]

@@ -23,8 +23,8 @@ from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import PreparedSet
 from in21k.shards.dataset import read_manifest
+from in21k.shards.files.parallel import Progress, run_tasks
 from in21k.shards.manifest import STORED
-from in21k.shards.parallel import Progress, run_tasks
 from in21k.shards.verify import verify
 
 FilesOf = Callable[[Path], dict[str, bytes]]

@@ -20,7 +20,7 @@ from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.dataset import PreparedSet
-from in21k.shards.parallel import Progress, run_tasks
+from in21k.shards.files.parallel import Progress, run_tasks
 
 FilesOf = Callable[[Path], dict[str, bytes]]
 

@@ -12,7 +12,7 @@ import pytest
 from in21k.shards import PreparedSet, ShardSet, open_dataset
 from in21k.shards.class_table import write_class_table
 from in21k.shards.dataset import read_manifest
-from in21k.shards.files import read_json, write_json
+from in21k.shards.files.atomic import read_json, write_json
 from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.reader import MAX_OPEN_FILES, CorruptSampleError, FileCache, SampleReader
 

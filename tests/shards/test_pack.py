@@ -26,12 +26,12 @@ from in21k.shards import PreparedSet, ShardSet
 from in21k.shards import manifest as manifest_module
 from in21k.shards import pack as pack_module
 from in21k.shards.dataset import read_manifest
-from in21k.shards.files import sealed, write_json
+from in21k.shards.files.atomic import sealed, write_json
+from in21k.shards.files.parallel import Progress
+from in21k.shards.files.record import record_files
 from in21k.shards.index import index_path
 from in21k.shards.manifest import STORED, TableWriter
 from in21k.shards.pack import ShardSettings, pack
-from in21k.shards.parallel import Progress
-from in21k.shards.record import record_files
 from in21k.shards.sample import checksum
 from in21k.shards.verify import verify
 from in21k.shards.writer import TarWriter

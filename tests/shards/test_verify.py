@@ -19,10 +19,10 @@ from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards import PreparedSet, SemanticTree, ShardSet
 from in21k.shards.class_table import read_class_table, write_class_table
 from in21k.shards.dataset import read_manifest
+from in21k.shards.files.parallel import Progress
 from in21k.shards.index import index_path, read_index, render_index
 from in21k.shards.manifest import SHARDED, TableWriter
 from in21k.shards.pack import ShardSettings, pack
-from in21k.shards.parallel import Progress
 from in21k.shards.verify import MAX_NAMED, open_any, verify
 from in21k.shards.writer import BLOCK_BYTES, padded, tar_header
 

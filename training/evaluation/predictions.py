@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from ...shards.files import whole_file
+from ...shards.files.atomic import whole_file
 from ...shards.tree import SemanticTree
 from ..distributed import Ranks
 from ..losses.levels import Levels

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from ...shards.files import whole_file
-from ...shards.output import check_same, may_write_file
+from ...shards.files.atomic import whole_file
+from ...shards.files.output import check_same, may_write_file
 
 FORMAT, VERSION = "in21k-features", 1
 METADATA = b"in21k"  # the key of the JSON in a Parquet file's metadata

@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shards.files import describe_differences, read_json, write_json
-from ...shards.lock import FileLock, lock_output
+from ...shards.files.atomic import describe_differences, read_json, write_json
+from ...shards.files.lock import FileLock, lock_output
 
 SAVE_EVERY_S = 30.0
 STAT_BLOCK = 512  # bytes of a block as stat counts them

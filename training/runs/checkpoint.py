@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...models.weights_file import check_unpacked
-from ...shards.files import whole_file
-from ...shards.shape import COUNT, INDEX, TEXT, Kind, Shape, check_shape
+from ...shards.files.atomic import whole_file
+from ...shards.files.shape import COUNT, INDEX, TEXT, Kind, Shape, check_shape
 from ...shards.tree import SemanticTree
 from .run_folder import check_config
 

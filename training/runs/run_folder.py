@@ -15,10 +15,10 @@ import yaml
 from torch import nn
 
 from ...models.export import timm_config
-from ...shards.files import read_json, write_text
-from ...shards.lock import FileLock, lock_output
-from ...shards.output import check_folder, check_same, foreign_files, remove_files, remove_temporary
-from ...shards.shape import COUNT, Shape, check_shape
+from ...shards.files.atomic import read_json, write_text
+from ...shards.files.lock import FileLock, lock_output
+from ...shards.files.output import check_folder, check_same, foreign_files, remove_files, remove_temporary
+from ...shards.files.shape import COUNT, Shape, check_shape
 from ...shards.tree import SemanticTree
 from ..distributed import Ranks
 from ..settings import BINARY_LOSSES, TrainSettings, known_settings, setting_kinds

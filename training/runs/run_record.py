@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...shards.files import read_json
+from ...shards.files.atomic import read_json
 from ..settings import TrainSettings
 from .run_folder import RunFolder, read_config
 from .run_log import RunLog, read_log

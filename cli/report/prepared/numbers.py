@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from ....shards.dataset import PreparedSet
+from ....shards.files.parallel import OnProgress, Progress, ignore_progress
 from ....shards.manifest import REJECTS, pc, read_row_groups, read_table
-from ....shards.parallel import OnProgress, Progress, ignore_progress
 from ..histogram import Histogram, SideHistogram
 
 NUM_EXAMPLES = 3

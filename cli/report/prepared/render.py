@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ....shards.dataset import PreparedSet
-from ....shards.parallel import OnProgress, ignore_progress
+from ....shards.files.parallel import OnProgress, ignore_progress
 from ..charts import chart_style
 from . import sections
 from .numbers import count_images

@@ -15,8 +15,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ....shards.dataset import PreparedSet
+from ....shards.files.names import archive_name
 from ....shards.manifest import STORED, TableReader, check_labels
-from ....shards.names import archive_name
 from ....shards.reader import FileCache
 from ....shards.sample import checksum
 from ....shards.tree import SemanticTree

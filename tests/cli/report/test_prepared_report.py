@@ -26,7 +26,7 @@ from in21k.cli.report.prepared.render import MAX_IMAGES, FolderReport, render_pr
 from in21k.cli.report.prepared.sheet import THUMBNAIL_PIXELS, contact_sheet
 from in21k.shards.class_table import write_class_table
 from in21k.shards.dataset import PreparedSet, read_manifest
-from in21k.shards.files import read_json, write_json
+from in21k.shards.files.atomic import read_json, write_json
 from in21k.shards.manifest import REJECTS, TableWriter
 
 Reseal = Callable[[Path], None]

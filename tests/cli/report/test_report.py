@@ -21,7 +21,7 @@ from in21k.cli.report.runs.look import coloured_branches
 from in21k.cli.report.runs.render import named
 from in21k.datapipe.rows import read_images
 from in21k.shards import open_dataset
-from in21k.shards.files import sealed, write_json
+from in21k.shards.files.atomic import sealed, write_json
 from in21k.shards.reader import SampleReader
 from in21k.shards.tree import SemanticTree
 from in21k.training.evaluation.predictions import load_predictions

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from in21k.shards.class_table import read_class_table, write_class_table
-from in21k.shards.files import read_json, write_json
+from in21k.shards.files.atomic import read_json, write_json
 from in21k.shards.manifest import REJECTS, TableWriter
 
 from ..conftest import run_json

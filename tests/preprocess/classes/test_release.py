@@ -14,8 +14,8 @@ from in21k.preprocess.classes.label_spaces import read_classes, timm_list
 from in21k.preprocess.classes.release import MAX_NAMED, RELEASES, release_differences
 from in21k.shards import PreparedSet
 from in21k.shards.class_table import ClassRow, write_class_table
-from in21k.shards.output import OutputFolder
-from in21k.shards.record import VERSION, record_files
+from in21k.shards.files.output import OutputFolder
+from in21k.shards.files.record import VERSION, record_files
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -23,7 +23,7 @@ from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.preprocess.sources.units import RawSource
 from in21k.preprocess.tasks import MergeTask
 from in21k.shards.dataset import PreparedSet, read_manifest
-from in21k.shards.parallel import run_tasks
+from in21k.shards.files.parallel import run_tasks
 from in21k.shards.verify import verify
 
 from ..conftest import WAYS, Entries, Images, class_folders, class_tars, facts_of, tables_of, write_files, write_tar

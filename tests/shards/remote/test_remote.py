@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 
 from in21k.shards import ShardSet, open_dataset
 from in21k.shards.dataset import PreparedSet, ShardSplit
-from in21k.shards.files import TEMPORARY, read_json, sealed, write_json
-from in21k.shards.lock import FileLock
+from in21k.shards.files.atomic import TEMPORARY, read_json, sealed, write_json
+from in21k.shards.files.lock import FileLock
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.reader import CorruptSampleError, SampleReader
 from in21k.shards.remote import object_store as store

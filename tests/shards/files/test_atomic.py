@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from in21k.shards.files import describe_differences, naming, read_json, whole_file, write_json, write_text
+from in21k.shards.files.atomic import describe_differences, naming, read_json, whole_file, write_json, write_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import SELF, naming, parse_json, sealed
+from .atomic import SELF, naming, parse_json, sealed
 from .names import file_name
 from .shape import COUNT, SHA256, Each, check_shape
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .files import TEMPORARY, describe_differences, read_json, sealed, write_json, write_text
+from .atomic import TEMPORARY, describe_differences, read_json, sealed, write_json, write_text
 from .lock import FileLock, lock_output
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from in21k.shards.files import read_json, sealed
-from in21k.shards.output import OutputFolder, may_write_file, publish, staged_folder
+from in21k.shards.files.atomic import read_json, sealed
+from in21k.shards.files.output import OutputFolder, may_write_file, publish, staged_folder
 
 PROVENANCE = {"source": {"name": "a.tar"}, "settings": {"size": 224, "resize": "squish"}}
 FINISHED = {"dataset.json", "table", "train/1.tar"}

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from in21k.cli.report.prepared.sheet import contact_sheet
 from in21k.shards import PreparedSet, ShardSet, open_dataset
-from in21k.shards.files import read_json, write_json
-from in21k.shards.names import archive_name, file_name
+from in21k.shards.files.atomic import read_json, write_json
+from in21k.shards.files.names import archive_name, file_name
 from in21k.shards.pack import ShardSettings, pack
 from in21k.shards.verify import verify
 
-from ..fuzz.mutators import HOSTILE_NAMES
+from ...fuzz.mutators import HOSTILE_NAMES
 
 pytestmark = pytest.mark.security
 

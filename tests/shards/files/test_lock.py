@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from in21k.shards.lock import FileLock, lock_output
+from in21k.shards.files.lock import FileLock, lock_output
 
 # Takes a lock, forks a process that outlives it, says so, and waits to be killed.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from in21k.shards.lock import FileLock
+from in21k.shards.files.lock import FileLock
 assert FileLock(Path(sys.argv[1])).take(shared=False)
 if os.fork() == 0:
     os.write(1, b"up")
@@ -55,7 +55,7 @@ def test_an_output_is_waited_for_before_it_is_refused(tmp_path: Path, monkeypatc
     held = lock_output(tmp_path, tmp_path, "at work")
     with pytest.raises(ValueError, match=r"another in21k is at work; wait for it"):
         lock_output(tmp_path, tmp_path, "at work")
-    monkeypatch.setattr("in21k.shards.lock.PATIENCE_S", 600.0)
+    monkeypatch.setattr("in21k.shards.files.lock.PATIENCE_S", 600.0)
     polled = threading.Event()
     monkeypatch.setattr("time.sleep", lambda _: (polled.set(), held.release()))
     lock_output(tmp_path, tmp_path, "at work").release()
@@ -66,7 +66,7 @@ def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path, monkeypatc
     """Whoever waited for the old file would hold a lock that no later process meets."""
     path = tmp_path / "lock"
     held = lock_output(path, tmp_path, "at work")
-    monkeypatch.setattr("in21k.shards.lock.PATIENCE_S", 600.0)
+    monkeypatch.setattr("in21k.shards.files.lock.PATIENCE_S", 600.0)
     monkeypatch.setattr("time.sleep", lambda _: (path.unlink(missing_ok=True), held.release()))
     lock = lock_output(path, tmp_path, "at work")
     assert lock.is_of(path)

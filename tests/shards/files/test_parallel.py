@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from in21k.shards.dataset import PreparedSet, ShardSet
+from in21k.shards.files.parallel import WorkerDiedError, default_workers, run_tasks
 from in21k.shards.pack import ShardSettings, pack
-from in21k.shards.parallel import WorkerDiedError, default_workers, run_tasks
 from in21k.shards.verify import verify
 
 # The functions come from the standard library: worker processes import them by name.
@@ -51,14 +51,14 @@ def test_an_exception_of_a_task_is_raised_here_and_ends_the_work(workers: int) -
 
 def test_workers_that_cannot_be_started_end_the_work_with_the_reason() -> None:
     """No other process can import a function that has no name: each start fails, with more tasks waiting."""
-    script = "from in21k.shards.parallel import run_tasks; list(run_tasks(lambda task: task, range(9), 2))"
+    script = "from in21k.shards.files.parallel import run_tasks; list(run_tasks(lambda task: task, range(9), 2))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1
     assert "pickle" in result.stderr.splitlines()[-1]
 
 
 def die_at(place: str) -> str:
-    return f"from in21k.shards.parallel import working_on; working_on({place!r}); import os, signal; "
+    return f"from in21k.shards.files.parallel import working_on; working_on({place!r}); import os, signal; "
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL", "SIGTERM"])
@@ -149,7 +149,9 @@ def test_a_worker_that_dies_at_a_shard_is_told_by_its_name(
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     """Each worker imports the script that starts it, and would start workers itself."""
     script = tmp_path / "script.py"
-    script.write_text("import math\nfrom in21k.shards.parallel import run_tasks\nlist(run_tasks(math.sqrt, [4], 2))\n")
+    script.write_text(
+        "import math\nfrom in21k.shards.files.parallel import run_tasks\nlist(run_tasks(math.sqrt, [4], 2))\n"
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "could not begin" in done.stderr.splitlines()[-1]
@@ -163,7 +165,7 @@ def test_there_is_a_core_to_work_on() -> None:
 def test_workers_die_with_a_parent_that_is_killed() -> None:
     """They would write on beside the next run, and hold its pipes open."""
     program = (
-        "from in21k.shards.parallel import run_tasks\n"
+        "from in21k.shards.files.parallel import run_tasks\n"
         "task = 'import os, time; os.write(1, b\"up\"); time.sleep(3600)'\n"
         "list(run_tasks(exec, [task] * 2, 2))"
     )
