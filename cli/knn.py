@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from .on_features import MEASURES, ShareLine, read_tree, tree_option
+from .on_features import MEASURES, read_tree, tree_option
 from .options import PATH, device_option, emit, json_option, table
+from .progress import ProgressLine
 
 
 @click.command()
@@ -42,7 +43,7 @@ def knn(
 
     where = lone_device(device)
     train, test = open_features(train_features), open_features(test_features)
-    with ShareLine("knn") as progress:
+    with ProgressLine("knn") as progress:
         result = training_knn(
             train,
             test,

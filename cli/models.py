@@ -1,4 +1,4 @@
-"""`in21k models`: which networks there are, and which know ImageNet-21K."""
+"""`in21k models`: the networks, and those with ImageNet-21K weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .count_line import CountLine
 from .options import PATH_OR_URL, emit, json_option, table
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,38 +20,36 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("pattern", required=False)
 @click.option("--published", is_flag=True, help="Only those with published ImageNet-21K weights.")
-@click.option("--data", type=PATH_OR_URL, help="Shards: say which weights know all their classes, and can teach.")
+@click.option("--data", type=PATH_OR_URL, help="Shards: show which weights know all their classes, and can teach.")
 @json_option
 def models(pattern: str | None, published: bool, data: Path | str | None, as_json: bool) -> None:
     """List the networks that `--model` takes, and the weights that `--teacher` takes.
 
-    PATTERN is a part of the name (`resnet`), or a shell pattern ('resnet*'; '*' for all, which takes a minute); without
-    it, all that have published ImageNet-21K weights. A name with a dot is such weights, which timm fetches: they have a
-    label space (fall11p and winter21p are ImageNet-21K-P's).
+    PATTERN is a part of the name (`resnet`) or a shell pattern ('resnet*'; '*' for all, which takes a minute). The
+    default is every network with published ImageNet-21K weights. A name with a dot names such weights, which timm
+    fetches, and their label space is shown (fall11p and winter21p are ImageNet-21K-P's).
     """
     from ..models import list_models, pretrained_21k
     from ..models.stats import count_parameters
 
-    weights = [each for each in pretrained_21k() if _matches(each.name, pattern)]
-    architectures = [] if published else list_models(pattern) if pattern else [_base(each.name) for each in weights]
+    weights = [one for one in pretrained_21k() if _matches(one.name, pattern)]
+    architectures = [] if published else list_models(pattern) if pattern else [_base(one.name) for one in weights]
     if not weights and not architectures:
         raise ValueError(
             f"no network's name matches {pattern!r}{' among the published ones' if published else ''}; "
             "`in21k models` lists those with ImageNet-21K weights, `in21k models '*'` all"
         )
     wnids = _wnids(data) if data else None
-    names = sorted({*architectures, *(each.name for each in weights)})
-    found = {each.name: each for each in weights}
+    names = sorted({*architectures, *(one.name for one in weights)})
+    published_weights = {one.name: one for one in weights}
     rows: list[dict[str, Any]] = []
-    with CountLine("models", len(names)) as line:
-        for name in names:
-            line.next(name)
-            one = found.get(name)
-            rows.append(
-                _describe(name, one, wnids)
-                | {"num_parameters": count_parameters(name, one.num_classes if one else None)}
-            )
-    emit(rows, lambda shown: _render(shown, teaches=wnids is not None), as_json=as_json)
+    with ProgressLine("models") as line:
+        for place, name in enumerate(names):
+            line.show(name, place / len(names))
+            one = published_weights.get(name)
+            num_parameters = count_parameters(name, one.num_classes if one else None)
+            rows.append(_describe(name, one, wnids) | {"num_parameters": num_parameters})
+    emit(rows, lambda rows: _render(rows, teaches=wnids is not None), as_json=as_json)
 
 
 def _base(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import PATH, Command
-from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from ..shards import SemanticTree
@@ -34,18 +33,3 @@ def read_tree(path: Path | None) -> SemanticTree | None:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; wanted a tree.json, or a folder that has one (shards, a run)")
     return SemanticTree.load(file)
-
-
-class ShareLine(ProgressLine):
-    """The progress line of work that is no stream of images: what is being done, how much of it, the time left."""
-
-    of_images = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def show(self, what: str, fraction: float) -> None:
-        """Draw, when it is time again."""
-        from ..shards.files.parallel import Progress
-
-        self(Progress(fraction, 0, 0, what))

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from .on_features import MEASURES, ShareLine, read_tree, tree_option
+from .on_features import MEASURES, read_tree, tree_option
 from .options import PATH, device_option, emit, json_option, table
+from .progress import ProgressLine
 
 
 @click.command()
@@ -64,7 +65,7 @@ def probe(
         raise ValueError("nothing is left to fit; leave out one of --no-few-shot, --no-ridge, --no-linear")
     where = lone_device(device)
     train, test = open_features(train_features), open_features(test_features)
-    with ShareLine("probe") as progress:
+    with ProgressLine("probe") as progress:
         result = training_probe(
             train,
             test,

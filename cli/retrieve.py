@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .on_features import ShareLine
 from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option, table, weights_option
 from .pictures import check_picture, save_picture
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ def retrieve(
         raise ValueError(f"{features} was not made from {data}; give the shards that it was made from")
     paths = {query: Path(query) for query in queries if Path(query).is_file()}
     rows = dict(zip(keys := [query for query in queries if query not in paths], file.find(keys), strict=True))
-    with own_limit(), ShareLine("retrieve") as progress:
+    with own_limit(), ProgressLine("retrieve") as progress:
         vectors = _vectors(file, rows, paths, model, weights, str(where))
         found = training_retrieve(
             file,

@@ -229,6 +229,26 @@ def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
     return found
 
 
+def fit_batch(
+    model: nn.Module, settings: SpeedSettings, *, num_images: int | None = None
+) -> tuple[SpeedSettings, dict[str, int]]:
+    """Return settings whose batch fits the GPU, and {largest_training_batch}.
+
+    num_images: of the batch; None: as many as the settings have, or three quarters of the largest that trains.
+
+    Raises ValueError where a batch of `num_images` does not fit.
+    """
+    largest = largest_training_batch(model, settings)
+    # guessed: the copy that answers lies beside the one that trains
+    batch_size = num_images or min(settings.batch_size, max(LEAST, 3 * largest // 4))
+    if largest < batch_size:
+        raise ValueError(
+            f"at most {largest:,} images of {settings.image_size} pixels train on this GPU in "
+            f"{settings.precision}, wanted {batch_size:,}; lower --batch-size or --image-size"
+        )
+    return replace(settings, batch_size=batch_size), {"largest_training_batch": largest}
+
+
 def largest_that_fits(fits: Callable[[int], bool], *, least: int = LEAST, most: int = MOST) -> int:
     """Return the largest number of `least` to `most` that fits, or one that is less by 1/64 at most; 0 where none does.
 

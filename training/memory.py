@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from ..models.speed import LATENCY_BATCHES, SpeedSettings
 from ..models.zoo import checkpoint_gradients
 from .optim import create_optimizer
 from .precision import autocast
@@ -116,3 +118,34 @@ def _kept_bytes(model: nn.Module, settings: TrainSettings, num_images: int) -> i
         model(images)
     own = {id(each.untyped_storage()) for each in (*model.parameters(), *model.buffers(), images)}
     return sum(storage.nbytes() for number, storage in kept.items() if number not in own)
+
+
+def free_bytes() -> int:
+    """Return the memory that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/meminfo names no MemAvailable; wanted Linux 3.14 or later")
+
+
+def lacks_memory(network: nn.Module, settings: SpeedSettings) -> str:
+    """Return in one line why `models.speed.measure_speed` does not fit into this machine's memory; empty if it may."""
+    size, batch_size = settings.image_size, settings.batch_size
+    amp = "off" if settings.precision == "float32" else settings.precision
+    step = TrainSettings(image_size=size, batch_size=batch_size, optimizer="sgd", momentum=0.9, amp=amp)
+    try:
+        sizes = estimate_memory(network, step)
+    except (AssertionError, RuntimeError, ValueError):
+        return ""  # the network refuses such images: `model_stats` says so
+    most = max(batch_size, *LATENCY_BATCHES)
+    activations = sizes.get("activations", 0)
+    # A copy for inference lies beside the network that trains; its images and the activations are never there at once.
+    needed = sizes["total"] - activations + sizes["weights"] + max(activations, 12 * most * size**2)
+    free = free_bytes()
+    if needed <= free:
+        return ""
+    return (
+        f"steps of {batch_size:,} and passes of up to {most:,} images of {size} pixels take "
+        f"{needed / 1e9:,.1f} GB of memory or more, and {free / 1e9:,.1f} GB are free; lower --batch-size or "
+        "--image-size"
+    )

@@ -76,7 +76,7 @@ def test_a_run_has_the_classes_that_it_has(trained: Path) -> None:
 
 
 def test_what_the_memory_does_not_hold_is_named_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("in21k.training.features.feature_file.free_bytes", lambda: 150_000_000)
+    monkeypatch.setattr("in21k.training.memory.free_bytes", lambda: 150_000_000)
     found = run_json("bench-model", "resnet10t", "vit_base_patch16_224", "--image-size", 32, *SHORT)
     assert [each["name"] for each in found["models"]] == ["resnet10t"]
     assert (

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from in21k.cli import progress as progress_module
-from in21k.cli.count_line import CountLine
-from in21k.cli.progress import PLAIN_SECONDS, REDRAW_SECONDS, ProgressLine
+from in21k.cli.progress import PLAIN_SECONDS, REDRAW_SECONDS, ProgressLine, TrainLine
 from in21k.shards.files.parallel import Progress
 
 
@@ -82,12 +81,26 @@ def test_work_of_unknown_size_ends_without_a_share(stage: Stage) -> None:
     assert stage.stderr.lines()[-1] == "predict, 60 images, 3 img/s, took 0:20"
 
 
-def test_a_count_ends_with_all_of_it(stage: Stage) -> None:
-    with CountLine("models", 2) as line:
-        line.next("resnet18")
+def test_work_that_is_not_counted_in_images_shows_what_is_being_done(stage: Stage) -> None:
+    with ProgressLine("models") as line:
+        line.show("resnet18", 0.0)
         stage.now += 20
-        line.next("resnet50")
+        line.show("resnet50", 0.5)
     assert stage.stderr.lines() == ["models 50 %, resnet50, 0:20 left", "models 100 %, resnet50, took 0:20"]
+
+
+def test_training_shows_its_steps_and_each_validation(stage: Stage) -> None:
+    with TrainLine() as line:
+        line.on_start(100, 300)
+        stage.now += 20
+        line.on_step({"step": 200, "epoch": 1, "loss": 2.5, "lr": 1e-3, "images_per_s": 1234.5, "data_wait": 0.02})
+        line.on_validation({"epoch": 1, "validation": {"semantic_top1": 54.2, "top1": 3.7}})
+    assert stage.stderr.lines() == [
+        "train 67 %, step 200/300, epoch 1, loss 2.500, lr 1.00e-03, 1,234 img/s, waiting for data 2 %, 0:20 left",
+        "epoch 1: semantic top-1 54.2 %, top-1 3.7 %",
+    ]
+    assert stage.stderr.getvalue().endswith("%\n")
+    assert not stage.stderr.getvalue().endswith("\n\n")
 
 
 @given(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from in21k.models import create_model
+from in21k.models import create_model, speed
 from in21k.models.speed import (
     LATENCY_BATCHES,
     MOST,
@@ -117,3 +117,13 @@ def test_the_largest_batch_trains_on_the_gpu_and_twice_as_many_images_do_not() -
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+def test_a_batch_that_fits_leaves_room_for_the_copy_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "largest_training_batch", lambda *_: 100)
+    settings = SpeedSettings(device=torch.device("cpu"), image_size=32, batch_size=256)
+    fitted, sizes = speed.fit_batch(nn.Identity(), settings)
+    assert (fitted.batch_size, sizes) == (75, {"largest_training_batch": 100})
+    assert speed.fit_batch(nn.Identity(), settings, num_images=100)[0].batch_size == 100
+    with pytest.raises(ValueError, match="at most 100 images of 32 pixels train on this GPU in float32, wanted 101"):
+        speed.fit_batch(nn.Identity(), settings, num_images=101)

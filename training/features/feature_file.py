@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ...shards.files.atomic import whole_file
 from ...shards.files.output import check_same, may_write_file
+from ..memory import free_bytes
 
 FORMAT, VERSION = "in21k-features", 1
 METADATA = b"in21k"  # the key of the JSON in a Parquet file's metadata
@@ -231,14 +232,6 @@ class FeatureFile:
     def _values(self, table: pa.Table) -> Rows:
         column = table["features"].combine_chunks()
         return column.flatten().to_numpy().reshape(-1, self.num_features)
-
-
-def free_bytes() -> int:
-    """Return the memory that can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("/proc/meminfo names no MemAvailable; wanted Linux 3.14 or later")
 
 
 def finished_features(path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False) -> FeatureFile | None:
