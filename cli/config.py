@@ -30,10 +30,10 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
     """
     from dataclasses import asdict
 
-    from ..training.recipes import resolve_with_sources
+    from ..training.recipes import parse_sets, resolve_with_sources
     from ..training.settings import setting_meanings
 
-    settings, sources = resolve_with_sources(recipe, sets)
+    settings, sources = resolve_with_sources(recipe, parse_sets(sets))
     meanings = setting_meanings()
     rows = {
         name: {"value": value, "source": sources[name], "meaning": meanings[name]}

@@ -131,7 +131,7 @@ def _check_batch(batch_size: int, image_size: int) -> None:
 
 def _open(data: Path | str) -> ShardSet:
     """Open the shards; raises ValueError where their classes are label sets, of which a features file says nothing."""
-    from .finetune_data import open_finished
+    from ..training.jobs.finetune_data import open_finished
 
     found = open_finished(str(data))
     if found.sets is not None:

@@ -12,7 +12,6 @@ import click
 from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
 from .progress import ProgressLine
 from .terminal import in_one_line
-from .tree import say_flat
 
 if TYPE_CHECKING:
     from ..preprocess.classes.select import SelectSettings
@@ -147,6 +146,7 @@ def _prepare(
     from ..preprocess.classes.taxonomy import Taxonomy
     from ..preprocess.engines import open_engine
     from ..preprocess.run import prepare
+    from ..shards.tree import warn_if_flat
     from .prepared_summary import render, summarize
 
     if not 0 <= max_reject_rate <= 1:
@@ -171,7 +171,7 @@ def _prepare(
             overwrite=overwrite,
             on_progress=progress,
         )
-    say_flat(prepared.tree)
+    warn_if_flat(prepared.tree)
     summary = summarize(prepared)
     emit(summary, render, as_json=as_json)
 

@@ -52,7 +52,7 @@ def retrieve(
     from ..training.distributed import lone_device
     from ..training.features.feature_file import open_features
     from ..training.features.retrieve import retrieve as training_retrieve
-    from .finetune_data import open_finished
+    from ..training.jobs.finetune_data import open_finished
     from .image_sources import own_limit
 
     where = lone_device(device)

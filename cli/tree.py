@@ -24,10 +24,6 @@ log = logging.getLogger(__name__)
 
 NUM_BRANCHES = 10  # in the table
 DRAWN_BRANCHES, DRAWN_CHILDREN = 3, (3, 2)  # how many of them are drawn, and how many classes on each level below
-FLAT = (
-    "The tree has one level: no class lies below another, so semantic softmax is plain softmax with cross-entropy, and "
-    "semantic top-1 is top-1. (A parent counts only where it is a class with images of its own.)"
-)
 MAX_CHILDREN = 50  # named of one class; --json names all
 
 
@@ -83,12 +79,6 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
         for note in _miil_notes(semantic_tree):
             log.warning("%s: %s", out, note)
     say(f"{out}: {len(semantic_tree):,} classes ({file_format})")
-
-
-def say_flat(semantic_tree: SemanticTree) -> None:
-    """Say in the log what it means where a tree has one level."""
-    if len(semantic_tree) > 1 and len(semantic_tree.classes_by_level) == 1:
-        log.warning(FLAT)
 
 
 @dataclass(frozen=True)
@@ -215,6 +205,8 @@ def _definition(shown: _Shown, wnid: str) -> str:
 
 
 def _render_summary(result: dict[str, Any]) -> str:
+    from ..shards.tree import FLAT
+
     levels = [["level", "classes", "weight"]] + [
         [str(level), f"{number:,}", "-" if weight is None else f"{weight:.2f}"]
         for level, (number, weight) in enumerate(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def open_data(data: Path | str) -> LabelledSet:
     """Open what networks are validated on; raises ValueError where it is none."""
-    from .finetune_data import open_finished
+    from ..training.jobs.finetune_data import open_finished
 
     if "://" not in str(data) and not Path(data).exists():
         raise ValueError(

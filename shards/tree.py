@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,15 @@ from .files.atomic import parse_json, whole_file, write_json
 from .files.shape import ANY, INDEX, TEXT, check_shape
 from .miil import read_miil
 
+log = logging.getLogger(__name__)
+
 FORMAT = "in21k-tree"
 VERSION = 1
 MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
+FLAT = (
+    "The tree has one level: no class lies below another, so semantic softmax is plain softmax with cross-entropy, and "
+    "semantic top-1 is top-1. (A parent counts only where it is a class with images of its own.)"
+)
 _TORCH_MAGIC = (b"PK", b"\x80")  # how files of torch.save begin: a zip, or in old ones a pickle
 
 
@@ -220,3 +227,9 @@ def _check_counts(wnids: Sequence[str], names: Sequence[str], paths: Sequence[An
         raise ValueError(f"tree: {len(wnids)} wnids, {len(names)} names, {len(paths)} paths; wanted as many of each")
     if len(set(wnids)) != len(wnids):
         raise ValueError("tree: a wnid stands twice")
+
+
+def warn_if_flat(tree: SemanticTree) -> None:
+    """Explain in the log what a tree of a single level means for the semantic loss."""
+    if len(tree) > 1 and len(tree.classes_by_level) == 1:
+        log.warning(FLAT)

@@ -7,12 +7,12 @@ from .distill import Teacher, load_teacher
 from .evaluation.validate import evaluate
 from .inference.classifier import Classifier, extract_features
 from .inference.open_model import open_model
-from .job import train
 from .losses.cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
 from .losses.distill_loss import LogitKDLoss, SemanticKDLoss
 from .losses.semantic import SemanticSoftmaxLoss
 from .metrics import SemanticAccuracy
 from .recipes import list_recipes, resolve_settings
+from .run import train_model
 from .runs.saved_run import load_model, load_run
 from .settings import TrainSettings
 
@@ -34,5 +34,5 @@ __all__ = [
     "load_teacher",
     "open_model",
     "resolve_settings",
-    "train",
+    "train_model",
 ]

@@ -113,6 +113,11 @@ class Ranks:
             dist.barrier()
 
 
+def is_first_rank() -> bool:
+    """Tell whether this process is rank 0, or the only one, also before and after `join_ranks`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def join_ranks(device: str | None = None) -> Generator[Ranks]:
     """Join the ranks that torchrun started (by its environment), or be the only one; leave them when the block ends.

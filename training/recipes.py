@@ -1,4 +1,4 @@
-"""Where a run's settings come from: defaults, under a recipe, under what was asked for one by one."""
+"""Where a run's settings come from: the defaults, changed by a recipe, changed by single settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .runs.run_folder import WRITER
 from .settings import TrainSettings, known_settings, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
-# Settings that shape nothing without another one: of the teacher, and of the weights to begin with.
-LEANING = {"teacher": ("kd_weight", "kd_reduction", "kd_temperature"), "init": ("init_head", "init_partial")}
+# Settings that have no effect without another one: of the teacher, and of the initial weights.
+DEPENDENT_SETTINGS = {"teacher": ("kd_weight", "kd_reduction", "kd_temperature"), "init": ("init_head", "init_partial")}
 
 
 class Resolved(NamedTuple):
     """Settings, and by the name of each where its value comes from: `default`, `recipe miil`, `run run/config.yaml`,
-    `--set`, `--model`."""
+    `--set`."""
 
     settings: TrainSettings
     sources: dict[str, str]
@@ -33,45 +33,47 @@ class _Recipe(NamedTuple):
     """Where its values come from, in words."""
 
 
-def resolve_settings(
-    recipe: str | None = None, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
-) -> TrainSettings:
-    """Put a run's settings together: defaults, under a recipe, under what was asked for one by one.
+def resolve_settings(recipe: str | None = None, settings: Mapping[str, object] | None = None) -> TrainSettings:
+    """Return the settings of a run: the defaults, changed by a recipe, changed by single settings.
 
-    recipe: a name in `training/recipes`, or a YAML file: one flat mapping of settings (a run's config.yaml is one), of
-            which `extends` may name another recipe that this one changes, one that extends none itself.
-    sets:   `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
-    flags:  settings by name as command-line flags give them; None: the flag was not given.
+    recipe:   a name in `training/recipes`, or a YAML file: one flat mapping of settings (a run's config.yaml is one).
+              Its `extends` may name another recipe that this one changes, one that extends none itself.
+    settings: single settings by name.
 
-    Raises ValueError for an unknown recipe or setting, a value of another kind, a setting that is asked for twice with
-    different values, and one that shapes nothing because nobody named the teacher or the weights that it is about.
+    Raises ValueError for an unknown recipe or setting, for a value of another kind, and for a setting that has no
+    effect because no teacher or no initial weights are named.
     """
-    return resolve_with_sources(recipe, sets, flags).settings
+    return resolve_with_sources(recipe, settings).settings
 
 
-def resolve_with_sources(
-    recipe: str | None = None, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
-) -> Resolved:
-    """Do as `resolve_settings`, and say of every setting where its value comes from."""
+def resolve_with_sources(recipe: str | None = None, settings: Mapping[str, object] | None = None) -> Resolved:
+    """Do as `resolve_settings`, and name for every setting the source of its value."""
     sources = dict.fromkeys((each.name for each in fields(TrainSettings)), "default")
     layers = _layers(recipe) if recipe else []
     for layer in layers:
         sources |= dict.fromkeys(layer.values, layer.source)
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    asked = known_settings(given, "the flags")
-    sources |= {name: f"--{name}" for name in asked}
+    single = known_settings(settings or {}, "settings")
+    sources |= dict.fromkeys(single, "--set")
+    in_turn = [*(layer.values for layer in layers), single]
+    resolved = TrainSettings(**{name: value for values in in_turn for name, value in values.items()})
+    _check_dependent(resolved, in_turn)
+    return Resolved(resolved, sources)
+
+
+def parse_sets(sets: Sequence[str], flags: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """Return the settings that a command line names.
+
+    sets:  `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
+    flags: settings by name as flags of their own give them; None: the flag was not given.
+
+    Raises ValueError for an unknown setting, a value of another kind, and two values for one setting.
+    """
+    settings = known_settings({name: value for name, value in (flags or {}).items() if value is not None}, "the flags")
     for text in sets:
-        converted = _read_set(text)
-        for name in asked.keys() & converted.keys():
-            if asked[name] != converted[name]:
-                both = f"{asked[name]!r} and as {converted[name]!r}"
-                raise ValueError(f"{name} is asked for twice, as {both}; give it once")
-        asked |= converted
-        sources |= dict.fromkeys(converted, "--set")
-    in_turn = [*(layer.values for layer in layers), asked]
-    settings = TrainSettings(**{name: value for given in in_turn for name, value in given.items()})
-    _check_leaning(settings, in_turn)
-    return Resolved(settings, sources)
+        for name, value in _read_set(text).items():
+            if settings.setdefault(name, value) != value:
+                raise ValueError(f"{name} is given twice, as {settings[name]!r} and as {value!r}; give it once")
+    return settings
 
 
 def list_recipes() -> list[str]:
@@ -92,9 +94,9 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {name: value for layer in _layers(recipe) for name, value in layer.values.items()}
 
 
-def _check_leaning(settings: TrainSettings, in_turn: Sequence[Mapping[str, Any]]) -> None:
+def _check_dependent(settings: TrainSettings, in_turn: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError for a setting that shapes nothing, unless who gave it, or a later one, said to do without."""
-    for base, names in LEANING.items():
+    for base, names in DEPENDENT_SETTINGS.items():
         idle: set[str] = set()
         for given in in_turn:
             idle = set() if base in given else idle | given.keys()

@@ -62,6 +62,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
 def parse(words: list[str]) -> tuple[str, ...]:
     """Parse a command as `in21k` does, its settings too; return the words that name it."""
     from in21k.training import resolve_settings
+    from in21k.training.recipes import parse_sets
 
     command: click.Command = cli
     name: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ def parse(words: list[str]) -> tuple[str, ...]:
         command, name = inner, (*name, str(word))
     values = command.make_context("in21k", list(words)).params
     if "sets" in values:
-        resolve_settings(values.get("recipe"), values["sets"])
+        resolve_settings(values.get("recipe"), parse_sets(values["sets"]))
     return name
 
 

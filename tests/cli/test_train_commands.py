@@ -55,7 +55,7 @@ def test_a_deterministic_run_is_so_before_its_teacher_computes(
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    monkeypatch.setattr("in21k.training.load_teacher", load_teacher)
+    monkeypatch.setattr("in21k.training.jobs.train_job.load_teacher", load_teacher)
     words = [*train_words(tmp_path / "run"), "--teacher", "whoever"]
     try:
         run(*words, "--set", "deterministic=true")

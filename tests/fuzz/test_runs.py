@@ -14,7 +14,7 @@ import yaml
 
 from in21k.models import create_model
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, load_run, train
+from in21k.training import TrainSettings, load_run, train_model
 from in21k.training.runs.checkpoint import FORMAT, VERSION, load_checkpoint, open_parts
 from in21k.training.runs.run_folder import OPENING, check_config
 
@@ -61,7 +61,7 @@ SETTINGS = TrainSettings(
 def run_training(folder: Path) -> None:
     tree = SemanticTree.from_parents(["n0", "n1"], ["ant", "bee"], [-1, -1])
     model = create_model("test_resnet", num_classes=2)
-    train(model=model, loader=Loader(), val_loader=None, tree=tree, settings=SETTINGS, folder=folder)
+    train_model(model=model, loader=Loader(), val_loader=None, tree=tree, settings=SETTINGS, folder=folder)
 
 
 @pytest.fixture(scope="module")

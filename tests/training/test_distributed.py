@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.distributed import Ranks, join_ranks
 
 NOT_KILLED = -1
@@ -47,7 +47,7 @@ def test_two_ranks_of_half_the_batch_give_the_loss_curve_of_one(
     loader = make_loader(batch_size=32)
     validation = make_loader(batch_size=31)
     validation.images, validation.labels = validation.images[:31], validation.labels[:31]
-    train(
+    train_model(
         model=make_model(dropout=0),
         loader=loader,
         val_loader=validation,

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.distill import Teacher
 from in21k.training.distributed import Ranks
-from in21k.training.job import Stopped
 from in21k.training.loop import Trainer
 from in21k.training.losses.create import create_loss
+from in21k.training.run import Stopped
 from in21k.training.runs.run_folder import open_run, run_config
 from in21k.training.tracker import NonFiniteLossError
 
@@ -45,7 +45,7 @@ def run_training(
             "val_loader": make_loader(batch_size=40),
             "folder": run_path,
         }
-        return train(tree=tree, settings=chosen, **(usual | changes))
+        return train_model(tree=tree, settings=chosen, **(usual | changes))
 
     return run
 
@@ -151,7 +151,7 @@ def test_a_signal_before_the_first_step_stops_the_run_after_it(run_training: Tra
 def test_checkpoints_are_kept_also_of_data_that_has_no_place(
     run_training: Train, settings: TrainSettings, run_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("in21k.training.job.place_of", lambda _: None)  # `best` is then saved before the first `last`
+    monkeypatch.setattr("in21k.training.run.place_of", lambda _: None)  # `best` is then saved before the first `last`
     run_training(settings=replace(settings, keep_last=2))
     for step in (12, 18):
         kept = torch.load(run_path / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)

@@ -13,7 +13,7 @@ import yaml
 
 from in21k.training import TrainSettings, list_recipes, resolve_settings
 from in21k.training.optim import scaled_lr
-from in21k.training.recipes import describe_recipes, read_recipe, resolve_with_sources
+from in21k.training.recipes import describe_recipes, parse_sets, read_recipe, resolve_with_sources
 from in21k.training.runs.run_folder import run_config
 
 Write = Callable[[str, str], str]
@@ -31,19 +31,19 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_a_flag_and_a_set_may_agree_but_not_differ() -> None:
-    assert resolve_settings(sets=["epochs=3"], flags={"epochs": 3, "model": None}).epochs == 3
-    with pytest.raises(ValueError, match="epochs is asked for twice, as 4 and as 3"):
-        resolve_settings(sets=["epochs=3"], flags={"epochs": 4})
+    assert parse_sets(["epochs=3"], {"epochs": 3, "model": None}) == {"epochs": 3}
+    with pytest.raises(ValueError, match="epochs is given twice, as 4 and as 3"):
+        parse_sets(["epochs=3"], {"epochs": 4})
 
 
-def test_what_is_asked_for_one_by_one_wins_over_the_recipe_and_that_over_the_one_it_extends(write: Write) -> None:
+def test_a_single_setting_wins_over_the_recipe_and_that_over_the_one_it_extends(write: Write) -> None:
     write("base.yaml", "model: resnet18\nlr: 3e-3\nepochs: 7\namp: off\n")
     mine = write("mine.yaml", "extends: base.yaml\nlr: 0.5\nseed: 3\n")
-    settings, sources = resolve_with_sources(mine, ["seed=4"], {"model": "resnet34", "loss": None})
+    settings, sources = resolve_with_sources(mine, {"seed": 4, "model": "resnet34"})
     assert (settings.model, settings.lr, settings.epochs, settings.amp) == ("resnet34", 0.5, 7, "off")
     base = str(Path(mine).parent / "base.yaml")
     assert {name: source for name, source in sources.items() if source != "default"} == {
-        **{"model": "--model", "lr": f"recipe {mine}", "epochs": f"recipe {base}"},
+        **{"model": "--set", "lr": f"recipe {mine}", "epochs": f"recipe {base}"},
         **{"amp": f"recipe {base}", "seed": "--set"},
     }
     assert sources.keys() == run_config(settings, {}, world_size=1).keys() - {"data"}
@@ -89,25 +89,26 @@ def test_a_setting_that_shapes_nothing_is_refused_unless_it_is_to_do_without(
 ) -> None:
     name, _, value = idle.strip().partition(": ")
     recipe, on_top = write("idle.yaml", idle), write("on-top.yaml", f"extends: idle.yaml\n{base}: off\n")
-    for asked in ({"recipe": recipe}, {"sets": [f"{name}={value}"]}, {"recipe": on_top, "sets": [f"{name}={value}"]}):
+    single = parse_sets([f"{name}={value}"])
+    for recipe_name, settings in ((recipe, {}), (None, single), (on_top, single)):
         with pytest.raises(
             ValueError, match=rf"{name} is .* and there is no {base}; give --set {base}=\.\.\., or leave"
         ):
-            resolve_settings(**asked)
+            resolve_settings(recipe_name, settings)
     default = getattr(TrainSettings(), name)
-    assert getattr(resolve_settings(recipe, flags={base: "run/"}), name) != default
-    assert getattr(resolve_settings(recipe, [f"{base}=off"]), name) != default  # as to measure what it is good for
+    assert getattr(resolve_settings(recipe, {base: "run/"}), name) != default
+    assert getattr(resolve_settings(recipe, {base: None}), name) != default  # as to measure what it is good for
     assert getattr(resolve_settings(on_top), name) != default
-    assert getattr(resolve_settings(sets=[f"{name}={default if default else 'off'}"]), name) == default
+    assert getattr(resolve_settings(settings={name: default}), name) == default
 
 
 def test_a_run_that_did_without_is_a_recipe_too(tmp_path: Path) -> None:
-    settings = resolve_settings("miil-kd", ["kd_weight=3", "teacher=off"])
+    settings = resolve_settings("miil-kd", {"kd_weight": 3, "teacher": None})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run_config(settings, {}, world_size=1)))
     assert resolve_settings(str(path)) == settings
     with pytest.raises(ValueError, match="there is no teacher"):
-        resolve_settings(str(path), ["kd_weight=5"])
+        resolve_settings(str(path), {"kd_weight": 5})
 
 
 def test_a_recipe_that_extends_itself_ends(write: Write) -> None:
@@ -121,7 +122,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
 
 
 def test_a_runs_configuration_is_a_recipe(tmp_path: Path) -> None:
-    settings = resolve_settings("modern", ["lr=0.125", "milestones=[0.5]", "trackers=off"])
+    settings = resolve_settings("modern", {"lr": 0.125, "milestones": [0.5], "trackers": []})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run_config(settings, {"num_train": 9}, world_size=2)))
     assert resolve_settings(str(path)) == settings

@@ -16,10 +16,10 @@ from in21k.datapipe import create_loader
 from in21k.datapipe.augment.mixup import MixSettings, create_mix
 from in21k.shards import ShardSet
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.distill import Teacher
-from in21k.training.job import Stopped
-from in21k.training.start import create_network
+from in21k.training.init_weights import create_network
+from in21k.training.run import Stopped
 
 from .watched_runs import Watcher, assert_equal_runs, signal_at
 
@@ -62,7 +62,7 @@ def train_on_shards(shards: ShardSet, folder: Path, settings: TrainSettings, pro
 
     loader, val_loader = open_split("train"), open_split("val")
     try:
-        return train(
+        return train_model(
             model=create_network(settings, shards.tree.wnids),
             loader=loader,
             val_loader=val_loader,
@@ -119,7 +119,9 @@ def test_what_the_loader_mixing_the_teacher_and_validation_draw_changes_no_step(
     )
     trained = make_model(dropout=0)
     alone = replace(settings, teacher=None, accumulate=1, epochs=20)
-    train(model=trained, loader=make_loader(), val_loader=None, tree=tree, settings=alone, folder=tmp_path / "teacher")
+    train_model(
+        model=trained, loader=make_loader(), val_loader=None, tree=tree, settings=alone, folder=tmp_path / "teacher"
+    )
 
     def run(name: str, draw: Callable[[], object]) -> Path:
         def mix(images: Tensor, labels: Tensor, epoch: int, batch: int) -> Any:
@@ -149,7 +151,7 @@ def test_what_the_loader_mixing_the_teacher_and_validation_draw_changes_no_step(
         teacher = Teacher(
             DrawingTeacher(), name="trained", outputs=torch.arange(6), mean_std=plain, student_mean_std=plain
         )
-        train(
+        train_model(
             model=make_model(dropout=0.3),
             loader=DrawingLoader(8),
             val_loader=DrawingLoader(40),

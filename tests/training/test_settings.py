@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from in21k.training import TrainSettings, resolve_settings
+from in21k.training.recipes import parse_sets
 from in21k.training.settings import setting_kinds, setting_meanings
 
 # DESIGN.md, section 4: the names that `--set` and recipes use.
@@ -61,7 +62,7 @@ def test_without_a_recipe_the_defaults_are_the_papers() -> None:
     ],
 )
 def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object) -> None:
-    found = getattr(resolve_settings(sets=[text]), name)
+    found = getattr(resolve_settings(settings=parse_sets([text])), name)
     assert found == value
     assert type(found) is type(value)
 
@@ -97,14 +98,14 @@ def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object
         (["model_args={num_classes: 5}"], "wanted neither num_classes nor in_chans, which come from the data"),
         (["milestones=0.5"], "milestones is 0.5; wanted a list"),
         (["milestones=[soon]"], "milestones is 'soon'; wanted a number"),
-        (["lr=0.1", "lr=0.2"], "lr is asked for twice, as 0.1 and as 0.2"),
+        (["lr=0.1", "lr=0.2"], "lr is given twice, as 0.1 and as 0.2"),
         (["optimizer=adamm"], "optimizer is 'adamm'; wanted adam, adamw, sgd, or another of timm's; nearest: adam"),
         (["optimizer=adahessian"], "optimizer is 'adahessian'"),
     ],
 )
 def test_a_wrong_set_is_refused_with_what_was_wanted(sets: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        resolve_settings(sets=sets)
+        resolve_settings(settings=parse_sets(sets))
 
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from conftest import MemoryLoader, small_data, small_model, small_tree
 
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.distributed import join_ranks
 
 folder, (batch_size, last_seed, killed_at) = Path(sys.argv[1]), map(int, sys.argv[2:])
@@ -60,7 +60,7 @@ with join_ranks("cpu") as ranks:
         trackers=[],
     )
     try:
-        train(
+        train_model(
             # The draws of dropout differ between ranks, as they should: only a curve of two ranks has them.
             model=small_model(dropout=0.1 if killed_at != -1 else 0),
             loader=Training(images, labels, batch_size, ranks.rank, ranks.world_size),

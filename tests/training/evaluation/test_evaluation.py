@@ -15,7 +15,7 @@ from torch import nn
 
 from in21k.models import create_model
 from in21k.shards.tree import SemanticTree
-from in21k.training import SemanticAccuracy, TrainSettings, evaluate, load_run, train
+from in21k.training import SemanticAccuracy, TrainSettings, evaluate, load_run, train_model
 from in21k.training.inference.picture import draw_prediction
 from in21k.training.inference.predict import Describer, LabelDescriber
 from in21k.training.metrics import commonest
@@ -36,7 +36,7 @@ class Fixed(nn.Module):
 def finished(tree: SemanticTree, make_loader: Any, settings: TrainSettings, run_path: Path) -> Path:
     """The folder of a finished run of a real architecture."""
     settings = replace(settings, model="resnet10t", epochs=2, batch_size=48, model_args={"drop_rate": 0.1})
-    train(
+    train_model(
         model=create_model("resnet10t", num_classes=6, drop_rate=0.1),
         loader=make_loader(batch_size=48),
         val_loader=make_loader(batch_size=48),

@@ -20,7 +20,7 @@ from PIL import Image
 from in21k.models import create_model
 from in21k.models.export import save_weights, timm_config
 from in21k.shards.tree import SemanticTree
-from in21k.training import Classifier, TrainSettings, extract_features, load_model, load_run, open_model, train
+from in21k.training import Classifier, TrainSettings, extract_features, load_model, load_run, open_model, train_model
 from in21k.training.inference.predict import Describer, LabelDescriber
 from in21k.training.inference.reading import Source, read_batches
 from in21k.training.losses.multilabel import multi_hot
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model="resnet10t", image_size=16, batch_size=48, epochs=1, lr=0.02, ema=0.5, normalize="imagenet", trackers=[]
     )
     torch.manual_seed(0)
-    train(
+    train_model(
         model=create_model("resnet10t", num_classes=6),
         loader=MemoryLoader(*small_data(), 48),
         val_loader=MemoryLoader(*small_data(), 48),
@@ -60,7 +60,7 @@ def train_to_labels(path: Path, loss: str, *, several: bool) -> Path:
         model="resnet10t", image_size=16, batch_size=48, epochs=1, lr=0.02, loss=loss, label_smoothing=0.0, trackers=[]
     )
     torch.manual_seed(0)
-    train(
+    train_model(
         model=create_model("resnet10t", num_classes=5 if several else 6),
         loader=MemoryLoader(*small_data(), 48),
         val_loader=None,

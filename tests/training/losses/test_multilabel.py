@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.losses.create import check_loss, create_loss
 from in21k.training.losses.multilabel import MultiLabelLoss, multi_hot
 
@@ -115,7 +115,7 @@ def test_a_run_learns_labels_and_keeps_the_best_by_map(
     def train_on() -> Any:
         torch.manual_seed(0)
         body = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        return train(
+        return train_model(
             model=nn.Sequential(*body, nn.Linear(8, 5)),
             loader=make_loader(),
             val_loader=make_loader(batch_size=48),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from in21k.shards.tree import SemanticTree
-from in21k.training import TrainSettings, train
+from in21k.training import TrainSettings, train_model
 from in21k.training.features.feature_map import flatten, share_alike
 from in21k.training.inference.heat_maps import heat_maps
 from in21k.training.runs.run_log import read_log, thin
@@ -27,7 +27,7 @@ from in21k.training.runs.run_record import read_record, telling_settings
 @pytest.fixture
 def finished(tree: SemanticTree, make_loader: Any, make_model: Any, settings: TrainSettings, run_path: Path) -> Path:
     """A finished run of three epochs of 6 steps with a moving average."""
-    train(
+    train_model(
         model=make_model(),
         loader=make_loader(),
         val_loader=make_loader(),

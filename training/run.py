@@ -21,6 +21,7 @@ from ..shards.tree import SemanticTree
 from .distill import Teacher, self_test
 from .distributed import Ranks
 from .evaluation.multilabel import evaluate_labels
+from .init_weights import check_network
 from .logs import check_trackers, open_logs
 from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
 from .losses.create import create_distillation, create_loss
@@ -38,7 +39,6 @@ from .runs.run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network
 from .schedule import count_steps
 from .settings import TrainSettings
 from .signals import StopRequests
-from .start import check_network
 from .tracker import NonFiniteLossError, Progress, Tracker
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Stopped:
     num_steps: int
 
 
-def train(
+def train_model(
     *,
     model: nn.Module,
     loader: Loader,

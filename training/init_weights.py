@@ -1,4 +1,4 @@
-"""The weights that a run begins with: another run's, a checkpoint's, a file's, or published ones by timm's name."""
+"""Initial weights: those of another run, a checkpoint or a file, or published ones by their name in timm."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetenso
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a run begins with.
+class InitWeights:
+    """Weights that a run starts from.
 
-    name:     as it was asked for.
-    opened:   the network whose weights they are; None: a file of weights alone.
-    settings: what it was trained with that a run which begins with it does best to share: model, model_args, normalize.
+    name:     the setting `init`.
+    opened:   the network that they belong to; None: a file of weights alone.
+    settings: settings of their training that a run should share: model, model_args, normalize.
     """
 
     name: str
@@ -39,44 +39,46 @@ class Start:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def open_start(name: str) -> Start:
+def load_init(name: str) -> InitWeights:
     """Open what `init` names.
 
-    It is a run's folder or a checkpoint of one (then the moving average, where there is one), a run's file of weights,
-    a folder that timm opens, a timm model with pretrained weights, or a file of weights alone.
+    That is a run's folder or a checkpoint of one (with EMA on, the moving average), a run's file of weights, a folder
+    that timm opens, a timm model with pretrained weights, or a file of weights alone.
 
-    Raises ValueError where it is none of these, or cannot be had.
+    Raises ValueError for anything else, and where the weights cannot be read or downloaded.
     """
     path = Path(name)
     if path.is_file() and path.name in _OF_RUN and (path.parent / "config.yaml").is_file():
         opened = open_model(path.parent, _OF_RUN[path.name])
     elif path.is_file() and not _is_checkpoint(path):
-        return Start(name=name)
+        return InitWeights(name=name)
     else:
         opened = open_model(name, "ema-or-last")
     if opened.run is not None:
-        own = opened.run.settings
-        taken = {"model": own.model, "model_args": own.model_args, "normalize": own.normalize}
-        return Start(name=name, opened=opened, settings=taken)
+        run = opened.run.settings
+        shared = {"model": run.model, "model_args": run.model_args, "normalize": run.normalize}
+        return InitWeights(name=name, opened=opened, settings=shared)
     normalize = short_normalize((opened.mean, opened.std))
-    return Start(name=name, opened=opened, settings={"model": opened.name.partition(".")[0], "normalize": normalize})
+    return InitWeights(
+        name=name, opened=opened, settings={"model": opened.name.partition(".")[0], "normalize": normalize}
+    )
 
 
-def check_start(settings: TrainSettings, start: Start | None = None, world_size: int = 1) -> None:
-    """Raise ValueError where no training of these settings can begin, whatever the classes are.
+def check_init(settings: TrainSettings, init: InitWeights | None = None, world_size: int = 1) -> None:
+    """Raise ValueError where no training with these settings can begin, whatever the classes are.
 
-    What takes long before it, as packing images does, asks here first; see `create_network` and `check_network`.
+    Call it before long work such as packing images; see `create_network` and `check_network`.
     """
     with torch.random.fork_rng(devices=[]):
-        network, _ = _begin(replace(settings, init_head="drop"), ("one", "another"), start)
+        network, _ = _begin(replace(settings, init_head="drop"), ("one", "another"), init)
     check_network(network, settings, 2, world_size)
 
 
 def check_network(network: nn.Module, settings: TrainSettings, num_outputs: int, world_size: int = 1) -> None:
-    """Have a network answer two images of settings.image_size, before anything is written.
+    """Run a network on two images of settings.image_size, before anything is written.
 
-    Raises ValueError where it takes none, gives no logits (2, num_outputs), or has a batch norm that sees a single
-    value of a channel in the batches of training.
+    Raises ValueError where it does not take them, where its output is not logits (2, num_outputs), or where a batch
+    norm would see a single value of a channel in the batches of training.
     """
     assert settings.image_size is not None
     trial = try_images(
@@ -90,39 +92,40 @@ def check_network(network: nn.Module, settings: TrainSettings, num_outputs: int,
     trial.check_batch(settings.batch_size * (world_size if settings.sync_bn else 1))
 
 
-def create_network(settings: TrainSettings, wnids: Sequence[str], start: Start | None = None) -> nn.Module:
-    """Build the network that the settings name for classes, on the CPU, with the weights of `start`, or random ones.
+def create_network(settings: TrainSettings, wnids: Sequence[str], init: InitWeights | None = None) -> nn.Module:
+    """Build the network of the settings for classes, on the CPU, with the weights of `init`, or random ones.
 
-    start: of settings.init; the log says what of it fitted, and whether its images were normalised in another way.
+    init: of settings.init; the log reports which of its weights fit, and whether it was trained with another
+          normalisation.
 
     Raises ValueError where its weights hardly fit (see `load_weights`), unless settings.init_partial.
     """
-    network, report = _begin(settings, wnids, start)
+    network, report = _begin(settings, wnids, init)
     if report:
         log.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
-    opened = start and start.opened
-    if start and opened and (opened.mean, opened.std) != mean_std(settings.normalize):
-        theirs = short_normalize((opened.mean, opened.std))
+    opened = init and init.opened
+    if init and opened and (opened.mean, opened.std) != mean_std(settings.normalize):
+        own = short_normalize((opened.mean, opened.std))
         log.warning(
-            "%s: these weights were trained with normalize %s, and this run trains with %s; --set 'normalize=%s' takes "
-            "theirs",
-            *(start.name, theirs, settings.normalize, theirs),
+            "%s: these weights were trained with normalize %s, and this run trains with %s; give --set 'normalize=%s' "
+            "to train as they were",
+            *(init.name, own, settings.normalize, own),
         )
     return network
 
 
 def _begin(
-    settings: TrainSettings, wnids: Sequence[str], start: Start | None
+    settings: TrainSettings, wnids: Sequence[str], init: InitWeights | None
 ) -> tuple[nn.Module, WeightsReport | None]:
-    """Return the network, and what became of the weights of `start`."""
+    """Return the network, and a report on the weights of `init`."""
     network = create_model(settings.model, len(wnids), **settings.model_args)
-    if start is None:
+    if init is None:
         return network, None
-    opened, slices = start.opened, settings.init_head == "slice"
+    opened, slices = init.opened, settings.init_head == "slice"
     if opened is None:
         return network, load_weights(
             network,
-            start.name,
+            init.name,
             head=settings.init_head,
             wnids=wnids if slices else None,
             partial=settings.init_partial,
@@ -130,7 +133,7 @@ def _begin(
     return network, fit_weights(
         network,
         opened.model.state_dict(),
-        Path(start.name),
+        Path(init.name),
         head=settings.init_head,
         wnids=wnids,
         # What nobody knows is not these classes, but may have as many as a known label space, to be sliced.
