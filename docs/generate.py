@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 DOCS = Path(__file__).parent
-FOLDERS = ("shards", "preprocess", "datapipe", "models", "training")
+FOLDERS = ("shards", "preprocess", "datapipe", "models", "training", "training.jobs")
 WIDTH = 100  # columns of a help text
 CLI_HEAD = """# Commands
 

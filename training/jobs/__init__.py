@@ -5,6 +5,6 @@ They print nothing: progress goes to callbacks, warnings to the log, and results
 
 from .finetune_data import Packing
 from .finetune_job import finetune, pack_images, plan_finetuning
-from .train_job import Callbacks, plan_training, train
+from .train_job import plan_training, train
 
-__all__ = ["Callbacks", "Packing", "finetune", "pack_images", "plan_finetuning", "plan_training", "train"]
+__all__ = ["Packing", "finetune", "pack_images", "plan_finetuning", "plan_training", "train"]

@@ -26,7 +26,7 @@ from ..runs.run_folder import RunFolder
 from ..settings import TrainSettings
 from .finetune_data import Packing, describe_data, is_finished_data, open_finished, pack_data
 from .plan import PlannedData, make_plan, plan_memory
-from .train_job import Callbacks, Labels, Line, TrainJob, checked_device, ignore
+from .train_job import Callbacks, Labels, Line, TrainJob, checked_device
 
 DEFAULT_SIZE = 224  # of images, where neither settings nor weights name one
 
@@ -41,11 +41,11 @@ def finetune(
     packing: Packing | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    on_pack: Watch = lambda _: nullcontext(ignore_progress),
-    on_plan: Callable[[dict[str, Any]], None] = ignore,
-    on_start: Callable[[int, int], None] = ignore,
-    on_step: Callable[[Line], None] = ignore,
-    on_validation: Callable[[Line], None] = ignore,
+    on_pack: Watch | None = None,
+    on_plan: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Line], None] | None = None,
+    on_validation: Callable[[Line], None] | None = None,
 ) -> dict[str, Any] | Stopped:
     """Train a network on other data from the weights of `init`, as `in21k finetune` does; returns as `jobs.train`.
 
@@ -93,7 +93,7 @@ def pack_images(
     settings: Mapping[str, object] | None = None,
     packing: Packing | None = None,
     overwrite: bool = False,
-    on_pack: Watch = lambda _: nullcontext(ignore_progress),
+    on_pack: Watch | None = None,
 ) -> LabelledSet:
     """Pack the images of a fine-tuning into shards, and train nothing; the arguments are those of `finetune`.
 
@@ -126,11 +126,12 @@ class _Finetuning:
         """The folder for images packed into shards."""
         return self.packing.out or self.out.with_name(f"{self.out.name}-data")
 
-    def open_images(self, on_pack: Watch = lambda _: nullcontext(ignore_progress)) -> LabelledSet:
+    def open_images(self, on_pack: Watch | None = None) -> LabelledSet:
         """Open the shards, which images are first packed into."""
         if self.images is None:
             return open_finished(self.data)
-        return pack_data(self.images, self.data_out, self.packing, on_pack, overwrite=self.overwrite)
+        watch = on_pack or (lambda _: nullcontext(ignore_progress))
+        return pack_data(self.images, self.data_out, self.packing, watch, overwrite=self.overwrite)
 
     def train_job(self, images: LabelledSet) -> TrainJob:
         """Return the training on these shards."""

@@ -29,23 +29,22 @@ from .plan import PlannedData, make_plan, plan_memory
 Line = Mapping[str, Any]
 
 
-def ignore(*_: object) -> None:
-    """Do nothing: the callback of whoever watches nothing."""
+def _ignore(*_: object) -> None:
+    pass
 
 
-class Callbacks(NamedTuple):
-    """Who watches a training; they are called on rank 0 only.
+class Callbacks:
+    """The callbacks of a training, of which each may be None; see `train`."""
 
-    on_plan:       before it begins, with its plan (see `plan_training`).
-    on_start:      with the steps that an earlier process of this run has done, and those of the whole run.
-    on_step:       after each step, with its line of log.jsonl: step, epoch, loss, lr, images_per_s, ...
-    on_validation: after each validation, with its line of log.jsonl: step, epoch, validation.
-    """
-
-    on_plan: Callable[[dict[str, Any]], None] = ignore
-    on_start: Callable[[int, int], None] = ignore
-    on_step: Callable[[Line], None] = ignore
-    on_validation: Callable[[Line], None] = ignore
+    def __init__(
+        self,
+        on_plan: Callable[[dict[str, Any]], None] | None,
+        on_start: Callable[[int, int], None] | None,
+        on_step: Callable[[Line], None] | None,
+        on_validation: Callable[[Line], None] | None,
+    ) -> None:
+        self.on_plan, self.on_start = on_plan or _ignore, on_start or _ignore
+        self.on_step, self.on_validation = on_step or _ignore, on_validation or _ignore
 
 
 class Labels(NamedTuple):
@@ -65,10 +64,10 @@ def train(
     settings: Mapping[str, object] | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    on_plan: Callable[[dict[str, Any]], None] = ignore,
-    on_start: Callable[[int, int], None] = ignore,
-    on_step: Callable[[Line], None] = ignore,
-    on_validation: Callable[[Line], None] = ignore,
+    on_plan: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Line], None] | None = None,
+    on_validation: Callable[[Line], None] | None = None,
 ) -> dict[str, Any] | Stopped:
     """Train a network on shards, as `in21k train` does, and return the content of metrics.json.
 
@@ -78,7 +77,13 @@ def train(
     recipe:    a recipe by name (`in21k config list`), or a YAML file of settings.
     settings:  by name, over the recipe: `{"model": "resnet50", "epochs": 10}`; see `TrainSettings`.
     device:    `cuda` or `cpu`; None: the GPU where there is one. Under torchrun every rank calls this function.
-    on_...:    callbacks, called on rank 0 only; see `Callbacks`.
+
+    Callbacks, called on rank 0 only:
+
+    on_plan:       before the first step, with what `plan_training` returns, the memory excepted.
+    on_start:      with the number of steps that the run has already done, and the number it will have at its end.
+    on_step:       after each step, with its line of log.jsonl: step, epoch, loss, lr, images_per_s, ...
+    on_validation: after each validation, with its line of log.jsonl: step, epoch, validation.
 
     Returns `Stopped` where SIGTERM or SIGUSR1 stopped the run; the same call resumes it. Raises ValueError where data,
     settings and folder do not fit together, and where the loss becomes NaN or infinite.
