@@ -165,7 +165,7 @@ def test_shards_and_a_file_of_weights(trained: Path, shards: Path, tmp_path: Pat
     asked = ("finetune", "--init", alone, "--data", shards, *words(tmp_path / "run", max_steps=1))
     refused = run(*asked)
     assert refused.exit_code == 2
-    assert "holds weights alone; say by --model whose they are" in refused.stderr
+    assert "holds weights alone; name their network by --model" in refused.stderr
     assert run_json(*asked, "--model", "resnet10t")["num_steps"] == 1
     assert not (tmp_path / "run-data").exists()
 
@@ -276,7 +276,7 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
     assert f"2 of {len(lines) + 2} images listed do not exist (the first: " in caplog.text
     assert result.exit_code == 0
     result = run("finetune", "--init", trained, "--data", none, *asked)
-    assert "none of the images listed is there (the first: " in result.stderr
+    assert "none of the listed images exists (the first: " in result.stderr
     assert result.exit_code == 2
 
 
@@ -286,10 +286,10 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
         (["--data", "nothing"], "nothing: does not exist; wanted shards, class folders"),
         (["--data", "torchvision:MNIST"], "wanted torchvision:NAME:FOLDER"),
         (["--data", "{images}/train.txt", "--val-data", "{images}/val.txt"], "wanted --loss asymmetric or --loss bce"),
-        (["--data", "{images}/folders", "--model", "resnet18"], "is a resnet10t, and --model resnet18 was asked for"),
-        (["--data", "{images}/train.txt", "--val-share", "1"], "--val-share is 1.0; wanted a part of the images"),
-        (["--data", "{images}/train.txt", "--val-share", "nan"], "--val-share is nan; wanted a part of the images"),
-        (["--data", "{images}/train.txt", "--max-reject-rate", "1.5"], "--max-reject-rate is 1.5; wanted a part"),
+        (["--data", "{images}/folders", "--model", "resnet18"], "is a resnet10t, and --model resnet18 was given"),
+        (["--data", "{images}/train.txt", "--val-share", "1"], "--val-share is 1.0; wanted a share of the images"),
+        (["--data", "{images}/train.txt", "--val-share", "nan"], "--val-share is nan; wanted a share of the images"),
+        (["--data", "{images}/train.txt", "--max-reject-rate", "1.5"], "--max-reject-rate is 1.5; wanted a share"),
         (["--data", "{images}/folders", "--val-share", "0.1"], "a share of 0.1 to hold back was given too"),
         (["--data", "torchvision:MNIST:{images}", "--val-share", "0.1"], "without --val-data and --val-share"),
         (["--data", "{shards}", "--pack-only"], "are shards, with their own split"),
