@@ -24,6 +24,10 @@ from in21k.cli.report.markup import brief, byte_size, embedded_json, percent, pr
 from in21k.cli.report.prepared.numbers import Histogram, count_images, reject_reasons
 from in21k.cli.report.prepared.render import MAX_IMAGES, FolderReport, render_prepared
 from in21k.cli.report.prepared.sheet import THUMBNAIL_PIXELS, contact_sheet
+from in21k.preprocess.classes.select import SelectSettings
+from in21k.preprocess.images.image import ImageSettings
+from in21k.preprocess.run import prepare
+from in21k.preprocess.sources.open import open_raw_tar
 from in21k.shards.class_table import write_class_table
 from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.files.atomic import read_json, write_json
@@ -34,6 +38,16 @@ HOSTILE = (
     "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\"'&\N{RIGHT-TO-LEFT OVERRIDE}"
 )
 VOID = {"img", "input", "meta", "br"}
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, raw_archive: Path, select: SelectSettings, image_settings: ImageSettings
+) -> PreparedSet:
+    """The prepared data set of `raw_archive`, opened; the other tests of commands want its folder."""
+    return prepare(
+        open_raw_tar(raw_archive), tmp_path_factory.mktemp("set") / "out", select=select, image=image_settings
+    )
 
 
 class Tags(HTMLParser):
