@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ..shards.dataset import ShardSet, ShardSplit, open_dataset
+from ..shards.normalize import Normalize
 from .loader import Loader, LoaderSettings
-from .pixels import Normalize
 from .planned_loader import PlannedLoader
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..shards.files.parallel import default_workers
+from ..shards.normalize import Normalize, mean_std
 from .augment.policy import AUGMENTATIONS, AugmentPolicy
 from .batch import LoaderBatch
-from .pixels import Normalize, mean_and_deviation
 from .to_device import one_ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -87,7 +87,7 @@ class LoaderSettings:
         if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; wanted 0 to 1")
         if self.normalize is not None:
-            mean_and_deviation(self.normalize)  # which checks it
+            mean_std(self.normalize)  # which checks it
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype}; known: {', '.join(map(str, DTYPES))}")
         if self.dtype == torch.uint8 and self.normalize is not None:

@@ -12,53 +12,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]  # per RGB channel of pixels in 0..1
-MEAN_STD: dict[str, MeanStd] = {
-    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+from ..shards.normalize import mean_std
+
 # What timm needs of an architecture's own entry to give it another head or other input channels later.
 _ARCHITECTURE_KEYS = ("first_conv", "classifier", "fixed_input_size")
-
-
-def mean_std(normalize: str | Sequence[Any]) -> MeanStd:
-    """Return the mean and the standard deviation of each channel.
-
-    normalize: `unit`, `imagenet`, or the pair of them, each a number or one for each channel.
-
-    Raises ValueError for anything else.
-
-    >>> mean_std([0.5, [0.25, 0.25, 0.2]])
-    ((0.5, 0.5, 0.5), (0.25, 0.25, 0.2))
-    """
-    if isinstance(normalize, str) and normalize in MEAN_STD:
-        return MEAN_STD[normalize]
-    try:
-        mean, std = (_of_channels(each) for each in normalize)
-    except (TypeError, ValueError):  # no pair, no numbers, or not three
-        pass
-    else:
-        if all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std):
-            return mean, std
-    raise ValueError(
-        f"normalize is {normalize!r}; wanted {', '.join(MEAN_STD)} or [mean, deviation] of pixels in 0..1 "
-        "(mean 0 to 1, deviation more than 0 and at most 1), each a number or three"
-    )
-
-
-def short_normalize(mean_and_std: MeanStd) -> str | list[Any]:
-    """Return the shortest `normalize` of which `mean_std` makes these numbers.
-
-    >>> short_normalize(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), short_normalize(((0.5, 0.5, 0.5), (0.3, 0.3, 0.2)))
-    ('unit', [0.5, [0.3, 0.3, 0.2]])
-    """
-    names = {numbers: name for name, numbers in MEAN_STD.items()}
-    return names.get(mean_and_std) or [each[0] if len(set(each)) == 1 else list(each) for each in mean_and_std]
-
-
-def _of_channels(value: Any) -> tuple[float, float, float]:
-    red, green, blue = value if isinstance(value, (list, tuple)) else [value] * 3
-    return float(red), float(green), float(blue)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

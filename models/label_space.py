@@ -1,29 +1,15 @@
-"""Which classes the outputs of published ImageNet-21K networks stand for, and where a data set's classes are in them.
-
-The lists are timm's package data. All are of WordNet 3.0, so one class has one wnid in each of them.
-"""
+"""Which classes the outputs of a network stand for, and which outputs are the classes of a data set."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
 from torch import Tensor, nn
 
-# Number of outputs -> the name of the label space, and timm's list of its wnids. No space has a background class: what
-# 21,842 and 21,843 have over fall11's 21,841 are classes of other releases (n04399382; n03931044 and n09859684).
-_LISTS = {
-    1_000: ("in1k", "imagenet_synsets.txt"),
-    10_450: ("winter21p", "imagenet21k_miil_w21_synsets.txt"),
-    11_221: ("fall11p", "imagenet21k_miil_synsets.txt"),
-    11_821: ("in12k", "imagenet12k_synsets.txt"),
-    21_841: ("fall11", "imagenet22k_synsets.txt"),
-    21_842: ("fall11-ms", "imagenet22k_ms_synsets.txt"),  # begins with ImageNet-1K's classes
-    21_843: ("fall11-goog", "imagenet21k_goog_synsets.txt"),
-}
+from ..shards.label_spaces import LABEL_SPACES, label_space_wnids
 
 
 @dataclass(frozen=True)
@@ -80,14 +66,14 @@ def class_map(space: LabelSpace, wnids: Sequence[str]) -> Tensor:
 
 def known_label_spaces() -> dict[int, str]:
     """Return the name of each known label space by its number of classes."""
-    return {num_classes: name for num_classes, (name, _) in _LISTS.items()}
+    return {space.num_classes: name for name, space in LABEL_SPACES.items()}
 
 
 @functools.cache
 def _read(num_classes: int) -> LabelSpace:
-    if num_classes not in _LISTS:
-        known = ", ".join(f"{number:,} ({name})" for number, (name, _) in _LISTS.items())
+    names = known_label_spaces()
+    if num_classes not in names:
+        known = ", ".join(f"{number:,} ({name})" for number, name in names.items())
         raise ValueError(f"no label space of {num_classes:,} classes is known; wanted {known}, or a list of the wnids")
-    name, file = _LISTS[num_classes]
-    text = (files("timm.data") / "_info" / file).read_text(encoding="utf-8")
-    return LabelSpace(name, tuple(text.split()))
+    name = names[num_classes]
+    return LabelSpace(name, tuple(label_space_wnids(name)))

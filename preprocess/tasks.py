@@ -20,6 +20,7 @@ from ..shards.dataset import SPLITS
 from ..shards.files.atomic import naming, read_json, write_json
 from ..shards.files.parallel import working_on
 from ..shards.manifest import STORED, TableWriter, pc
+from ..shards.members import IMAGE
 from ..shards.sample import checksum
 from ..shards.writer import TarWriter
 from .classes.select import Chosen, NameList, SelectSettings, check_training_images, split_members
@@ -316,7 +317,7 @@ def _write_splits(job: Job, wnid: str, images: Iterable[_Ready]) -> Iterator[dic
                     "class_index": 0,  # known once every class is
                     "split": split,
                     "archive": path,
-                    "offset": writer.add(f"{chosen.key}.jpg", stored.data),
+                    "offset": writer.add(f"{chosen.key}.{IMAGE}", stored.data),
                     "num_bytes": len(stored.data),
                     "source_name": chosen.name,
                     "checksum": checksum(stored.data),
@@ -367,7 +368,7 @@ def _chunk_rows(task: ChunkTask, spool: TarWriter) -> Iterator[dict[str, Any]]:
             name = f"{wnid}/{readable(member.name)}"
             try:
                 stored = job.stored(name, next(raws), member.num_bytes, excluded, guarded=task.guarded)
-                offset = spool.add(f"{number}.jpg", stored.data)
+                offset = spool.add(f"{number}.{IMAGE}", stored.data)
                 row |= stored._asdict() | {"offset": offset, "num_bytes": len(stored.data)}
                 del row["data"]
             except RejectedImageError as error:

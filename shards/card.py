@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .members import describe_members
 from .tree import SemanticTree
 
 _CARD = """\
@@ -22,7 +23,7 @@ configs:
 |---|---|---|---|
 {splits}
 
-Each sample is `<key>.cls` (class index in ASCII) and `<key>.jpg`; a key begins with the class's wnid. `classes.parquet`
+Each sample is {members}; a key begins with the class's wnid. `classes.parquet`
 lists the classes, `manifest.parquet` every image with its origin and checksum, `tree.json` the semantic tree
 ({num_levels} levels; classes per level {levels}).
 
@@ -53,6 +54,7 @@ def render_card(info: dict[str, Any], tree: SemanticTree) -> str:
             f"| {split} | {count['num_samples']:,} | {len(info['shards'][split]):,} | {count['num_bytes']:,} |"
             for split, count in counts.items()
         ),
+        members=describe_members(),
         num_levels=len(tree.classes_by_level),
         levels=", ".join(str(len(classes)) for classes in tree.classes_by_level),
         settings="\n".join(f"- {key}: {value}" for key, value in info["images"].items() if key != "source"),

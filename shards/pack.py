@@ -21,6 +21,7 @@ from .files.parallel import OnProgress, Progress, ignore_progress, run_tasks, wo
 from .files.record import VERSION, record_files
 from .index import index_path
 from .manifest import SHARDED, STORED, TableWriter, check_labels, checksum_numbers, num_rows, read_row_groups
+from .members import IMAGE, ROW_MEMBERS, member_columns
 from .reader import FileCache
 from .sample import Sample, checksum
 from .shuffle import permutation
@@ -107,9 +108,10 @@ class ShardPlan:
 
     def offsets(self, shard: PlannedShard) -> NDArray[np.int64]:
         """Return where the data of each image begins in a shard."""
-        # A sample is a header and a block for `.cls`, a header and the padded image for `.jpg`.
-        sizes = 3 * BLOCK_BYTES + -(-self.num_bytes[self.rows(shard)].astype(np.int64) // BLOCK_BYTES) * BLOCK_BYTES
-        return np.cumsum(sizes) - sizes + 3 * BLOCK_BYTES
+        # A sample is a header and a block for each row member, then a header and the padded image.
+        before = (2 * len(ROW_MEMBERS) + 1) * BLOCK_BYTES
+        sizes = before + -(-self.num_bytes[self.rows(shard)].astype(np.int64) // BLOCK_BYTES) * BLOCK_BYTES
+        return np.cumsum(sizes) - sizes + before
 
 
 def plan_shards(prepared: PreparedSet, settings: ShardSettings) -> ShardPlan:
@@ -141,9 +143,9 @@ def plan_shards(prepared: PreparedSet, settings: ShardSettings) -> ShardPlan:
 
 
 class ManifestLocations:
-    """Where the prepared images lie: 16 bytes an image.
+    """Locations of the prepared images, 16 bytes each, and the values that their row members are made from.
 
-    The rows of an archive follow one another in the manifest, so that of archive and class their runs are enough.
+    Archive and values are run-length encoded, as the rows of a class follow one another in the manifest.
     """
 
     def __init__(self, prepared: PreparedSet) -> None:
@@ -153,32 +155,32 @@ class ManifestLocations:
         self.checksums = np.empty(total, np.uint64)
         self._starts: list[int] = []
         self._archives: list[str] = []
-        self._labels: list[int] = []
+        self._values: list[tuple[Any, ...]] = []
         start = 0
-        columns = ["archive", "class_index", "offset", "checksum"]
+        columns = ["archive", "offset", "checksum", *member_columns()]
         for rows in read_row_groups(path, columns, as_dictionary=["archive"]):
             stop = start + rows.num_rows
             self.offsets[start:stop] = rows["offset"].to_numpy()
             self.checksums[start:stop] = checksum_numbers(rows["checksum"], path)
-            labels, archives = rows["class_index"].to_numpy(), rows["archive"].combine_chunks()
-            check_labels(labels, num_classes, path)
+            check_labels(rows["class_index"].to_numpy(), num_classes, path)
+            archives = rows["archive"].combine_chunks()
             for name in archives.dictionary.to_pylist():
                 archive_name(name, str(path))
-            self._add_runs(start, archives, labels)
+            values = [rows[column].combine_chunks().dictionary_encode() for column in member_columns()]
+            self._add_runs(start, archives, values)
             start = stop
 
-    def _add_runs(self, start: int, archives: pa.DictionaryArray, labels: NDArray[np.int32]) -> None:
-        numbers, names = archives.indices.to_numpy(), archives.dictionary.to_pylist()
-        changes = (np.diff(numbers) != 0) | (np.diff(labels) != 0)
+    def _add_runs(self, start: int, archives: pa.DictionaryArray, values: list[pa.DictionaryArray]) -> None:
+        changes = np.any([np.diff(column.indices.to_numpy()) for column in (archives, *values)], axis=0)
         begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
         self._starts += (start + begins).tolist()
-        self._archives += [names[number] for number in numbers[begins].tolist()]
-        self._labels += labels[begins].tolist()
+        self._archives += archives.take(pa.array(begins)).to_pylist()
+        self._values += zip(*(column.take(pa.array(begins)).to_pylist() for column in values), strict=True)
 
-    def runs(self, rows: NDArray[np.int32]) -> tuple[list[str], list[int]]:
-        """Return archive and class index of each row."""
-        found = (np.searchsorted(self._starts, rows, side="right") - 1).tolist()
-        return [self._archives[run] for run in found], [self._labels[run] for run in found]
+    def runs(self, rows: NDArray[np.int32]) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Return for each row its archive, and the values that its row members are made from."""
+        runs = (np.searchsorted(self._starts, rows, side="right") - 1).tolist()
+        return [self._archives[run] for run in runs], [self._values[run] for run in runs]
 
 
 class ImageLocation(NamedTuple):
@@ -188,7 +190,7 @@ class ImageLocation(NamedTuple):
     offset: int
     num_bytes: int
     checksum: int
-    class_index: int
+    values: tuple[Any, ...]  # of the columns that row members are made from
 
 
 @dataclass(frozen=True)
@@ -220,14 +222,14 @@ def _read_sample(files: FileCache, folder: Path, stored: ImageLocation) -> Sampl
     data = files.read(path, stored.offset - BLOCK_BYTES, BLOCK_BYTES + stored.num_bytes)
     header, image = data[:BLOCK_BYTES], data[BLOCK_BYTES:]
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-    key = name.removesuffix(".jpg")
+    key = name.removesuffix(f".{IMAGE}")
     has_header = header == tar_header(name, stored.num_bytes)
     if not has_header or int(checksum(image), 16) != stored.checksum:
         which = f"image {key}" if has_header else f"the header before byte {stored.offset}"
         raise ValueError(
             f"{path}: {which} has other bytes than were written; `in21k verify --deep {folder}` lists all such"
         )
-    return Sample(key, image, stored.class_index)
+    return Sample(key, image, *stored.values)
 
 
 def pack(
@@ -307,12 +309,12 @@ def _is_done(shard: Path) -> bool:
 def _tasks(prepared: PreparedSet, out: Path, plan: ShardPlan, shards: list[PlannedShard]) -> Iterator[_ShardTask]:
     if not shards:
         return
-    lie = ManifestLocations(prepared)
+    locations = ManifestLocations(prepared)
     for shard in shards:
         rows = plan.rows(shard)
-        archives, labels = lie.runs(rows)
-        numbers = (column[rows].tolist() for column in (lie.offsets, plan.num_bytes, lie.checksums))
-        images = [ImageLocation(*image) for image in zip(archives, *numbers, labels, strict=True)]
+        archives, values = locations.runs(rows)
+        numbers = (column[rows].tolist() for column in (locations.offsets, plan.num_bytes, locations.checksums))
+        images = [ImageLocation(*image) for image in zip(archives, *numbers, values, strict=True)]
         yield _ShardTask(prepared.path, out / shard.name, images)
 
 

@@ -22,6 +22,7 @@ from .files.parallel import OnProgress, Progress, ignore_progress, run_tasks, wo
 from .files.record import DATASET_JSON
 from .index import IndexEntry, index_path, read_index, render_index
 from .manifest import REJECTS, num_rows, pc, read_row_groups, read_table
+from .members import IMAGE, ROW_MEMBERS, encode_row, member_columns
 from .pack import timm_info
 from .sample import MAX_KEY_BYTES, checksum
 from .tree import SemanticTree
@@ -33,7 +34,7 @@ TEXTS = {  # of the manifest, and what they look like
     "checksum": ("[0-9a-f]{16}", "16 hex digits"),
 }
 ROWS_AT_ONCE = 1 << 20  # of the manifest, with their keys; a hundred shards of 21K-P
-_COLUMNS = ["key", "class_index", "num_bytes", "width", "height", "checksum"]
+_COLUMNS = ["key", *member_columns(), "num_bytes", "width", "height", "checksum"]
 
 
 @dataclass(frozen=True)
@@ -289,16 +290,17 @@ def _check_members(task: _ArchiveTask, expected: dict[int, dict[str, Any]]) -> I
     last, row = next(reversed(expected.items()))
     if size != (wanted := last + padded(row["num_bytes"]) + 2 * BLOCK_BYTES):
         yield f"has {size} bytes; wanted {wanted} ({'is its end cut off?' if size < wanted else 'it goes on too far'})"
-    labels: dict[str, str] = {}
+    extensions = {member.extension for member in ROW_MEMBERS} if task.is_shard else set[str]()
+    contents: dict[tuple[str, str], bytes] = {}  # of row members, until their image comes
     try:
         with tarfile.open(task.path, "r:") as archive, task.path.open("rb") as file:
             for member in archive:
                 key, _, extension = member.name.partition(".")
                 if member.offset_data + member.size > size:
                     break  # its row stays awaited
-                if task.is_shard and extension == "cls":
+                if extension in extensions:
                     whole = _read_whole(file, member)
-                    labels[key] = whole[BLOCK_BYTES:][: member.size].decode("ascii", "replace")
+                    contents[key, extension] = whole[BLOCK_BYTES:][: member.size]
                     yield from _check_frame(member, whole)
                     continue
                 row = awaited.pop(member.offset_data, None)
@@ -306,8 +308,8 @@ def _check_members(task: _ArchiveTask, expected: dict[int, dict[str, Any]]) -> I
                     awaited_key = row["key"] if row else "nothing"
                     yield f"{member.name} at byte {member.offset_data}: the manifest has {awaited_key} there"
                     continue
-                if task.is_shard and labels.pop(key, None) != str(row["class_index"]):
-                    yield f"{key}.cls: does not hold the manifest's class index {row['class_index']}"
+                if task.is_shard:
+                    yield from _check_contents(row, contents)
                 if task.deep:
                     whole = _read_whole(file, member)
                     yield from _check_image(row, whole[BLOCK_BYTES:][: member.size])
@@ -318,6 +320,15 @@ def _check_members(task: _ArchiveTask, expected: dict[int, dict[str, Any]]) -> I
     except (tarfile.TarError, OSError, ValueError) as error:
         yield f"not readable as a tar to its end ({error})"
     yield from (f"{row['key']}: not there, at byte {at} (is the archive cut off?)" for at, row in awaited.items())
+
+
+def _check_contents(row: dict[str, Any], contents: dict[tuple[str, str], bytes]) -> Iterator[str]:
+    """Compare the row members of a sample with the manifest, and remove them from `contents`."""
+    for member in ROW_MEMBERS:
+        value = row[member.column]
+        if contents.pop((row["key"], member.extension), None) != member.encode(value):
+            column = member.column.replace("_", " ")
+            yield f"{row['key']}.{member.extension}: does not hold the manifest's {column} {value}"
 
 
 def _read_whole(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
@@ -350,11 +361,12 @@ def _check_image(row: dict[str, Any], data: bytes) -> Iterator[str]:
 
 
 def _index_entries(at: int, row: dict[str, Any]) -> list[IndexEntry]:
-    """Return what the index has to say of a sample: its label, two blocks before the image, and its image."""
-    label = str(row["class_index"])
+    """Return the index entries of a sample: its row members, two blocks each, and its image."""
+    sizes = [(extension, len(data)) for extension, data in encode_row(row).items()] + [(IMAGE, row["num_bytes"])]
+    first = at - 2 * BLOCK_BYTES * (len(sizes) - 1)
     return [
-        IndexEntry("cls", at - 2 * BLOCK_BYTES, len(label), f"{row['key']}.cls"),
-        IndexEntry("jpg", at, row["num_bytes"], f"{row['key']}.jpg"),
+        IndexEntry(extension, first + 2 * BLOCK_BYTES * number, num_bytes, f"{row['key']}.{extension}")
+        for number, (extension, num_bytes) in enumerate(sizes)
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from .files.atomic import whole_file, write_text
 from .index import IndexEntry, index_path, render_index
+from .members import sample_members
 from .sample import Sample
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -71,7 +72,7 @@ class TarWriter(AbstractContextManager["TarWriter"]):
 
 
 class ShardWriter(TarWriter):
-    """Write a shard: per sample `<key>.cls` (class index in ASCII) and `<key>.jpg`, with DALI's index beside it."""
+    """Write a shard: for each sample the members of `members.py`, with DALI's index beside the tar."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -80,7 +81,7 @@ class ShardWriter(TarWriter):
     def add_sample(self, sample: Sample) -> int:
         """Append a sample; return the offset of its image's data in the shard."""
         components: list[IndexEntry] = []
-        for extension, data in (("cls", b"%d" % sample.class_index), ("jpg", sample.image)):
+        for extension, data in sample_members(sample):
             name = f"{sample.key}.{extension}"
             components.append(IndexEntry(extension, self.add(name, data), len(data), name))
         self._entries.append(components)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.export import mean_std, weights_fingerprint
+from ..models.export import weights_fingerprint
 from ..models.label_space import LabelSpace, class_map, label_space_of
 from ..models.trial import try_images
 from ..models.zoo import pretrained_21k
+from ..shards.normalize import mean_std
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
 from .inference.open_model import OpenModel, num_published, open_model

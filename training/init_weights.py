@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.export import mean_std, short_normalize
 from ..models.trial import try_images
 from ..models.weights import WeightsReport, fit_weights, load_weights
 from ..models.zoo import create_model
+from ..shards.normalize import mean_std, short_normalize
 from .inference.open_model import OpenModel, open_model
 from .runs.checkpoint import load_checkpoint
 from .runs.saved_run import Weights

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from ..models.export import mean_std, short_normalize
+from ..shards.normalize import mean_std, short_normalize
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 BINARY_LOSSES = ("bce", "asymmetric")  # a yes or no for each class

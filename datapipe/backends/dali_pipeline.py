@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...shards.normalize import mean_std
 from ..augment.policy import AugmentPolicy, Plans
 from ..loader import LoaderSettings
-from ..pixels import mean_and_deviation
 from ..plan import PlannedBatch
 
 PREFETCH_BATCHES = 2
@@ -79,7 +79,7 @@ def build_pipeline(
     if device_id is not None:
         load = settings.hw_decoder_load
         decoding["hw_decoder_load"] = HW_DECODER_LOAD if load is None else load
-    means, deviations = NO_NORMALIZATION if settings.normalize is None else mean_and_deviation(settings.normalize)
+    means, deviations = NO_NORMALIZATION if settings.normalize is None else mean_std(settings.normalize)
     finishing = {
         "dtype": {torch.uint8: types.UINT8, torch.float16: types.FLOAT16}.get(settings.dtype, types.FLOAT),
         "output_layout": "HWC" if settings.channels_last else "CHW",

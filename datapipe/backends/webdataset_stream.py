@@ -23,6 +23,7 @@ from webdataset.filters import shuffle
 from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 
+from ...shards.members import IMAGE, LABEL
 from ...shards.shuffle import permutation
 from ..augment.draws import Floats
 from ..augment.policy import SamplePlan
@@ -232,23 +233,23 @@ def several_in_one(sample: dict[str, Any]) -> str:
     >>> several_in_one({"__key__": "a", "b.0.jpg": b"", "b.0.cls": b"", "b.1.jpg": b"", "b.1.cls": b""})
     '.b.0.cls and .b.1.cls'
     """
-    for last in ("cls", "jpg"):
+    for last in (LABEL, IMAGE):
         names = [name for name in sample if name.rpartition(".")[2] == last]
-        if len(names) > 1 and (last == "cls" or last not in names):  # an image may have others beside it
+        if len(names) > 1 and (last == LABEL or last not in names):  # an image may have others beside it
             return " and ".join(f".{name}" for name in names[:2])
     return ""
 
 
 def parse(name: str, sample: dict[str, Any]) -> StreamSample:
     """Return a sample of the library's, {"jpg": bytes, "cls": digits, ...}; raises ValueError where it is none."""
-    for extension in ("cls", "jpg"):
+    for extension in (LABEL, IMAGE):
         if extension not in sample:
             held = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
             raise ValueError(f"has no .{extension}; it has {held}")
-    if not sample["cls"].strip().isdigit():
-        raise ValueError(f"has {sample['cls'][:20]!r} as its class index; wanted digits")
-    jpeg = sample["jpg"]
-    return StreamSample(name, int(sample["cls"]), JpegSample(NOWHERE, jpeg, *jpeg_size(jpeg)))
+    if not sample[LABEL].strip().isdigit():
+        raise ValueError(f"has {sample[LABEL][:20]!r} as its class index; wanted digits")
+    jpeg = sample[IMAGE]
+    return StreamSample(name, int(sample[LABEL]), JpegSample(NOWHERE, jpeg, *jpeg_size(jpeg)))
 
 
 def _refuse(error: Exception) -> NoReturn:

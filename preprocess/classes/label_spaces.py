@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
+from ...shards.label_spaces import PRUNED_SPACES, label_space_wnids
 from ..sources.class_names import class_id
 
-# Name -> timm's list of the synsets, which travels with timm as package data.
-LABEL_SPACES = {
-    "fall11p": "imagenet21k_miil_synsets.txt",  # 11,221 classes: ImageNet-21K-P of the fall 2011 release
-    "winter21p": "imagenet21k_miil_w21_synsets.txt",  # 10,450: ImageNet-21K-P of the winter 2021 release
-    "in12k": "imagenet12k_synsets.txt",  # 11,821: timm's ImageNet-12K
-}
 # A class and what may follow it: a wnid and a remark, or a name up to a tab or a comment.
 _LINE = re.compile(r"(?!#)(?:(?P<wnid>n\d{8})(?=[\s#]|$)|(?P<name>[^\t]+?)(?=\t|\s+#|$))")
 
 
 def read_classes(name_or_file: str) -> list[str]:
-    """Return the classes of a label space by its name (`LABEL_SPACES`), else those that a file lists, in its order.
+    """Return the classes of a label space by its name (`PRUNED_SPACES`), else those that a file lists, in its order.
 
     A file has one class a line, by name or identifier; the identifiers are returned. What follows a wnid or a tab is a
     remark, and so is what follows a `#` at the beginning of the line or after a blank. Raises ValueError for what is
     neither name nor file, a file without classes, and a class that stands twice.
     """
-    if name_or_file in LABEL_SPACES:
-        return _read_list(timm_list(LABEL_SPACES[name_or_file]))
+    if name_or_file in PRUNED_SPACES:
+        return label_space_wnids(name_or_file)
     path = Path(name_or_file)
     if not path.is_file():
         raise ValueError(
-            f"{name_or_file}: no such file, and no label space of that name; wanted {', '.join(LABEL_SPACES)}, "
+            f"{name_or_file}: no such file, and no label space of that name; wanted {', '.join(PRUNED_SPACES)}, "
             "or a file with one class a line"
         )
     return _read_list(path)
-
-
-def timm_list(name: str) -> Path:
-    """Return where a synset list of timm lies, without importing timm, which takes seconds."""
-    spec = find_spec("timm")
-    folders = (spec.submodule_search_locations if spec else None) or []
-    for folder in folders:
-        path = Path(folder) / "data" / "_info" / name
-        if path.is_file():
-            return path
-    raise ValueError(f"the installed timm lacks its list {name}; install timm 1.0.15 or later")
 
 
 def _read_list(path: Path) -> list[str]:
@@ -52,7 +35,7 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error.reason}); wanted one class a line") from error
+        raise ValueError(f"{path}: is not UTF-8 text ({error.reason}); wanted one class a line") from error
     for number, line in enumerate(lines, start=1):
         match = _LINE.match(line.strip())
         if not match:

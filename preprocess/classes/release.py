@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...shards.class_table import ClassRow
 from ...shards.dataset import PreparedSet, ShardSet
-from .label_spaces import read_classes, timm_list
+from ...shards.label_spaces import label_space_wnids
 
 MAX_NAMED = 20
 
@@ -17,7 +17,7 @@ MAX_NAMED = 20
 class Release:
     """A release of ImageNet, and the 21K-P that its makers' pruning leaves of it.
 
-    num_seen, seen:  its classes; timm's list of them, None where nobody publishes one.
+    num_seen, seen:  its classes; the name of their label space; None if none is published.
     num_raw:         its images, None where nobody counted.
     kept:            the label space of its 21K-P.
     per_level:       the classes of that on each level of the semantic tree.
@@ -36,7 +36,7 @@ class Release:
 RELEASES = {
     "fall11": Release(
         num_seen=21_841,
-        seen="imagenet22k_synsets.txt",
+        seen="fall11",
         num_raw=14_197_122,
         kept="fall11p",
         per_level=(302, 1378, 2100, 2605, 2204, 1371, 716, 290, 146, 82, 26, 1),
@@ -68,11 +68,11 @@ def release_differences(dataset: PreparedSet | ShardSet, release: str) -> list[s
     kept = [row for row in rows if row.kept]
     differences = _differing_number("classes seen", len(rows), known.num_seen, release)
     if known.seen:
-        differences += _differing_classes("seen", rows, rows, read_classes(str(timm_list(known.seen))), release)
+        differences += _differing_classes("seen", rows, rows, label_space_wnids(known.seen), release)
     if known.num_raw:
         differences += _differing_number("images seen", sum(row.num_raw for row in rows), known.num_raw, release)
     differences += _differing_number("classes kept", len(kept), sum(known.per_level), pruned)
-    differences += _differing_classes("kept", kept, rows, read_classes(known.kept), pruned)
+    differences += _differing_classes("kept", kept, rows, label_space_wnids(known.kept), pruned)
     for what, found, published in (
         ("training images", sum(row.num_train for row in kept), known.num_train),
         ("validation images", sum(row.num_val for row in kept), known.num_val),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from PIL import Image
 
 from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.preprocess.sources.class_names import class_id
+from in21k.shards.label_spaces import PRUNED_SPACES
 
 from .conftest import run, run_json
 from .test_mistakes import assert_refused
@@ -146,6 +148,11 @@ def test_a_folder_and_a_list_are_prepared_alike(tmp_path: Path) -> None:
     run_json("preprocess", "folder", tmp_path / "list.txt", tmp_path / "of list", *FEW, "--size", 32)
     assert table(tmp_path / "of folder", "manifest") == table(tmp_path / "of list", "manifest")
     assert len(table(tmp_path / "of list", "manifest")) == 9
+
+
+def test_the_help_names_each_label_space_that_can_be_chosen() -> None:
+    (names,) = re.findall(r"--classes FILE\|([\w|]+)", run("preprocess", "raw-tar", "--help").output)
+    assert sorted(names.split("|")) == PRUNED_SPACES
 
 
 @pytest.mark.parametrize("name", ["fall11p", "winter21p", "in12k"])

@@ -13,12 +13,12 @@ from torchvision.transforms.v2 import functional
 
 from in21k.datapipe import Loader
 from in21k.datapipe.augment.policy import AUGMENTATIONS
-from in21k.datapipe.pixels import NORMALIZATIONS
 from in21k.datapipe.plan import EpochPlan
 from in21k.datapipe.rows import create_row_loader, read_images
 from in21k.shards import ShardSet
 from in21k.shards.dataset import read_manifest
 from in21k.shards.manifest import pc
+from in21k.shards.normalize import NORMALIZATIONS
 
 MakeLoader = Callable[..., Loader]
 

@@ -13,11 +13,12 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ...models.export import BY_SIGMOID, SEVERAL_LABELS, mean_std, weights_fingerprint
+from ...models.export import BY_SIGMOID, SEVERAL_LABELS, weights_fingerprint
 from ...models.fit import convert
 from ...models.label_space import LabelSpace, label_space_of
 from ...models.trial import try_images
 from ...models.weights_file import check_finite, read_weights
+from ...shards.normalize import mean_std
 from ...shards.tree import SemanticTree
 from ..runs.saved_run import SavedRun, Weights, load_run
 from ..settings import BINARY_LOSSES

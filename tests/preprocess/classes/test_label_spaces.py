@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.classes.label_spaces import LABEL_SPACES, read_classes, timm_list
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.preprocess.classes.taxonomy import Taxonomy
 from in21k.preprocess.sources.class_names import class_id
+from in21k.shards.label_spaces import LABEL_SPACES, PublishedSpace, label_space_wnids
 
 PERSON = "n00007846"
 
@@ -24,7 +25,7 @@ def test_label_spaces_of_published_weights_have_their_size_and_wnid_order(name: 
 
 def test_every_class_of_the_label_spaces_is_a_synset() -> None:
     taxonomy = Taxonomy.packaged()
-    assert [wnid for name in LABEL_SPACES for wnid in read_classes(name) if wnid not in taxonomy] == []
+    assert [wnid for name in LABEL_SPACES for wnid in label_space_wnids(name) if wnid not in taxonomy] == []
 
 
 def test_the_label_spaces_are_read_without_the_seconds_that_timm_and_torch_take_to_import() -> None:
@@ -49,7 +50,7 @@ def test_winter21p_lacks_771_classes_below_person_and_keeps_105_of_that_branch()
 
 def test_of_all_21841_classes_2832_are_people() -> None:
     taxonomy = Taxonomy.packaged()
-    wnids = timm_list("imagenet22k_synsets.txt").read_text().split()
+    wnids = label_space_wnids("fall11")
     assert len(wnids) == 21_841
     assert sum(taxonomy.is_below(wnid, PERSON) for wnid in wnids) == 2_832
 
@@ -91,12 +92,13 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_neither_name_nor_file_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fall12p: no such file.*wanted fall11p, winter21p, in12k, or a file"):
+    with pytest.raises(ValueError, match=r"fall12p: no such file.*wanted fall11p, in12k, winter21p, or a file"):
         read_classes("fall12p")
     with pytest.raises(ValueError, match="no such file"):
         read_classes(str(tmp_path))
 
 
-def test_a_timm_without_the_list_is_named() -> None:
+def test_a_timm_without_the_list_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LABEL_SPACES, "new", PublishedSpace(1, "nothing.txt"))
     with pytest.raises(ValueError, match=r"timm lacks its list nothing\.txt; install timm 1\.0\.15 or later"):
-        timm_list("nothing.txt")
+        label_space_wnids("new")

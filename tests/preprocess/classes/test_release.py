@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from in21k.preprocess import build_tree
-from in21k.preprocess.classes.label_spaces import read_classes, timm_list
+from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.preprocess.classes.release import MAX_NAMED, RELEASES, release_differences
 from in21k.shards import PreparedSet
 from in21k.shards.class_table import ClassRow, write_class_table
 from in21k.shards.files.output import OutputFolder
 from in21k.shards.files.record import VERSION, record_files
+from in21k.shards.label_spaces import label_space_wnids
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -27,7 +28,7 @@ def rows_of(release: str) -> list[ClassRow]:
     """A class table with the release's classes and totals; what no list names has made-up wnids."""
     known = RELEASES[release]
     tree = build_tree(read_classes(known.kept))
-    seen = set(read_classes(str(timm_list(RELEASES["fall11"].seen or ""))))
+    seen = set(label_space_wnids("fall11"))
     dropped = sorted(seen - set(tree.wnids))[: known.num_seen - len(tree)]
     train, val = shares(known.num_train, len(tree)), shares(known.num_val, len(tree))
     rest = shares((known.num_raw or 0) - sum(train) - sum(val) if known.num_raw else 0, len(dropped))
@@ -85,7 +86,7 @@ def test_what_is_known_of_a_release_fits_together(release: str) -> None:
     tree = build_tree(read_classes(known.kept))
     assert [len(classes) for classes in tree.classes_by_level] == list(known.per_level)
     if known.seen:
-        assert set(tree.wnids) < set(read_classes(str(timm_list(known.seen))))
+        assert set(tree.wnids) < set(label_space_wnids(known.seen))
 
 
 def test_one_release_is_not_the_other(prepared_of: Prepared) -> None:
