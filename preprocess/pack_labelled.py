@@ -109,7 +109,7 @@ class LabelledData:
     """Labelled images, and how they are stored.
 
     name:        of the source, as the shards' card says it.
-    provenance:   what tells the source from others, as JSON values.
+    provenance:  what tells the source from others, as JSON values.
     list_images: returns the images, each with its split; it may put files of its own into the folder that it is given.
     list_labels: returns the same images without writing anything; their paths are not to be read.
     image:       how they are stored.

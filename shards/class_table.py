@@ -51,5 +51,5 @@ def write_class_table(path: Path, rows: Iterable[ClassRow]) -> None:
 
 
 def read_class_table(path: Path) -> list[ClassRow]:
-    """Read `classes.parquet`; raises ValueError where it is none."""
+    """Read `classes.parquet`; raises ValueError for any other file."""
     return [ClassRow(**row) for row in read_table(path, _SCHEMA).to_pylist()]

@@ -33,15 +33,15 @@ SPLITS = ("train", "val")
 
 
 class Dataset:
-    """A finished folder of ours; raises ValueError where the path is none of that kind, or its `dataset.json` changed.
+    """A finished folder that in21k made; raises ValueError for any other folder, or if its `dataset.json` has changed.
 
-    A table is compared with what `dataset.json` records of it when it is first read.
+    Each table is compared with its record in `dataset.json` when it is first read.
     """
 
     format: ClassVar[str]
     made_by: ClassVar[str]
     contents: ClassVar[tuple[str, ...]]
-    shape: ClassVar[dict[str, Shape]]  # of what is read of dataset.json
+    shape: ClassVar[dict[str, Shape]]  # what is read from dataset.json
 
     def __init__(self, path: str | Path, location: str = "") -> None:
         self.path = Path(path)
@@ -64,12 +64,12 @@ class Dataset:
         self.record = FileRecord(self.path, self.info.get("files"))
 
     def _check_splits(self) -> None:
-        """Raise ValueError for splits that are none of ours."""
+        """Raise ValueError for an unknown split."""
         if strange := self.num_samples.keys() - set(SPLITS):
             raise ValueError(f"it has the split {min(strange)!r}; wanted {' and '.join(SPLITS)}")
 
     def checked(self, name: str) -> Path:
-        """Return where a file lies that is about to be read; raises ValueError where it is not as it was written."""
+        """Return the path of a file to read; raises ValueError if the file has changed since it was written."""
         if problem := self.record.problem(name):
             raise ValueError(
                 f"{self.location}/{name}: {problem}; copy it again from where it came, or make the folder again with "
@@ -79,9 +79,9 @@ class Dataset:
 
     @contextmanager
     def _checking(self, name: str) -> Generator[Path]:
-        """Yield where a file lies, as `checked`, but compare it while the block reads it.
+        """Yield the path of a file like `checked`, but compare the file while the block reads it.
 
-        What the block made counts only once the block has ended: where the file is not as it was written, this raises.
+        Use the block's result only after the block has ended: it raises if the file has changed since it was written.
         """
         with ThreadPoolExecutor(1) as thread:
             compared = thread.submit(self.checked, name)
@@ -119,12 +119,12 @@ class Dataset:
             or any(counts[split] != self.num_samples.get(split, 0) for split in SPLITS)
             or any(row.level is None or row.level >= self.num_classes for row in kept)
         ):
-            raise ValueError(f"{path}: its classes or their images are not those of {DATASET_JSON}; run `in21k verify`")
+            raise ValueError(f"{path}: its classes or image counts differ from {DATASET_JSON}; run `in21k verify`")
         return rows
 
     @property
     def manifest_path(self) -> Path:
-        """Where the table of stored images lies, which is about to be read."""
+        """The path of the table of stored images, which is compared with its record."""
         return self.checked("manifest.parquet")
 
     @property
@@ -157,7 +157,7 @@ class PreparedSet(Dataset):
 class ShardSet(Dataset):
     """A shard set: shuffled tars of samples, with indexes and a manifest.
 
-    Of a remote one `path` is a folder of the cache that holds the tables, and shards while they are needed.
+    For a remote set, `path` is a folder of the cache: it holds the tables, and each shard while it is needed.
     """
 
     format = "in21k-shards"
@@ -184,7 +184,7 @@ class ShardSet(Dataset):
                 raise ValueError(f"its shards of {split} are not all in {split}/, or one stands twice")
 
     def checked(self, name: str) -> Path:
-        """Return where a file lies, as of every data set; what a cache has otherwise is fetched again."""
+        """Return the path of a file to read; a changed file in the cache is fetched again."""
         num_bytes = self.record.num_bytes(name)
         if self.remote and num_bytes is not None and (problem := self.record.problem(name)):
             log.warning("%s/%s: %s in the cache; it is fetched again", self.location, name, problem)
@@ -193,7 +193,7 @@ class ShardSet(Dataset):
 
     @contextmanager
     def _checking(self, name: str) -> Generator[Path]:
-        """Compare a file while the block reads it; one in a cache before, as it may be fetched again."""
+        """Compare a file while the block reads it; a cached file before that, as it may be fetched again."""
         if self.remote:
             yield self.checked(name)
             return
@@ -207,7 +207,7 @@ class ShardSet(Dataset):
 
     @property
     def image_size(self) -> int | None:
-        """The size (pixels) that the images were resized to; None where they were not."""
+        """The size in pixels that the images were resized to; None if they were not resized."""
         settings = self.info["images"]
         return None if settings["resize"] == "none" else settings["size"]
 
@@ -223,9 +223,9 @@ class ShardSet(Dataset):
         return shards
 
     def split(self, split: str) -> ShardSplit:
-        """Open a split: read where its samples lie. Raises ValueError.
+        """Open a split by reading the locations of its samples. Raises ValueError.
 
-        Of each sample 28 bytes stay in memory, and 32 are needed on the way.
+        Each sample takes 28 bytes of memory, and 32 while they are read.
         """
         with self._checking("manifest.parquet") as path:
             return self._read_split(split, path)
@@ -263,17 +263,17 @@ class ShardSet(Dataset):
 
 
 def _block_bits(num_rows: int, num_shards: int) -> int:
-    """Return how many of 64 bits are left for a place within a shard (29 for 21K-P, of blocks: up to 274 GB)."""
+    """Return the number of bits, out of 64, that are left for a block within a shard (29 for 21K-P: up to 274 GB)."""
     return 64 - num_rows.bit_length() - num_shards.bit_length()
 
 
 def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np.int64], int, NDArray[np.uint64]]:
-    """Return the samples per shard, those of other shards, and a number per manifest row: shard, place in blocks, row.
+    """Return the samples per shard, the number of samples in unlisted shards, and a number per row: shard, block, row.
 
-    Sorted, these numbers are the samples in the order of the shards: much faster than any sorting by columns.
+    Sorting these numbers puts the samples into the order of the shards, much faster than sorting by columns.
     """
     row_bits, block_bits = len(rows).bit_length(), _block_bits(len(rows), len(shards))
-    sizes = np.zeros(len(shards) + 1, np.int64)  # the last one: of shards that dataset.json does not have
+    sizes = np.zeros(len(shards) + 1, np.int64)  # the last one: samples of shards that dataset.json does not list
     places = np.empty(len(rows), np.uint64)
     start = 0
     value_set = pa.array(shards)
@@ -294,9 +294,11 @@ def _read_places(path: Path, rows: range, shards: list[str]) -> tuple[NDArray[np
 def _read_images(
     path: Path, rows: range, order: NDArray[np.int32], num_classes: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint64]]:
-    """Return bytes, label and checksum of images in an order, given as positions in `rows`."""
+    """Return size, label and checksum of the images in `order`, which holds positions in `rows`."""
     position, labels = np.empty_like(order), np.empty_like(order)
-    num_bytes = np.arange(len(order), dtype=np.int32)  # at first as the positions: most of the time goes to new memory
+    num_bytes = np.arange(
+        len(order), dtype=np.int32
+    )  # holds the positions first: allocating memory takes most of the time
     position[order] = num_bytes
     checksums = np.empty(len(order), np.uint64)
     start = 0
@@ -314,11 +316,11 @@ def _read_images(
 
 @dataclass(frozen=True, eq=False)
 class ShardSplit:
-    """Where the samples of one split lie. A sample's position counts through the shards in order, 0-based.
+    """The locations of the samples of one split. Positions count through the shards in order, from 0.
 
     shard_sizes: samples per shard, int64.  The other arrays have one entry a sample: offsets int64 and num_bytes int32
-    of the image in its shard, labels int32 (class index), checksums uint64, manifest_rows int32.  Of a `remote` split
-    `folder` is a folder of the cache, where a shard lies only while it is needed.
+    of the image in its shard, labels int32 (class index), checksums uint64, manifest_rows int32.  The
+    `folder` of a `remote` split is a folder of the cache, which holds a shard only while it is needed.
     """
 
     name: str
@@ -368,10 +370,10 @@ class ShardSplit:
 
 
 def open_dataset(path: str | Path) -> ShardSet:
-    """Open a folder that `in21k shard` made, or such a one at a URL that fsspec knows; raises ValueError.
+    """Open a folder that `in21k shard` made, local or at a URL that fsspec knows; raises ValueError.
 
-    Of a remote one the tables are fetched now, and its shards when they are needed, into the folder IN21K_CACHE (else
-    the user's cache folder), which holds at most IN21K_CACHE_BYTES (else 64e9).
+    The tables of a remote set are fetched now, and its shards when they are needed. They go to the folder IN21K_CACHE
+    (default: the user's cache folder), which holds at most IN21K_CACHE_BYTES (default: 64e9).
     """
     if "://" not in str(path):
         return ShardSet(path)
@@ -379,9 +381,9 @@ def open_dataset(path: str | Path) -> ShardSet:
 
     remote = open_remote(str(path))
     shards = ShardSet(remote.folder, remote)
-    found, wanted = num_rows(shards.manifest_path), sum(shards.num_samples.values())
-    if found != wanted:
-        raise ValueError(f"{path}: its manifest.parquet has {found:,} rows; dataset.json says {wanted:,}")
+    actual, wanted = num_rows(shards.manifest_path), sum(shards.num_samples.values())
+    if actual != wanted:
+        raise ValueError(f"{path}: its manifest.parquet has {actual:,} rows; dataset.json says {wanted:,}")
     return shards
 
 

@@ -41,7 +41,7 @@ STORED = pa.schema(
         pa.field("checksum", pa.string(), nullable=False),
     ]
 )
-# The same row once it lies in a shard: `shard` is relative to the shard set, `shard_offset` that of the image's data.
+# The same row once it lies in a shard: `shard` is relative to the shard set, `shard_offset` is the offset of the image's data.
 SHARDED = STORED.append(pa.field("shard", pa.string(), nullable=False)).append(
     pa.field("shard_offset", pa.int64(), nullable=False)
 )
@@ -55,8 +55,8 @@ REJECTS = pa.schema(
 )
 
 
-# Columns of which hardly two values are equal are not looked up in dictionaries, as all others are: it takes half the
-# bytes of checksums, and a third of the time to read them.
+# All columns are dictionary-encoded but those whose values hardly repeat. Without a dictionary, checksums take half the
+# bytes, and a third of the time to read.
 _ENCODINGS = {
     "checksum": "DELTA_LENGTH_BYTE_ARRAY",
     "offset": "DELTA_BINARY_PACKED",
@@ -84,7 +84,7 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         self.num_rows = 0
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:  # which removes the file where it cannot be begun
+        with ExitStack() as stack:  # which removes the file if it cannot be opened
             aside = stack.enter_context(whole_file(self._path))
             writer = pq.ParquetWriter(aside, self._schema, compression="zstd", **_encodings(self._schema))
             self._writer = stack.enter_context(writer)
@@ -109,14 +109,14 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         if exc_info[0] is not None:
             self._stack.__exit__(*exc_info)  # pyright: ignore[reportArgumentType]  # the triple as the protocol hands it
             return
-        with self._stack:  # which names the file, and removes it, where this fails
+        with self._stack:  # which names the file and removes it if this fails
             if self._num_waiting:
                 self._flush(self._num_waiting)
 
 
 @contextmanager
 def _readable(path: Path) -> Generator[None]:
-    """Raise ValueError, naming the file, for what is wrong with a Parquet table that is read in the block."""
+    """Raise ValueError, naming the file, if the block reads a damaged Parquet table."""
     if not path.is_file():
         raise ValueError(f"{path}: missing")
     try:
@@ -136,7 +136,7 @@ class TableReader(AbstractContextManager["TableReader"]):
                     nulls unless it may have them, and no number below 0.
     as_dictionary:  columns that come as numbers into the row group's few values, which is much faster.
 
-    Raises ValueError, naming the file, where the table is none or not of that kind.
+    Raises ValueError, naming the file, if it is not such a table.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, as_dictionary: Sequence[str] = ()) -> None:
@@ -144,7 +144,7 @@ class TableReader(AbstractContextManager["TableReader"]):
         try:
             with _readable(path):
                 self._file = pq.ParquetFile(path, read_dictionary=list(as_dictionary))
-        except KeyError as error:  # how Arrow says that there is no such column
+        except KeyError as error:  # Arrow's error for a missing column
             raise ValueError(f"{path}: lacks one of the columns {', '.join(as_dictionary)}") from error
         try:
             with _readable(path):
@@ -165,13 +165,13 @@ class TableReader(AbstractContextManager["TableReader"]):
         """Rows of all row groups."""
         return sum(self.group_rows)
 
-    def _check_columns(self, found: pa.Schema) -> None:
+    def _check_columns(self, schema: pa.Schema) -> None:
         for field in self._schema:
-            count = found.names.count(field.name)
+            count = schema.names.count(field.name)
             if count != 1:
                 there_are = f"has the column {field.name} {count} times" if count else f"lacks the column {field.name}"
                 raise ValueError(f"{self.path}: {there_are}")
-            if (kind := _plain_type(found.field(field.name).type)) != _plain_type(field.type):
+            if (kind := _plain_type(schema.field(field.name).type)) != _plain_type(field.type):
                 raise ValueError(f"{self.path}: its column {field.name} is of type {kind}; wanted {field.type}")
 
     def read(self, group: int) -> pa.Table:
@@ -206,7 +206,7 @@ def _is_ascii(column: pa.ChunkedArray) -> bool:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return a type without how its values are stored: of dictionaries that of the values, of lists without a name."""
+    """Return a type without how its values are stored: the value type of a dictionary, and lists without a field name."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     return pa.list_(_plain_type(kind.value_type)) if pa.types.is_list(kind) else kind
@@ -220,7 +220,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 
 def num_rows(path: Path) -> int:
-    """Return how many rows a Parquet table has; raises ValueError, naming the file, where it is none."""
+    """Return how many rows a Parquet table has; raises ValueError, naming the file, for any other file."""
     with TableReader(path, pa.schema([])) as reader:
         return reader.num_rows
 
@@ -228,7 +228,7 @@ def num_rows(path: Path) -> int:
 def read_row_groups(
     path: Path, columns: Sequence[str], *, rows: range | None = None, as_dictionary: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
-    """Read some columns of a manifest a row group at a time: all rows, or those of a range.
+    """Read some columns of a manifest a row group at a time: all rows, or a range of rows.
 
     Two row groups are in memory, as the next is read while one is worked on. Raises ValueError as `TableReader`, which
     takes `as_dictionary`, and where there are fewer rows.

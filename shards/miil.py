@@ -18,23 +18,27 @@ class MiilTree(NamedTuple):
 
 
 def read_miil(path: Path) -> MiilTree:
-    """Read the file; raises ValueError where it is none.
+    """Read the file; raises ValueError for any other file.
 
-    Nothing is unpickled but what `torch.load(weights_only=True)` lets through (text, numbers, lists), and numpy's
-    integers and strings, which the published file holds.
+    Only what `torch.load(weights_only=True)` allows is unpickled (text, numbers, lists), and numpy's integers and
+    strings, which the published file holds.
     """
     import torch
 
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
-            warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols, and refuses them or not
+            warnings.simplefilter("ignore")  # torch warns of other pickle protocols
             _check_unpacked(path)
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
         wnids, paths = content["class_list"], content["class_tree_list"]
-        if not all(isinstance(wnid, str) for wnid in wnids) or not all(type(n) is int for each in paths for n in each):
+        if not all(isinstance(wnid, str) for wnid in wnids) or not all(
+            type(index) is int for path in paths for index in path
+        ):
             raise ValueError("class_list has to hold text, class_tree_list lists of class indices")
         names = content.get("class_description", {})
-        return MiilTree(list(wnids), [str(names.get(wnid, wnid)) for wnid in wnids], [list(each) for each in paths])
+        return MiilTree(
+            list(wnids), [str(names.get(wnid, wnid)) for wnid in wnids], [list(indices) for indices in paths]
+        )
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
@@ -49,7 +53,7 @@ def read_miil(path: Path) -> MiilTree:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raise ValueError where a zip would unpack to far more than it takes; torch packs nothing."""
+    """Raise ValueError for a zip that unpacks to far more than its size; torch compresses nothing."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -84,7 +88,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> int | str:
 
 
 def _numpy_globals() -> list[Any]:
-    """Return what stands, while a file is read, for the functions by which numpy 1 and numpy 2 pickle scalars."""
+    """Return the stand-ins for the functions with which numpy 1 and 2 pickle scalars."""
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
     return [*((_scalar, f"{module}.scalar") for module in modules), (_Dtype, "numpy.dtype")]
 

@@ -67,14 +67,12 @@ class ShardSettings:
         total = int(num_bytes.sum(dtype=np.int64))
         count = self.num_shards(len(num_bytes), total)
         if count > MAX_SHARDS:
-            asked = "shard_bytes" if self.shard_samples is None else "shard_samples"
-            raise ValueError(
-                f"{asked} {getattr(self, asked)} would make {count:,} shards; wanted {MAX_SHARDS:,} at most"
-            )
+            name = "shard_bytes" if self.shard_samples is None else "shard_samples"
+            raise ValueError(f"{name} {getattr(self, name)} would make {count:,} shards; wanted {MAX_SHARDS:,} at most")
         if self.shard_samples is not None:
-            each, more = divmod(len(num_bytes), count)
-            return [share * each + min(share, more) for share in range(1, count + 1)]
-        # A shard ends with the image that fills its share of the bytes; one that fills several ends but one.
+            samples, more = divmod(len(num_bytes), count)
+            return [share * samples + min(share, more) for share in range(1, count + 1)]
+        # A shard ends with the image that fills its share of the bytes; an image that fills several shares ends one.
         filled = np.cumsum(num_bytes, dtype=np.int64)
         return np.unique(
             np.searchsorted(filled, [total * share // count for share in range(1, count + 1)]) + 1
@@ -184,7 +182,7 @@ class ManifestLocations:
 
 
 class ImageLocation(NamedTuple):
-    """Where a prepared image lies, and what it is."""
+    """The location of a prepared image, its checksum, and its row members' values."""
 
     archive: str
     offset: int
@@ -217,7 +215,7 @@ def _write_shard(task: _ShardTask) -> tuple[int, int]:
 
 
 def _read_sample(files: FileCache, folder: Path, stored: ImageLocation) -> Sample:
-    """Read an image with its header, which holds its key. Raises ValueError where either is not as it was written."""
+    """Read an image with its header, which holds its key. Raises ValueError if either has changed."""
     path = folder / stored.archive
     data = files.read(path, stored.offset - BLOCK_BYTES, BLOCK_BYTES + stored.num_bytes)
     header, image = data[:BLOCK_BYTES], data[BLOCK_BYTES:]

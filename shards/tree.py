@@ -169,7 +169,7 @@ class SemanticTree:
 
     @cached_property
     def level_weights(self) -> tuple[float | None, ...]:
-        """Per level k its weight in the semantic loss; None for a level of one class, which is no hierarchy.
+        """Per level k its weight in the semantic loss; None for a level of one class, which has no softmax.
 
         w_k = min(sum_j N_j / sum_{j>=k} N_j, 20), with N_k the classes of level k, the sums over all levels.
         """
@@ -201,21 +201,21 @@ class SemanticTree:
     def find(self, wnid_or_name: str) -> int:
         """Return the index of the class of that wnid, or of the one class of that name.
 
-        Case and underscores for spaces do not count in a name. Raises ValueError where there is none, or several.
+        Case and underscores for spaces do not count in a name. Raises ValueError for no match, or several.
         """
         if wnid_or_name in self.wnids:
             return self.wnids.index(wnid_or_name)
-        asked = _plain(wnid_or_name)
+        plain = _plain(wnid_or_name)
         plain_names = [_plain(name) for name in self.names]
-        found = [i for i, name in enumerate(plain_names) if name == asked]
-        if not found:
-            near = difflib.get_close_matches(asked, {**dict.fromkeys(plain_names), **dict.fromkeys(self.wnids)})
+        matches = [i for i, name in enumerate(plain_names) if name == plain]
+        if not matches:
+            near = difflib.get_close_matches(plain, {**dict.fromkeys(plain_names), **dict.fromkeys(self.wnids)})
             meant = f"did you mean {', '.join(near)}?" if near else "give a wnid or a name of this tree"
             raise ValueError(f"no class is called {wnid_or_name!r}; {meant}")
-        if len(found) > 1:
-            wnids = ", ".join(self.wnids[i] for i in found)
-            raise ValueError(f"{len(found)} classes are called {wnid_or_name!r}: {wnids}; give the wnid")
-        return found[0]
+        if len(matches) > 1:
+            wnids = ", ".join(self.wnids[i] for i in matches)
+            raise ValueError(f"{len(matches)} classes are called {wnid_or_name!r}: {wnids}; give the wnid")
+        return matches[0]
 
 
 def _plain(name: str) -> str:

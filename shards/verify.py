@@ -39,7 +39,7 @@ _COLUMNS = ["key", *member_columns(), "num_bytes", "width", "height", "checksum"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was looked at, and each thing that is wrong with it, in words."""
+    """What was checked, and each problem in words."""
 
     num_archives: int
     num_samples: int
@@ -59,11 +59,11 @@ class _ArchiveTask:
 
 
 def open_any(path: str | Path) -> PreparedSet | ShardSet:
-    """Open a folder as whichever of our data sets it is; raises ValueError where it is neither."""
+    """Open a prepared data set or a shard set; raises ValueError for any other folder."""
     dataset_json = Path(path) / DATASET_JSON
     if Path(path).is_dir() and not dataset_json.is_file():
         raise ValueError(
-            f"{path}: no finished prepared data set nor shard set (no {DATASET_JSON}); "
+            f"{path}: neither a finished prepared data set nor a shard set (no {DATASET_JSON}); "
             "wanted a folder that `in21k preprocess` or `in21k shard` made"
         )
     is_prepared = dataset_json.is_file() and read_json(dataset_json).get("format") == PreparedSet.format
@@ -79,7 +79,7 @@ def verify(
 ) -> Verdict:
     """Compare the files of a data set with its tables; `deep` also reads, checksums and decodes every image.
 
-    A table that has changed since it was written is a problem by itself, and nothing is compared with it.
+    A table that has changed since it was written is reported, and not used for other checks.
     Memory: at most half a gigabyte at 21K-P's size; a worker holds the rows of one archive.
     """
     changed = _changed_files(dataset)
@@ -95,41 +95,43 @@ def verify(
     archives = {dataset.path / name for name in manifest.per_archive}
     problems += _check_strays(dataset.path, archives, is_shard=is_shard)
     done = num_bytes = 0
-    for found, num_samples, read_bytes in run_tasks(_check_archive, _tasks(dataset, manifest, deep=deep), workers):
-        problems += found
+    for archive_problems, num_samples, read_bytes in run_tasks(
+        _check_archive, _tasks(dataset, manifest, deep=deep), workers
+    ):
+        problems += archive_problems
         done, num_bytes = done + num_samples, num_bytes + read_bytes
         on_progress(Progress(done / manifest.num_rows, done, num_bytes))
     return Verdict(len(archives), manifest.num_rows, sorted(problems))
 
 
 def _changed_files(dataset: PreparedSet | ShardSet) -> dict[str, str]:
-    """Return what is wrong with files that `dataset.json` records, and with itself, by their names."""
+    """Return the problems of `dataset.json` and of the files that it records, by file name."""
     problems: dict[str, str] = {}
     if (dataset.path / DATASET_JSON).read_bytes() != render_json(dataset.info).encode():
-        problems[DATASET_JSON] = "says the same as when it was written, in other bytes"
+        problems[DATASET_JSON] = "has the same content as when it was written, in other bytes"
     wanted = dataset.recorded(dataset.info)
     for name in dict.fromkeys([*wanted, *(dataset.record.files or ())]):
         path = dataset.path / name
         if problem := dataset.record.problem(name) or ("" if path.is_file() else "missing"):
             problems[name] = problem
         elif name not in wanted:
-            problems[name] = f"{DATASET_JSON} records it, and no such data set has one"
+            problems[name] = f"{DATASET_JSON} records it, and such data sets have no such file"
     return problems
 
 
 def _place_columns(dataset: PreparedSet | ShardSet) -> tuple[str, str]:
-    """Return the columns that say in which archive an image lies, and where there."""
+    """Return the columns that hold an image's archive, and its offset there."""
     return ("shard", "shard_offset") if isinstance(dataset, ShardSet) else ("archive", "offset")
 
 
 class _Counts:
-    """What the manifest's rows add up to, read a row group at a time; 8 bytes an image tell keys apart meanwhile."""
+    """Counts over the manifest's rows, read a row group at a time; a hash of 8 bytes an image finds equal keys."""
 
     def __init__(self, dataset: PreparedSet | ShardSet) -> None:
         by, _ = _place_columns(dataset)
         path = dataset.manifest_path
         self.num_rows = num_rows(path)
-        self.splits: list[str] = []  # as they follow one another
+        self.splits: list[str] = []  # in their order
         self.per_class: Counter[tuple[str, str, int]] = Counter()  # wnid, split, class index
         self.per_archive: Counter[str] = Counter()
         keys = np.empty(self.num_rows, np.int64)
@@ -143,13 +145,13 @@ class _Counts:
             groups = rows.group_by(["wnid", "split", "class_index"]).aggregate([([], "count_all")]).to_pylist()
             for group in groups:
                 self.per_class[group["wnid"], group["split"], group["class_index"]] += group["count_all"]
-            for each in pc.value_counts(rows[by]).to_pylist():
-                self.per_archive[archive_name(each["values"], str(path))] += each["counts"]
+            for archive in pc.value_counts(rows[by]).to_pylist():
+                self.per_archive[archive_name(archive["values"], str(path))] += archive["counts"]
             for name, (pattern, wanted) in TEXTS.items():
                 if not pc.all(pc.match_substring_regex(rows[name], f"^(?:{pattern})$")).as_py():
                     raise ValueError(f"{path}: a {name} is not {wanted}")
         keys.sort()
-        # That two keys of 21K-P's 12 million have one hash, and are taken for one, happens in 1 of 200,000 data sets.
+        # Two different keys of 21K-P's 12 million share a hash, and count as equal, in 1 of 200,000 data sets.
         self.repeats_a_key = bool((keys[1:] == keys[:-1]).any())
 
     @property
@@ -182,20 +184,20 @@ def _tasks_of(dataset: PreparedSet | ShardSet, archives: dict[str, int], *, deep
     rows = rows.rename_columns([*_COLUMNS, by, "at"])
     start = 0
     for name, count in archives.items():
-        # Taken, not sliced: what goes to another process would be the whole table behind a slice.
+        # Take, not slice: pickling a slice would send the whole table to the other process.
         mine = rows.take(order[start : start + count])
         yield _ArchiveTask(dataset.path / name, mine, isinstance(dataset, ShardSet), deep)
         start += count
 
 
 def _check_tables(dataset: PreparedSet | ShardSet, manifest: _Counts, changed: Collection[str]) -> Iterator[str]:
-    """Compare the tables with one another, those that have not changed."""
+    """Compare the unchanged tables with one another."""
     if manifest.per_split != {split: count for split, count in dataset.num_samples.items() if count}:
         yield f"manifest.parquet: samples per split {manifest.per_split}; dataset.json says {dataset.num_samples}"
     if manifest.splits != sorted(set(manifest.splits)):
         yield "manifest.parquet: its rows are not sorted by split"
     if manifest.repeats_a_key:
-        yield "manifest.parquet: a key stands twice"
+        yield "manifest.parquet: a key occurs twice"
     if isinstance(dataset, ShardSet):
         yield from _check_shard_counts(dataset, manifest)
     checks: list[tuple[set[str], Callable[[], Iterator[str]]]] = [
@@ -216,7 +218,7 @@ def _check_tree(dataset: PreparedSet | ShardSet) -> Iterator[str]:
     tree = SemanticTree.load(dataset.path / "tree.json")
     kept = [row for row in read_class_table(dataset.path / "classes.parquet") if row.kept]
     if [row.class_index for row in kept] != list(range(len(kept))) or [row.wnid for row in kept] != list(tree.wnids):
-        yield "classes.parquet: the kept classes are not those of tree.json in wnid order"
+        yield "classes.parquet: the kept classes differ from tree.json in wnid order"
     if [row.level for row in kept] != list(tree.levels):
         yield "classes.parquet: levels differ from tree.json"
     if len(tree) != dataset.num_classes:
@@ -234,26 +236,26 @@ def _check_classes(dataset: PreparedSet | ShardSet, manifest: _Counts) -> Iterat
     stored = {(wnid, split): (index, count) for (wnid, split, index), count in manifest.per_class.items()}
     for row in kept:
         for split, count in (("train", row.num_train), ("val", row.num_val)):
-            index, found = stored.pop((row.wnid, split), (row.class_index, 0))
-            if (index, found) != (row.class_index, count):
+            index, actual = stored.pop((row.wnid, split), (row.class_index, 0))
+            if (index, actual) != (row.class_index, count):
                 yield (
-                    f"{row.wnid}: manifest.parquet has {found} {split} images of class {index}, "
+                    f"{row.wnid}: manifest.parquet has {actual} {split} images of class {index}, "
                     f"classes.parquet {count} of class {row.class_index}"
                 )
     yield from (f"{wnid}: in manifest.parquet, but no kept class of classes.parquet" for wnid, _ in stored)
 
 
 def _check_shard_counts(dataset: ShardSet, manifest: _Counts) -> Iterator[str]:
-    """Check what dataset.json says of each shard, which readers rely on."""
+    """Check the counts per shard in dataset.json, which readers rely on."""
     counted = manifest.per_archive
-    said = {shard["name"]: shard["num_samples"] for shards in dataset.info["shards"].values() for shard in shards}
-    for name in sorted({*counted, *said}):
-        if counted.get(name, 0) != said.get(name, 0):
-            yield f"{name}: manifest.parquet has {counted.get(name, 0)} samples; dataset.json {said.get(name, 0)}"
+    listed = {shard["name"]: shard["num_samples"] for shards in dataset.info["shards"].values() for shard in shards}
+    for name in sorted({*counted, *listed}):
+        if counted.get(name, 0) != listed.get(name, 0):
+            yield f"{name}: manifest.parquet has {counted.get(name, 0)} samples; dataset.json {listed.get(name, 0)}"
 
 
 def _check_timm_info(dataset: PreparedSet | ShardSet) -> Iterator[str]:
-    """Check what timm's reader relies on."""
+    """Check the file that timm's reader relies on."""
     if read_json(dataset.path / "_info.json") != timm_info(dataset.info):
         yield "_info.json: differs from dataset.json"
 
@@ -277,19 +279,19 @@ def _check_archive(task: _ArchiveTask) -> tuple[list[str], int, int]:
     problems = list(_check_members(task, expected))
     if task.is_shard:
         problems += _check_index(task.path, expected)
-    shown = problems[:MAX_NAMED]
+    named = problems[:MAX_NAMED]
     if len(problems) > MAX_NAMED:
-        shown.append(f"and {len(problems) - MAX_NAMED} more problems like these")
-    return [f"{name}: {problem}" for problem in shown], num_rows, task.path.stat().st_size if task.deep else 0
+        named.append(f"and {len(problems) - MAX_NAMED} more problems like these")
+    return [f"{name}: {problem}" for problem in named], num_rows, task.path.stat().st_size if task.deep else 0
 
 
 def _check_members(task: _ArchiveTask, expected: dict[int, dict[str, Any]]) -> Iterator[str]:
-    """Walk the archive's headers: every image where the manifest has it, nothing else, nothing cut off."""
+    """Check the archive's headers: every image lies where the manifest says, nothing else, and nothing is cut off."""
     awaited = dict(expected)
     size = task.path.stat().st_size
     last, row = next(reversed(expected.items()))
     if size != (wanted := last + padded(row["num_bytes"]) + 2 * BLOCK_BYTES):
-        yield f"has {size} bytes; wanted {wanted} ({'is its end cut off?' if size < wanted else 'it goes on too far'})"
+        yield f"has {size} bytes; wanted {wanted} ({'is its end cut off?' if size < wanted else 'more bytes follow its end'})"
     extensions = {member.extension for member in ROW_MEMBERS} if task.is_shard else set[str]()
     contents: dict[tuple[str, str], bytes] = {}  # of row members, until their image comes
     try:
@@ -338,7 +340,7 @@ def _read_whole(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_frame(member: tarfile.TarInfo, whole: bytes) -> Iterator[str]:
-    """Check what lies around the data of a member, which readers pass over."""
+    """Check header and padding of a member, which readers skip."""
     if whole[:BLOCK_BYTES] != tar_header(member.name, member.size):
         yield f"{member.name}: its header has changed"
     if any(whole[BLOCK_BYTES + member.size :]):

@@ -16,22 +16,22 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 _ARROW_ERRNO = re.compile(r"\[errno (\d+)\]")
-_writer = ""  # a part of temporary names, where others could write the same file at the same time
+_writer = ""  # part of temporary names, so that two machines can write the same file
 
 SELF = "self_sha256"  # of a dataset.json
 
 
 def write_as(writer: str) -> None:
-    """Have this process's temporary files named by `writer`: two machines may be at the same work, one unbeknown."""
+    """Put `writer` into the names of this process's temporary files, as another machine may do the same work."""
     global _writer
     _writer = f".{writer}"
 
 
 @contextmanager
 def naming(path: Path | str) -> Generator[None]:
-    """Have an OSError of the block name this file where it names none, as one of reading, writing or Arrow's does.
+    """Add this file's name to an OSError of the block that names no file, as reading, writing and Arrow raise it.
 
-    One without a number, such as gzip's, keeps its message: Python would show the name in place of it.
+    An error without a number, such as gzip's, keeps its message, as Python would show the name instead.
     """
     try:
         yield
@@ -43,16 +43,21 @@ def naming(path: Path | str) -> Generator[None]:
         raise
 
 
+def check_parent(path: Path) -> None:
+    """Raise ValueError if the folder that `path` is to be written to does not exist."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+
+
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well, and goes otherwise.
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block succeeds, and removed otherwise.
 
-    Raises ValueError where no file can have that name; an OSError that names no file (a full disk) gets its name.
+    Raises ValueError if no file can have that name; an OSError that names no file (a full disk) gets its name.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; wanted the name of a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    check_parent(path)
     aside = path.with_name(f"{path.name}{_writer}{TEMPORARY}")
     try:
         with naming(path):
@@ -110,12 +115,13 @@ def parse_json(data: bytes, name: str, wanted: str = "wanted a JSON object") -> 
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say per value that differs, however deep, what was and what is asked: `size 224 -> 64`."""
-    found: list[str] = []
+    """Name each value that differs, at any depth, with its old and new value: `size 224 -> 64`."""
+    differences: list[str] = []
     for key in sorted({*old, *new}):
-        was, asked = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(asked, dict):
-            found += [f"{key} {line}" if key == "source" else line for line in describe_differences(was, asked)]
-        elif was != asked:
-            found.append(f"{key} {was!r} -> {asked!r}")
-    return found
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            nested = describe_differences(before, after)
+            differences += [f"{key} {line}" if key == "source" else line for line in nested]
+        elif before != after:
+            differences.append(f"{key} {before!r} -> {after!r}")
+    return differences

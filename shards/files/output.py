@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .atomic import TEMPORARY, describe_differences, read_json, sealed, write_json, write_text
+from .atomic import TEMPORARY, check_parent, describe_differences, read_json, sealed, write_json, write_text
 from .lock import FileLock, lock_output
 
 log = logging.getLogger(__name__)
@@ -31,21 +31,20 @@ def may_write_file(
     is_same: Callable[[Path], bool] | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Return whether a command has to write the file `path`; False where it is there already, made from the same.
+    """Return whether a command has to write the file `path`; False if it exists and was made from the same inputs.
 
-    suffix:  that its name ends in; "" for any.
-    what:    in words, such as "a picture".
-    is_ours: whether a file is one that in21k wrote as `what`; no other is ever replaced.
-    is_same: whether such a file was made from the same; None: nobody can tell.
+    suffix:  the required ending of the name; "" for any.
+    what:    a description such as "a picture".
+    is_ours: tells whether an existing file is one that in21k wrote as `what`; no other file is ever replaced.
+    is_same: tells whether such a file was made from the same inputs; None: it cannot be told.
 
-    Raises ValueError where it must not.
+    Raises ValueError if the command must not write there.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; wanted the name of {what}")
     if not path.name.lower().endswith(suffix):
         raise ValueError(f"{path}: {what} is a {suffix} file; give it a name that ends in {suffix}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    check_parent(path)
     if not path.exists():
         return True
     if not is_ours(path):
@@ -54,24 +53,26 @@ def may_write_file(
         return True
     if is_same and is_same(path):
         return False
-    made = ", made from other data or settings" if is_same else ""
-    raise ValueError(f"{path}: exists{made}; give another name, or --overwrite to replace {what} that was made before")
+    reason = ", made from other data or settings" if is_same else ""
+    raise ValueError(
+        f"{path}: exists{reason}; give another name, or --overwrite to replace {what} that was made before"
+    )
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a name from a table stands for a file inside the folder of the table."""
+    """Return whether a name that a table lists is a file inside the folder of the table."""
     return bool(name) and not name.startswith("/") and ".." not in name.split("/")
 
 
 def check_folder(path: Path) -> list[str]:
-    """Return the sorted names in a folder, none where it does not exist; raises ValueError where it is a file."""
+    """Return the sorted names in a folder, empty if it does not exist; raises ValueError for a file."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; wanted a folder to write to")
     return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
 
 
-def check_same(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str = "make it anew") -> None:
-    """Raise ValueError, naming the differences, where an output was made from something else than is wanted."""
+def check_same(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str = "make it again") -> None:
+    """Raise ValueError, naming the differences, if an output has another provenance than the one wanted."""
     if differences := describe_differences(was, wanted):
         raise ValueError(
             f"{path}: was made with other settings ({'; '.join(differences)}); give another name, or --overwrite to "
@@ -80,12 +81,12 @@ def check_same(path: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], wa
 
 
 def foreign_files(path: Path) -> ValueError:
-    """Return the error for a folder that holds what in21k did not make."""
+    """Return the error for a folder with files that in21k did not make."""
     return ValueError(f"{path}: holds other files ({check_folder(path)[0]}, ...); give a new or an empty folder")
 
 
 def check_not_in_the_way(path: Path, contents: Iterable[str], recorded: Collection[str]) -> None:
-    """Raise ValueError where a file that no record lists lies at, or below, one of the names `contents` of a folder."""
+    """Raise ValueError if a file that no record lists lies at or below one of the names `contents` of a folder."""
     for name in contents:
         place = path / name
         below = sorted(entry for entry in place.rglob("*") if not entry.is_dir()) if place.is_dir() else [place]
@@ -98,7 +99,7 @@ def check_not_in_the_way(path: Path, contents: Iterable[str], recorded: Collecti
 
 
 def remove_files(path: Path, names: Iterable[str]) -> None:
-    """Remove files of a folder, temporary files beside them, and the subfolders that are empty then."""
+    """Remove files of a folder, their temporary files, and the subfolders that this leaves empty."""
     names = {name for name in names if is_inside(name)}
     for place in {
         *(path / name for name in names if (path / name).is_dir()),
@@ -135,13 +136,12 @@ def _is_temporary(entry: Path, path: Path, names: Collection[str]) -> bool:
 def staged_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path` to fill for `publish`, and remove what is left of it at the end.
 
-    While the block runs no other process writes to `path`. Raises ValueError where there is no folder to lie in, and
-    while another process writes there.
+    The block holds the lock of `path`. Raises ValueError if the parent folder does not exist, or if another process
+    writes to `path`.
     """
     check_folder(path)
     path = path.resolve()
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    check_parent(path)
     staged = path.with_name(f".{path.name}.in21k-new")
     lock = lock_output(staged, path, "writing there", lambda: staged.mkdir(exist_ok=True))
     try:
@@ -219,16 +219,16 @@ class OutputFolder:
         self._lock: FileLock | None = None
         self._marker = path / "dataset.json"
         self._unfinished_marker, self._record, clearing = (self.work / name for name in self.work_files)
-        self._clearing = clearing  # there while an older output is being removed: nothing of it counts
+        self._clearing = clearing  # exists while an older output is being removed, when none of its files counts
         self._decide()
         if self.finished:
             log.info("%s: finished already; nothing to do", path)
             if self.work.exists():
-                with self:  # which removes what a run left that was killed in its very last step
+                with self:  # which removes the rest of a run that was killed in its last step
                     pass
 
     def _decide(self) -> bool:
-        """Look whether the output is finished; return whether what is there has to be removed first."""
+        """Find out whether the output is finished; return whether an existing one has to be removed first."""
         names = check_folder(self.path)
         markers = [marker for marker in (self._marker, self._unfinished_marker) if marker.exists()]
         half_cleared = self._clearing.exists()
@@ -244,7 +244,7 @@ class OutputFolder:
         return anew
 
     def _own_files(self) -> set[str]:
-        """Return every file that our records list; raises ValueError where these are damaged."""
+        """Return every file that our records list; raises ValueError if they are damaged."""
         own = {self._marker.name, *self._contents}
         if self._record.exists():
             own.update(self._record.read_text(encoding="utf-8").splitlines())
@@ -253,13 +253,13 @@ class OutputFolder:
                 own.update(self._list_files(self.path))
             except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{self.path}: its own tables do not say which files are its own ({error}), so nothing is removed; "
+                    f"{self.path}: its tables do not list its files ({error}), so nothing is removed; "
                     "delete the folder yourself, or give another one"
                 ) from error
         return {name for name in own if is_inside(name)}
 
     def __enter__(self) -> OutputFolder:
-        """Take the folder for writing; raises ValueError when another process has it, and as the constructor."""
+        """Lock the folder for writing; raises ValueError if another process holds it, and as the constructor."""
         self._lock = lock_output(
             self.path, self.path, "writing there", lambda: self.path.mkdir(parents=True, exist_ok=True)
         )
@@ -285,7 +285,7 @@ class OutputFolder:
         self._lock.release()
 
     def own(self, names: Iterable[str]) -> None:
-        """Record files in subfolders as this output's, before they are written."""
+        """Record files in subfolders as this output's own, before they are written."""
         with self._record.open("a", encoding="utf-8") as record:
             record.writelines(f"{name}\n" for name in names)
 
@@ -293,7 +293,7 @@ class OutputFolder:
         own = self._own_files()
         self._record.write_text("".join(f"{name}\n" for name in sorted(own)), encoding="utf-8")
         self._clearing.touch()
-        self._marker.unlink(missing_ok=True)  # first: what is left of the rest must never look finished
+        self._marker.unlink(missing_ok=True)  # first, so that a half-removed folder never looks finished
         remove_files(self.path, own)
         for entry in self.work.iterdir():
             if entry.is_dir():
@@ -309,7 +309,7 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove what was written: the folder is as if the command had never run."""
+        """Remove what was written, as if the command had never run."""
         self._clear()
         shutil.rmtree(self.work)
         with suppress(OSError):  # others have put something there

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 
 class Progress(NamedTuple):
-    """How far long work is: the fraction done (0..1), the images and bytes it has gone through, and a word more."""
+    """The progress of long work: the fraction done (0..1), images and bytes processed, and a detail in words."""
 
     fraction: float
     images: int
@@ -25,17 +25,17 @@ class Progress(NamedTuple):
 
 OnProgress: TypeAlias = Callable[[Progress], None]
 
-CRASHES = (signal.SIGSEGV, signal.SIGFPE)  # what a decoder's mistake ends a process with
+CRASHES = (signal.SIGSEGV, signal.SIGFPE)  # the signals that a bug in a decoder ends a process with
 PLACE_BYTES = 512
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
-_place: Any = None  # in a worker: the memory, shared with its parent, that tells what it is at
+_place: Any = None  # in a worker: memory shared with its parent, which names the worker's current file
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def ignore_progress(progress: Progress, /) -> None:
-    """Be an `OnProgress` that nobody looks at."""
+    """Ignore the progress."""
 
 
 def default_workers() -> int:
@@ -44,16 +44,13 @@ def default_workers() -> int:
 
 
 def working_on(name: str) -> None:
-    """Note what this worker is at: if it dies, the message names that. Elsewhere than in a worker nothing happens."""
+    """Note the worker's current file, which the message names if the worker dies. No effect outside workers."""
     if _place is not None:
         _place.value = name.encode(errors="backslashreplace")[: PLACE_BYTES - 1]
 
 
 class WorkerDiedError(ChildProcessError):
-    """A worker process that ended while it was at a task: at what place of it, and by which signal.
-
-    Without a signal it ended by itself, with an exit code.
-    """
+    """A worker process ended during a task: names the place within the task, and the signal or the exit code."""
 
     def __init__(self, task: Any, place: str, exit_code: int) -> None:
         self.task = task
@@ -196,7 +193,7 @@ class _Crew(Generic[Task, Result]):
             self._idle.put(None if worker is None or worker.is_dead else worker)
 
     def close(self) -> None:
-        """End the workers, none of which is at a task."""
+        """End the workers, which are all idle."""
         while not self._idle.empty():
             worker = self._idle.get()
             if worker:

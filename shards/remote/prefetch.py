@@ -1,4 +1,4 @@
-"""Fetching the shards of an epoch in the order of their use, ahead of it."""
+"""Prefetching the shards of an epoch, in the order of their use."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from .remote_set import Fetcher
 
 
 class Use(NamedTuple):
-    """A shard that an epoch reads, and the number in the epoch's order of the last sample that lies in it."""
+    """A shard that an epoch reads, and the position of its last sample in the epoch's order."""
 
     shard: int
     last: int
 
 
 def uses(shard_ends: NDArray[np.int64], windows: Iterable[NDArray[np.int64]], start: int) -> Iterator[Use]:
-    """Yield the shards in the order of their first use; no two windows of positions have one in common.
+    """Yield the shards in the order of their first use; each shard belongs to one window of positions.
 
     >>> list(uses(np.array([3, 6, 9]), [np.array([4, 0, 5]), np.array([7])], 100))
     [Use(shard=1, last=102), Use(shard=0, last=101), Use(shard=2, last=103)]
     """
     for positions in windows:
         shards = np.searchsorted(shard_ends, positions, side="right")
-        found, first = np.unique(shards, return_index=True)
+        distinct, first = np.unique(shards, return_index=True)
         _, from_end = np.unique(shards[::-1], return_index=True)
-        for each in np.argsort(first):
-            yield Use(int(found[each]), start + len(shards) - 1 - int(from_end[each]))
+        for index in np.argsort(first):
+            yield Use(int(distinct[index]), start + len(shards) - 1 - int(from_end[index]))
         start += len(shards)
 
 
 class ShardPrefetcher:
-    """Keeps the shards in the cache that are read from now and next. One thread fetches, and others may wait.
+    """Keeps the shards that are read now and next in the cache. One thread fetches; other threads may wait for it.
 
     split:    of a remote shard set.
     windows:  the positions of the epoch's samples in their order, see `EpochPlan.order`.
-    start:    the number of the first of them in the epoch.
-    at_once:  shards that are kept or fetched at a time, unless more are waited for.
+    start:    the position of the first of them in the epoch's order.
+    at_once:  the number of shards kept or fetched at a time; more if more are waited for.
     """
 
     def __init__(self, split: ShardSplit, windows: Iterable[NDArray[np.int64]], start: int, at_once: int) -> None:
@@ -102,10 +102,10 @@ class ShardPrefetcher:
                 self._condition.wait_for(lambda: self._ended or wanted <= self._held.keys())
                 self._awaited = set()
             if not wanted <= self._held.keys():
-                self._background.future.result()  # which raises what has gone wrong
+                self._background.future.result()  # raises the error of the fetching thread
 
     def done(self, number: int) -> None:
-        """Let go of the shards of which no sample from `number` on is read."""
+        """Release the shards whose last sample comes before `number` in the epoch's order."""
         with self._condition:
             shards = [shard for shard in self._held if self._last[shard] < number]
             for shard in shards:
@@ -115,7 +115,7 @@ class ShardPrefetcher:
             self._background.call(self._moved.set)
 
     def close(self) -> None:
-        """Stop fetching and let go of every shard; what was fetched stays in the cache as long as there is room."""
+        """Stop fetching and release every shard; fetched shards stay in the cache as long as there is room."""
         self._background.stop()
         while self._held:
             self._held.popitem()[1].release()

@@ -116,14 +116,14 @@ class Fetcher:
     async def obtain(self, name: str, num_bytes: int | None, content: bytes | None = None) -> FileLock:
         """Have a file in the cache; return the lock that keeps it there until it is released.
 
-        num_bytes: of the file; None where nobody knows.
+        num_bytes: of the file; None if unknown.
         content:   what it holds; None: it is downloaded.
 
         Raises RemoteError, OSError where the cache cannot be written to, and ValueError where it holds a link.
         """
         path, place = self._remote.folder / file_name(name, self._remote.store.url), next(self._places)
-        for each in (path, lock_path(path)):
-            check_no_link(each, self._remote.cache.folder)
+        for checked in (path, lock_path(path)):
+            check_no_link(checked, self._remote.cache.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock, aside = FileLock(lock_path(path)), aside_path(path)
         others, room = _OthersPatience(path), _RoomPatience(self._remote, name, num_bytes or 0)
@@ -138,7 +138,7 @@ class Fetcher:
                         await self._write(name, aside, num_bytes, content)
                 if _is_whole(path, num_bytes):
                     continue
-                lock.drop()  # while there is no room, this stands in nobody's way
+                lock.drop()  # so that other processes go on while the cache is full
                 if mine:
                     room.check(is_awaited=self._is_awaited(name))
                 await asyncio.sleep(POLL_S)
@@ -156,10 +156,10 @@ class Fetcher:
         """Take room, unless one that was asked for before lacks it."""
         aside.unlink(missing_ok=True)  # of a process that was killed
         self._lack_room.add(place)
-        found = place == min(self._lack_room) and self._remote.cache.reserve(aside, num_bytes)
-        if found:
+        has_room = place == min(self._lack_room) and self._remote.cache.reserve(aside, num_bytes)
+        if has_room:
             self._lack_room.discard(place)
-        return found
+        return has_room
 
     async def _write(self, name: str, aside: Path, num_bytes: int | None, content: bytes | None) -> None:
         try:
@@ -170,8 +170,8 @@ class Fetcher:
             aside.replace(self._remote.folder / name)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                said = f"{os.strerror(errno.ENOSPC)} (the cache of remote shards; {FOLDER} puts it elsewhere)"
-                raise OSError(error.errno, said, str(aside)) from error
+                reason = f"{os.strerror(errno.ENOSPC)} (the cache of remote shards; {FOLDER} puts it elsewhere)"
+                raise OSError(error.errno, reason, str(aside)) from error
             raise
         finally:
             aside.unlink(missing_ok=True)

@@ -142,7 +142,7 @@ def test_a_sweep_of_the_hardware_decoder_has_a_row_for_each_load_and_names_the_b
         (("--rounds", 0), ("rounds is 0",)),
         (("--model", "resnet5O"), ("unknown model",)),
         (("--plot", "rates.jpg"), ("rates.jpg", ".png")),
-        (("--plot", "nowhere/rates.png"), ("there is no folder",)),
+        (("--plot", "nowhere/rates.png"), ("does not exist; create it first",)),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -331,7 +331,7 @@ def test_what_a_killed_export_left_is_cleared_and_two_at_once_are_refused(traine
     ("words", "said"),
     [
         (("NOWHERE", "OUT"), "does not exist"),
-        (("RUN", "NOWHERE/OUT"), "there is no folder"),
+        (("RUN", "NOWHERE/OUT"), "does not exist; create it first"),
         (("RUN", "NOTES"), "holds other files"),
         (("RUN", "NOTES", "--overwrite"), "holds other files"),
         (("RUN", "OUT", "--weights", "ema"), "without a moving average"),

@@ -140,7 +140,7 @@ def test_what_is_stopped_on_the_way_goes_on_and_ends_as_if_it_had_not_been(
     assert not out.exists()
     refused = run(*words, "--dtype", "float32")
     assert refused.exit_code == 2
-    assert "unfinished features of other settings lie there (dtype 'float16' -> 'float32')" in refused.stderr
+    assert "was made with other settings (dtype 'float16' -> 'float32')" in refused.stderr
     again: list[int] = []
     monkeypatch.setattr(FeatureExtractor, "forward", lambda s, i: (again.append(len(i)), forward(s, i))[1])
     assert run(*words, "--workers", 2).exit_code == 0

@@ -244,4 +244,4 @@ def test_a_disk_that_is_full_is_named(trained: Path, tmp_path: Path, monkeypatch
 def test_the_file_of_an_export_needs_a_folder(trained: Path, tmp_path: Path) -> None:
     for file_format in ("json", "csv", "miil"):
         words = ("tree", "export", trained, tmp_path / "nowhere" / "tree", "--format", file_format)
-        assert_refused(run(*words), "there is no folder")
+        assert_refused(run(*words), "does not exist; create it first")

@@ -424,7 +424,7 @@ def test_an_export_of_several_labels_answers_as_its_run(labels_run: Path, tmp_pa
         ((".",), "there is no image in what was named"),
         ((".", "--json", "--jsonl"), "give one of them"),
         ((".", "--picture", "out.jpg"), "ends in .png"),
-        ((".", "--out", "no/out.parquet"), "there is no folder no"),
+        ((".", "--out", "no/out.parquet"), "the folder no does not exist"),
         ((".", "--weights", "ema"), "was trained without a moving average"),
         ((".", "--threshold", "0.3"), "the threshold 0.3 goes with networks for images of several labels"),
         ((".", "--threshold", "1.3"), "1.3 is not in the range 0<=x<=1"),

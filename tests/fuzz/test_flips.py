@@ -148,5 +148,5 @@ def test_dataset_json_in_other_bytes_that_say_the_same_opens_and_verify_says_so(
     mark = folder / "dataset.json"
     mark.write_text(mark.read_text().replace("\n", "\r\n"))
     assert verify(open_dataset(folder)).problems == [
-        "dataset.json: says the same as when it was written, in other bytes"
+        "dataset.json: has the same content as when it was written, in other bytes"
     ]

@@ -182,7 +182,7 @@ DAMAGES = {
     "damaged header": (damage_header, f"{SHARD}: n.*: not there, at byte"),
     "cut tail": (lambda path: resize(path, -1), rf"{SHARD}: has \d+ bytes; wanted \d+ \(is its end cut off\?\)"),
     "no end": (lambda path: resize(path, -1024), rf"{SHARD}: has \d+ bytes; wanted \d+ \(is its end cut off\?\)"),
-    "more after the end": (lambda path: resize(path, 512), r"has \d+ bytes; wanted \d+ \(it goes on too far\)"),
+    "more after the end": (lambda path: resize(path, 512), r"has \d+ bytes; wanted \d+ \(more bytes follow its end\)"),
     "swapped samples": (swap_samples, rf"{SHARD}: n\d+_\d+\.jpg at byte \d+: the manifest has n\d+_\d+ there"),
     "swapped labels": (swap_labels, rf"{SHARD}: n\d+_\d+\.cls: does not hold the manifest's class index"),
     "swapped indexes": (swap_indexes, "names other samples"),
@@ -202,7 +202,7 @@ DAMAGES = {
     "other class": (rename_class, r"not those of tree\.json"),
     "other tree": (hang_elsewhere, r"levels differ from tree\.json"),
     "class miscounted": (miscount_class, r"n01861778: manifest\.parquet has 8 train images.*classes\.parquet 9"),
-    "key twice": (repeat_key, "a key stands twice"),
+    "key twice": (repeat_key, "a key occurs twice"),
 }
 
 
@@ -334,7 +334,7 @@ def test_a_folder_is_opened_as_what_it_is(prepared: PreparedSet, shard_set: Shar
     assert isinstance(open_any(shard_set.path), ShardSet)
     with pytest.raises(ValueError, match="no such folder"):
         open_any(tmp_path / "missing")
-    with pytest.raises(ValueError, match="no finished prepared data set nor shard set"):
+    with pytest.raises(ValueError, match="neither a finished prepared data set nor a shard set"):
         open_any(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="'other'"):

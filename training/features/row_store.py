@@ -15,8 +15,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shards.files.atomic import describe_differences, read_json, write_json
+from ...shards.files.atomic import check_parent, read_json, write_json
 from ...shards.files.lock import FileLock, lock_output
+from ...shards.files.output import check_same
 
 SAVE_EVERY_S = 30.0
 STAT_BLOCK = 512  # bytes of a block as stat counts them
@@ -46,12 +47,12 @@ class RowStore(AbstractContextManager["RowStore"]):
     It lies in `<out>.work`, with `<out>.work.json` beside it, and goes with `remove()`; left otherwise, also by a kill,
     it is found again by the next store of the same `provenance`, and refused by one of another unless `overwrite`.
 
-    out:       the file that will be made of it.
+    out:        the file that will be made from it.
     provenance: what shapes the rows, as JSON values.
-    shape:     (N, D).
-    dtype:     of the rows.
-    overwrite: throw rows of another `provenance` away.
-    place:     what the last `save` that counts was given; None for a new store.
+    shape:      (N, D).
+    dtype:      of the rows.
+    overwrite:  discard rows of another `provenance`.
+    place:      what the last `save` that counts was given; None for a new store.
     """
 
     def __init__(
@@ -76,8 +77,7 @@ class RowStore(AbstractContextManager["RowStore"]):
         Raises ValueError where another process has it, where it holds rows of another `provenance`, and where the disk
         has too little room; OSError where it fills meanwhile.
         """
-        if not self._out.parent.is_dir():
-            raise ValueError(f"{self._out}: there is no folder {self._out.parent}; make it first")
+        check_parent(self._out)
         self._lock = lock_output(self._path, self._out, "making it")
         num_bytes = self._shape[0] * (self._shape[1] * self._dtype.itemsize + 1)
         try:
@@ -96,20 +96,15 @@ class RowStore(AbstractContextManager["RowStore"]):
         return self
 
     def _place_reached(self, num_bytes: int) -> dict[str, int] | None:
-        """Return the place of the rows that are there already; None where there are none, or none to be kept."""
-        found = os.fstat(self._lock.descriptor).st_size
-        if not found or not self._state.is_file():
+        """Return the place that the stored rows reach; None if there are none, or none to keep."""
+        size = os.fstat(self._lock.descriptor).st_size
+        if not size or not self._state.is_file():
             return None
         state = read_json(self._state)
-        differences = describe_differences(state["provenance"], self._provenance)
-        if not differences:
-            return state["place"] if found == num_bytes else None
-        if self._overwrite:
+        if self._overwrite and state["provenance"] != self._provenance:
             return None
-        raise ValueError(
-            f"{self._out}: unfinished features of other settings lie there ({'; '.join(differences)}); the same "
-            "settings go on with them; else give another name, or --overwrite to throw them away"
-        )
+        check_same(self._path, state["provenance"], self._provenance, "discard the unfinished features")
+        return state["place"] if size == num_bytes else None
 
     def _reserve(self, num_bytes: int) -> None:
         """Have the disk keep room for every row: a mapped file that finds none later ends the process by a signal."""

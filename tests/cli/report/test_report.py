@@ -138,7 +138,7 @@ def test_a_shard_set_that_is_given_several_times_counts_once(shards: Path, train
     [
         (["PREPARED", "PREPARED/report.html"], "lies inside a folder that it is about"),
         (["PREPARED", "PREPARED/.."], "is a folder; wanted the name of a report"),
-        (["PREPARED", "nowhere/report.html"], "there is no folder nowhere"),
+        (["PREPARED", "nowhere/report.html"], "the folder nowhere does not exist"),
         (["nowhere", "OUT"], "nowhere: does not exist; wanted a prepared data set (of `in21k preprocess`), a run (of"),
         (["RUN/checkpoints", "OUT"], "is none of those; wanted a prepared data set (of `in21k preprocess`), a run (of"),
         (["PREPARED", "OUT.txt"], "a report is a .html file; give it a name that ends in .html"),

@@ -87,7 +87,7 @@ def test_lists_that_are_none_are_refused_by_file_and_line(tmp_path: Path, conten
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(ValueError, match=r"classes\.txt: is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"classes\.txt: is not UTF-8 text"):
         read_classes(str(path))
 
 

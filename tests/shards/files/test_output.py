@@ -183,7 +183,7 @@ def test_a_table_that_lists_files_elsewhere_removes_none_of_them(tmp_path: Path,
 def test_a_damaged_table_means_that_nothing_is_removed(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "table").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="its own tables do not say which files are its own"):
+    with pytest.raises(ValueError, match="its tables do not list its files"):
         folder_at(tmp_path, {"size": 2}, overwrite=True)
     assert (tmp_path / "dataset.json").exists()
 

@@ -213,9 +213,7 @@ def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Pa
         assert filled.tolist() == [True, True, True, False]
         assert np.array_equal(found, rows[:3])
     other = provenance(3, layer="other", amp="off")
-    refusal = (
-        r"unfinished features of other settings .*\(amp None -> 'off'; layer 'pre-logits' -> 'other'\).*--overwrite"
-    )
+    refusal = r"was made with other settings \(amp None -> 'off'; layer 'pre-logits' -> 'other'\).*--overwrite"
     with pytest.raises(ValueError, match=refusal), RowStore(out, other, (4, 3), "float16"):
         pass
     with RowStore(out, facts, (4, 3), "float16", overwrite=True) as store:  # they are what is asked for
