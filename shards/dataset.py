@@ -296,9 +296,7 @@ def _read_images(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint64]]:
     """Return size, label and checksum of the images in `order`, which holds positions in `rows`."""
     position, labels = np.empty_like(order), np.empty_like(order)
-    num_bytes = np.arange(
-        len(order), dtype=np.int32
-    )  # holds the positions first: allocating memory takes most of the time
+    num_bytes = np.arange(len(order), dtype=np.int32)  # holds positions first: allocating takes the time
     position[order] = num_bytes
     checksums = np.empty(len(order), np.uint64)
     start = 0

@@ -41,7 +41,7 @@ STORED = pa.schema(
         pa.field("checksum", pa.string(), nullable=False),
     ]
 )
-# The same row once it lies in a shard: `shard` is relative to the shard set, `shard_offset` is the offset of the image's data.
+# The same row once it lies in a shard: `shard` is relative to the shard set, `shard_offset` where the image's data begins.
 SHARDED = STORED.append(pa.field("shard", pa.string(), nullable=False)).append(
     pa.field("shard_offset", pa.int64(), nullable=False)
 )
@@ -206,7 +206,7 @@ def _is_ascii(column: pa.ChunkedArray) -> bool:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return a type without how its values are stored: the value type of a dictionary, and lists without a field name."""
+    """Return a type without its encoding: the value type of a dictionary, and lists without a field name."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     return pa.list_(_plain_type(kind.value_type)) if pa.types.is_list(kind) else kind

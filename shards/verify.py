@@ -291,7 +291,8 @@ def _check_members(task: _ArchiveTask, expected: dict[int, dict[str, Any]]) -> I
     size = task.path.stat().st_size
     last, row = next(reversed(expected.items()))
     if size != (wanted := last + padded(row["num_bytes"]) + 2 * BLOCK_BYTES):
-        yield f"has {size} bytes; wanted {wanted} ({'is its end cut off?' if size < wanted else 'more bytes follow its end'})"
+        guess = "is its end cut off?" if size < wanted else "more bytes follow its end"
+        yield f"has {size} bytes; wanted {wanted} ({guess})"
     extensions = {member.extension for member in ROW_MEMBERS} if task.is_shard else set[str]()
     contents: dict[tuple[str, str], bytes] = {}  # of row members, until their image comes
     try:
