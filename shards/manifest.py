@@ -41,7 +41,7 @@ STORED = pa.schema(
         pa.field("checksum", pa.string(), nullable=False),
     ]
 )
-# The same row once it lies in a shard: `shard` is relative to the shard set, `shard_offset` where the image's data begins.
+# The same row once it lies in a shard: `shard` is relative to the shard set, the image begins at byte `shard_offset`.
 SHARDED = STORED.append(pa.field("shard", pa.string(), nullable=False)).append(
     pa.field("shard_offset", pa.int64(), nullable=False)
 )
