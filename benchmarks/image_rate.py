@@ -46,14 +46,14 @@ def members(data: bytes) -> list[bytes]:
 
 def ways() -> dict[str, Way]:
     """Return what is measured; the ratios are to the first."""
-    found: dict[str, Way] = {
+    named: dict[str, Way] = {
         "decode alone, Pillow": lambda data: Image.open(io.BytesIO(data)).load(),
         "decode alone, simplejpeg": lambda data: simplejpeg.decode_jpeg(data, strict=False),
         "store, resizer pillow": lambda data: store_image(data, ImageSettings(size=SIZE)),
     }
     if importlib.util.find_spec("cv2"):
-        found["store, resizer opencv"] = lambda data: store_image(data, ImageSettings(size=SIZE, resizer="opencv"))
-    return found
+        named["store, resizer opencv"] = lambda data: store_image(data, ImageSettings(size=SIZE, resizer="opencv"))
+    return named
 
 
 def seconds(way: Way, images: list[bytes]) -> float:
@@ -98,9 +98,11 @@ def print_psnr(images: list[bytes]) -> None:
     """Print median, tenth percentile and least PSNR of the images, by how much their decoding is reduced."""
     rows = [qualities(image) for image in images]
     values = {f"reduced by {by}": [row[1] for row in rows if row[0] == by] for by in sorted({row[0] for row in rows})}
-    for name, found in {**values, "coding alone": [row[2] for row in rows]}.items():
-        tenth = float(np.percentile(found, 10))
-        print(f"  {name:26} {len(found):4} images, {statistics.median(found):.1f} dB ({tenth:.1f}, {min(found):.1f})")
+    for name, decibels in {**values, "coding alone": [row[2] for row in rows]}.items():
+        tenth = float(np.percentile(decibels, 10))
+        print(
+            f"  {name:26} {len(decibels):4} images, {statistics.median(decibels):.1f} dB ({tenth:.1f}, {min(decibels):.1f})"
+        )
 
 
 def main() -> None:

@@ -64,14 +64,14 @@ def main() -> int:
     """Make the tables, measure, print; return the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         path = make_tables(Path(folder))
-        found: list[tuple[float, float]] = []
+        measurements: list[tuple[float, float]] = []
         for _ in range(ROUNDS):
             command = [sys.executable, "-m", "benchmarks.open_large", str(path)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds, megabytes = map(float, done.stdout.split())
-            found.append((seconds, megabytes))
+            measurements.append((seconds, megabytes))
             print(f"opened and planned in {seconds:.2f} s with {megabytes:.0f} MB")
-    seconds, megabytes = min(found)
+    seconds, megabytes = min(measurements)
     print(f"{seconds:.2f} s, {megabytes:.0f} MB")
     return int(seconds > MAX_SECONDS or megabytes > MAX_MB)
 

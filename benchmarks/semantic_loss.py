@@ -52,7 +52,7 @@ def slices(tree: SemanticTree, labels: Tensor) -> Way:
         if weight is not None and rows:
             place = {index: i for i, index in enumerate(classes)}
             targets = [place[paths[row][-1 - level]] for row in rows]
-            indices = (torch.tensor(each, device=labels.device) for each in (rows, classes, targets))
+            indices = (torch.tensor(values, device=labels.device) for values in (rows, classes, targets))
             levels.append((weight, *indices))
 
     def loss(logits: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ def milliseconds(way: Way, logits: Tensor) -> float:
     return begin.elapsed_time(end) / CALLS_PER_TIMING
 
 
-def compare(found: dict[str, Way], logits: Tensor, rounds: int) -> None:
+def compare(ways: dict[str, Way], logits: Tensor, rounds: int) -> None:
     """Print each way's times, and their ratios to those of the first."""
-    names = list(found)
+    names = list(ways)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
-            times[name].append(milliseconds(found[name], logits))
+            times[name].append(milliseconds(ways[name], logits))
     for name in names:
         ratio = statistics.median(mine / first for mine, first in zip(times[name], times[names[0]], strict=True))
         best = min(times[name]) / min(times[names[0]])

@@ -91,7 +91,7 @@ class _Images:
     def rows(self, wnid: str, class_index: int, split: str, count: int) -> pa.Table:
         """Return the manifest's rows of so many images."""
         number = 0 if split == "val" else 10_000_000
-        keys = [f"{wnid}_{number + each}" for each in range(count)]
+        keys = [f"{wnid}_{number + offset}" for offset in range(count)]
         archive = f"{split}/{wnid}.tar"
         if self._folder:
             num_bytes = np.full(count, len(self._jpeg), np.int32)

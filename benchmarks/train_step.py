@@ -169,10 +169,10 @@ def main() -> None:
         f"{name}, {len(tree):,} classes, batches of {batch_size} at {image_size} pixels, amp {settings.amp}, {hardware}"
     )
     first = next(iter(rates.values()))
-    for label, found in rates.items():
-        ratio = statistics.median(own / base for own, base in zip(found, first, strict=True))
-        print(f"{label:28}  {statistics.median(found):8.1f} images/s  {ratio:.2f}")
-    print(json.dumps({label: statistics.median(found) for label, found in rates.items()}))
+    for label, own_rates in rates.items():
+        ratio = statistics.median(own / base for own, base in zip(own_rates, first, strict=True))
+        print(f"{label:28}  {statistics.median(own_rates):8.1f} images/s  {ratio:.2f}")
+    print(json.dumps({label: statistics.median(own_rates) for label, own_rates in rates.items()}))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main(archive: Path = ARCHIVE, seeds: int = 3, pretrain_epochs: int = PRETRAI
         known = shards_of(archive, [wnid for wnid in wnids if wnid not in held_back], work / "known", 10)
         others = shards_of(archive, held_back, work / "others", 30)
         pretrained = work / "pretrained"
-        # By a seed that nobody has who follows.
+        # With a seed that no later run uses.
         trained("train", known, pretrained, pretrain_epochs, augment="inception", seed=seeds)
         reached: dict[tuple[str, float], list[float]] = defaultdict(list)
         for seed, rate in product(range(seeds), RATES):
@@ -65,7 +65,9 @@ def main(archive: Path = ARCHIVE, seeds: int = 3, pretrain_epochs: int = PRETRAI
     print(f"\n| begun with | learning rate | top-1 over {len(held_back)} new classes of the seeds, % | mean |")
     print("|---|---|---|---|")
     for (begun, rate), values in sorted(reached.items()):
-        print(f"| {begun} | {rate:g} | {', '.join(f'{each:.1f}' for each in values)} | {statistics.mean(values):.1f} |")
+        print(
+            f"| {begun} | {rate:g} | {', '.join(f'{value:.1f}' for value in values)} | {statistics.mean(values):.1f} |"
+        )
     best = [max(statistics.mean(reached[begun, rate]) for rate in RATES) for begun in ("pretrained", "fresh")]
     print(f"\neach at its better rate: {best[0] - best[1]:+.1f} points above fresh")
 

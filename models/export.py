@@ -62,14 +62,14 @@ def write_checksums(folder: Path) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the lines of a folder's `SHA256SUMS` by the names in them; none where there is no such file."""
+    """Return the lines of a folder's `SHA256SUMS` by file name; empty if the file is missing."""
     sums = folder / CHECKSUMS
     lines = sums.read_text(encoding="utf-8").splitlines(keepends=True) if sums.is_file() else []
     return {line.rstrip("\n").partition("  ")[2]: line for line in lines}
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return the names of the files that are not, or no longer, what the folder's `SHA256SUMS` says."""
+    """Return the names of the files that are missing or differ from the folder's `SHA256SUMS`."""
     lines = read_checksums(folder)
     changed = [
         name for name, line in lines.items() if not (folder / name).is_file() or _checksum_line(folder / name) != line
@@ -101,7 +101,7 @@ def timm_config(
     image_size:   side of the square images in pixels.
     crop_pct:     the shorter side is resized to image_size / crop_pct and the middle taken; None: the whole image is
                   stretched to a square.
-    normalize:    of the images that it was trained on; see `mean_std`.
+    normalize:    of the images that it was trained on; see `shards.normalize`.
     wnids, names: the classes in the order of the head's outputs.
     by_sigmoid, several_labels: see `BY_SIGMOID` and `SEVERAL_LABELS`.
     """

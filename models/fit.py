@@ -39,16 +39,16 @@ class Fit:
         if self.filled < LEAST_FILLED:
             return f"fills {self.filled:.1%} of the network; wanted {LEAST_FILLED:.0%} or more"
         if self.unused > MOST_UNUSED:
-            return f"holds weights of which the network takes {1 - self.unused:.1%}; wanted {1 - MOST_UNUSED:.0%}"
+            return f"only {1 - self.unused:.1%} of its weights fit the network; wanted {1 - MOST_UNUSED:.0%}"
         return self.odd_bias
 
 
-def measure_fit(model: nn.Module, given: Mapping[str, Tensor]) -> Fit:
+def measure_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
     """Compare the names and shapes of a file's tensors with those of a network; heads do not count."""
     heads, own = head_prefixes(model), model.state_dict()
-    body = {name: tensor for name, tensor in given.items() if not name.startswith(heads)}
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     fitting = {name for name, tensor in body.items() if name in own and own[name].shape == tensor.shape}
-    parameters = {name: each.numel() for name, each in model.named_parameters() if not name.startswith(heads)}
+    parameters = {name: own.numel() for name, own in model.named_parameters() if not name.startswith(heads)}
     modules = {name.partition(".")[0] for name in own}
     counted = {name: tensor.numel() for name, tensor in body.items() if name.partition(".")[0] in modules}
     dropped = sum(name in own and name not in fitting for name in body)
@@ -65,7 +65,7 @@ def measure_fit(model: nn.Module, given: Mapping[str, Tensor]) -> Fit:
 def model_that_fits(model: nn.Module, raw: Mapping[str, Tensor], path: Path) -> str | None:
     """Return the timm architecture, of the network's family or with a name like the file's, whose weights these are.
 
-    None: there is none among the nearest by name, or nobody knows what the network is. It takes seconds.
+    None if none of those nearest by name fits, or if the network's architecture is unknown. It takes seconds.
     """
     architecture = architecture_of(model)
     if architecture is None:

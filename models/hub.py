@@ -1,4 +1,4 @@
-"""A folder onto the Hugging Face hub, with the token that is set here."""
+"""Uploading a folder to the Hugging Face hub, with the token that is set on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def check_hub(name: str) -> None:
-    """Raise ValueError where a folder cannot go to the hub under that name: it is none, or no token is set."""
+    """Raise ValueError for a name that the hub does not allow, or if no token is set."""
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -15,7 +15,7 @@ def check_hub(name: str) -> None:
         if name.count("/") != 1:
             raise HFValidationError("it has no user or organisation")
     except HFValidationError as error:
-        raise ValueError(f"{name!r} is no name on the hub ({error}); wanted USER/NAME") from error
+        raise ValueError(f"{name!r} is not a name of a hub repository ({error}); wanted USER/NAME") from error
     if not get_token():
         raise ValueError(
             f"{name}: no token of the Hugging Face hub is set; `hf auth login` sets one, or HF_TOKEN=... "
@@ -24,11 +24,11 @@ def check_hub(name: str) -> None:
 
 
 def push_folder(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a folder as one commit to a model repository, which is made where there is none; return its address.
+    """Upload a folder as one commit to a model repository, creating it if needed; return its address.
 
-    private: of a new repository; an existing one stays as it is.
+    private: whether a new repository is private; an existing one does not change.
 
-    Raises ValueError where the hub refuses, or cannot be reached.
+    Raises ValueError if the hub refuses the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -39,6 +39,6 @@ def push_folder(folder: Path, name: str, *, private: bool) -> str:
     except Exception as error:  # of the hub, and of the HTTP library below it, which has changed before
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{name}: the hub did not take it ({reason}); {folder} is whole, the same command sends it again"
+            f"{name}: the upload failed ({reason}); {folder} is complete, so run the same command again"
         ) from error
     return str(address)

@@ -93,7 +93,9 @@ class OnceForAllNet(nn.Module):
 
         self.first_conv = _convolution(in_chans, _STEM, 3, stride=2, act="silu")
         rates = [drop_path_rate * index / (len(_BLOCKS) - 1) for index in range(len(_BLOCKS))]
-        self.blocks = nn.Sequential(*(_InvertedResidual(*each) for each in zip(_BLOCKS, rates, strict=True)))
+        self.blocks = nn.Sequential(
+            *(_InvertedResidual(block, rate) for block, rate in zip(_BLOCKS, rates, strict=True))
+        )
         self.final_expand_layer = _convolution(_BLOCKS[-1].num_out, _EXPANDED, 1, act="silu")
         self.feature_mix_layer = nn.Sequential(
             OrderedDict(conv=nn.Conv2d(_EXPANDED, _MIXED, 1, bias=False), act=nn.SiLU(inplace=True))

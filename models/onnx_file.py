@@ -91,16 +91,16 @@ def _compare(model: nn.Module, path: Path, image_size: int) -> OnnxCheck:
             images = torch.randn(num_images, 3, image_size, image_size, generator=generator)
             with torch.inference_mode():
                 wanted = model(images)
-            (given,) = session.run(["logits"], {"images": images.numpy()})
-            apart = torch.maximum(apart, (torch.from_numpy(given) - wanted).abs().max())
+            (logits,) = session.run(["logits"], {"images": images.numpy()})
+            apart = torch.maximum(apart, (torch.from_numpy(logits) - wanted).abs().max())
             largest = torch.maximum(largest, wanted.abs().max())
     except Exception as error:  # of onnxruntime's own kinds
         raise ValueError(f"onnxruntime cannot run what torch wrote ({' '.join(str(error).split())})") from error
     check = OnnxCheck(apart.item(), largest.item())
-    # `not <=`, so that what is no number is refused too.
+    # `not <=` refuses NaN too.
     if not check.largest_difference <= TOLERANCE * check.largest_logit:
         raise ValueError(
-            f"the ONNX file's logits are up to {check.largest_difference:.2g} from the network's, of which the largest "
-            f"is {check.largest_logit:.2g}; wanted at most {TOLERANCE:g} of that, so it is not kept; leave --onnx out"
+            f"the ONNX file's logits differ from the network's by up to {check.largest_difference:.2g} (the largest is "
+            f"{check.largest_logit:.2g}); wanted at most {TOLERANCE:g} of that; export without --onnx"
         )
     return check

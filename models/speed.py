@@ -90,7 +90,7 @@ def measure_speed(
 
     Returns what was measured by name, and why in one line of those that failed; they have no later turns.
     """
-    found = {name: Rounds() for name in contenders}
+    results = {name: Rounds() for name in contenders}
     failed: dict[str, str] = {}
     running: dict[str, _Running] = {}
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
@@ -102,14 +102,14 @@ def measure_speed(
                 try:
                     if number == 0:
                         running[name] = _Running(*contender)
-                    running[name].take_turn(found[name], seconds)
+                    running[name].take_turn(results[name], seconds)
                 except Exception as error:  # of torch, its compiler and a driver, each has its own kinds: others go on
                     failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
                 if name in failed:  # not before the exception is gone, which holds the step's tensors
                     running.pop(name, None)
-                    del found[name]
+                    del results[name]
                     _release()
-    return found, failed
+    return results, failed
 
 
 class _Running:
@@ -125,14 +125,14 @@ class _Running:
         for num_images in {settings.batch_size, *LATENCY_BATCHES}:
             self._passes(num_images, seconds=0, least=_WARM_UP[settings.device.type])
 
-    def take_turn(self, found: Rounds, seconds: float) -> None:
+    def take_turn(self, rounds: Rounds, seconds: float) -> None:
         num_images = self._settings.batch_size
         steps = _repeat(lambda: self._trained.step(num_images), seconds)
-        found.training.append(num_images * len(steps) / sum(steps))
+        rounds.training.append(num_images * len(steps) / sum(steps))
         passes = self._passes(num_images, seconds)
-        found.inference.append(num_images * len(passes) / sum(passes))
+        rounds.inference.append(num_images * len(passes) / sum(passes))
         for images in LATENCY_BATCHES:
-            found.latencies.setdefault(images, []).extend(self._passes(images, seconds))
+            rounds.latencies.setdefault(images, []).extend(self._passes(images, seconds))
 
     def _passes(self, num_images: int, seconds: float, least: int = 1) -> list[float]:
         images = self._settings.images(num_images).to(_DTYPES[self._settings.precision])
@@ -207,7 +207,7 @@ def _repeat(act: Callable[[], None], seconds: float, least: int = 1) -> list[flo
 def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
     """Return the most images of a training step that fit the GPU, within 1/64, found by trying; 0 where not even 2 do.
 
-    Nothing is compiled: each try would be compiled anew. The network is on the CPU, and is so afterwards, a little
+    Nothing is compiled: each try would be compiled again. The network is on the CPU, and is so afterwards, a little
     trained.
     """
     training = _Training(model, replace(settings, compile=False))
@@ -224,9 +224,9 @@ def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
         training.forget()  # here too the exception has to be gone
         return enough
 
-    found = largest_that_fits(fits)
+    num_images = largest_that_fits(fits)
     model.cpu()
-    return found
+    return num_images
 
 
 def fit_batch(

@@ -1,4 +1,4 @@
-"""Two images through a network, to see that it takes them before anything is written, packed or compiled."""
+"""Runs two images through a network, to check that it takes them before anything is written, packed or compiled."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _MOST_NAMED = 4
 
 
 class Trial(NamedTuple):
-    """What a network makes of two images.
+    """The outcome of running two images through a network.
 
     num_outputs: columns of its output.
-    norm:        the batch norm that sees the fewest values of a channel in an image, and how many these are; None:
-                 there is no batch norm.
+    norm:        the batch norm that sees the fewest values of a channel in an image, and how many these are; None
+                 for a network without batch norm.
     """
 
     num_outputs: int
     norm: tuple[str, int] | None
 
     def check_batch(self, batch_size: int) -> None:
-        """Raise ValueError where batches are so small that a batch norm sees a single value of a channel."""
+        """Raise ValueError if batches are so small that a batch norm sees a single value of a channel."""
         if self.norm and self.norm[1] * batch_size == 1:
             raise ValueError(
                 f"batch_size is {batch_size}, and the batch norm {self.norm[0]} takes one value of a channel from an "
@@ -50,24 +50,24 @@ def try_images(
     option: str = "",
     rebuilds: bool = False,
 ) -> Trial:
-    """Have a network answer two black images, in evaluation mode, where it lies, and leave everything as it was.
+    """Run two black images through a network in evaluation mode, on its device.
 
-    Neither its buffers nor its modes nor the random state change.
+    Its buffers and modes and the random state do not change.
 
     name:        of the network, for messages.
-    num_outputs: the columns of the output that are wanted; None: any number.
-    option:      by which a person chooses the size (`--image-size `), for messages.
-    rebuilds:    whether the network may be built for another size, which messages then advise (`model_args`).
+    num_outputs: the required number of output columns; None: any.
+    option:      the option that sets the size (`--image-size `), for messages.
+    rebuilds:    whether messages may advise building the network for another size (`model_args`).
 
-    Raises ValueError where it takes no such images, and names sizes that it takes, or where it gives anything else than
-    a tensor (2, num_outputs).
+    Raises ValueError if it does not take such images, naming sizes that it takes, or if its output is not a tensor
+    (2, num_outputs).
     """
     norms: dict[str, int] = {}
     like = next(network.parameters(), torch.empty(0))
     with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
         try:
             output = _answer(network, image_size, like.device, norms)
-        except Exception as error:  # a network is anybody's code, and fails in any kind
+        except Exception as error:  # a network is foreign code, which may raise anything
             if _is_of_machine(error):
                 raise
             problem = " ".join(str(error).split()) or type(error).__name__
@@ -81,7 +81,7 @@ def try_images(
             f"{name}: gives {shape} for {NUM_IMAGES} images; wanted logits ({NUM_IMAGES}, {num_outputs or 'classes'}); "
             "leave out of model_args what changes its output (features_only, global_pool, ...)"
         )
-    return Trial(output.shape[1], min(norms.items(), key=lambda each: each[1]) if norms else None)
+    return Trial(output.shape[1], min(norms.items(), key=lambda norm: norm[1]) if norms else None)
 
 
 def _answer(network: nn.Module, image_size: int, device: torch.device, norms: dict[str, int]) -> Any:
@@ -93,7 +93,7 @@ def _answer(network: nn.Module, image_size: int, device: torch.device, norms: di
 
         return count_values
 
-    batch_norms = [(name, each) for name, each in network.named_modules() if isinstance(each, _BatchNorm)]
+    batch_norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(note(name)) for name, norm in batch_norms]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
@@ -107,19 +107,19 @@ def _answer(network: nn.Module, image_size: int, device: torch.device, norms: di
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Generator[None]:
-    """Put a network into evaluation mode, and every module back into its own."""
+    """Put a network into evaluation mode, and restore the mode of every module at the end."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         yield
     finally:
-        network.train(modes[network])  # some networks drop here what they keep between calls in evaluation mode
+        network.train(modes[network])  # some networks drop here what they cache in evaluation mode
         for module, is_training in modes.items():
             module.training = is_training
 
 
 def _way_out(network: nn.Module, image_size: int, option: str, *, rebuilds: bool) -> str:
-    """Return in words what sizes fit, or how the network is built for this one."""
+    """Say which sizes fit, or how to build the network for this one."""
     if rebuilds and _can_be_built_for(network, image_size):
         return f"give --set 'model_args={{img_size: {image_size}}}'"
     own: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
@@ -130,7 +130,7 @@ def _way_out(network: nn.Module, image_size: int, option: str, *, rebuilds: bool
         if len(fitting) < _MOST_NAMED and _takes(empty, side):
             fitting.append(side)
     if not fitting:
-        return "it takes none of any usual size; give another model, or other model_args"
+        return "it takes images of no usual size; give another model or other model_args"
     named = ", ".join(f"{side} x {side}" for side in sorted(fitting))
     return f"it takes {named}{f' ({option}{fitting[0]})' if option else ''}"
 
@@ -157,12 +157,12 @@ def _takes(empty: nn.Module, image_size: int) -> bool:
 
 
 def _without_content(network: nn.Module) -> nn.Module:
-    """Return a copy whose tensors have shapes alone: passes take no memory, and a fraction of a second."""
-    parameters = {id(each): nn.Parameter(each.to("meta"), each.requires_grad) for each in network.parameters()}
-    return copy.deepcopy(network, {**parameters, **{id(each): each.to("meta") for each in network.buffers()}})
+    """Return a copy on the meta device, whose passes take no memory and a fraction of a second."""
+    parameters = {id(own): nn.Parameter(own.to("meta"), own.requires_grad) for own in network.parameters()}
+    return copy.deepcopy(network, {**parameters, **{id(own): own.to("meta") for own in network.buffers()}})
 
 
 def _is_of_machine(error: Exception) -> bool:
-    """Tell whether memory, driver or GPU failed, and not the network."""
+    """Return whether memory, driver or GPU failed rather than the network."""
     words = ("out of memory", "can't allocate memory", "CUDA error", "CUDA driver")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

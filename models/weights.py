@@ -105,32 +105,32 @@ def fit_weights(
 ) -> WeightsReport:
     """Do as `load_weights` with tensors by name, which are the `part` of `path`, as messages and the report say.
 
-    architecture: whose weights they are; None: nobody knows.
+    architecture: of the network that they belong to; None if unknown.
     """
     if head not in get_args(Head):
         raise ValueError(f"head is {head!r}; wanted one of {', '.join(get_args(Head))}")
     if head == "slice" and wnids is None:
         raise ValueError("head='slice' goes by the network's wnids; give them")
     check_finite(path, raw)
-    given = convert(model, raw, path)
+    tensors = convert(model, raw, path)
     if not partial:
-        _check_fit(model, raw, given, path, architecture)
-    converted = {name for name, tensor in given.items() if name not in raw or raw[name].shape != tensor.shape}
-    said, lacking = "", ()
+        _check_fit(model, raw, tensors, path, architecture)
+    converted = {name for name, tensor in tensors.items() if name not in raw or raw[name].shape != tensor.shape}
+    remark, lacking = "", ()
     if head == "keep":
-        said = _keep_head(model, given, path)
+        remark = _keep_head(model, tensors, path)
     elif head == "slice" and wnids is not None:
-        given, said, lacking = _slice_head(model, given, wnids, file_wnids, path)
+        tensors, remark, lacking = _slice_head(model, tensors, wnids, file_wnids, path)
     elif wnids is not None and file_wnids is not None and tuple(wnids) != tuple(file_wnids):
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(head_prefixes(model))}
-        said = "its head left out, which is of other classes"
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(head_prefixes(model))}
+        remark = "its head left out, which is of other classes"
     own = model.state_dict()
-    known = own.keys() & given.keys()
-    fitting = {name: given[name] for name in own if name in known and given[name].shape == own[name].shape}
+    known = own.keys() & tensors.keys()
+    fitting = {name: tensors[name] for name in own if name in known and tensors[name].shape == own[name].shape}
     if not fitting:
         raise ValueError(
-            f"{path}: none of its {len(given)} tensors fits the model "
-            f"({_few(tuple(given))} against {_few(tuple(own))}); give weights of this architecture"
+            f"{path}: none of its {len(tensors)} tensors fits the model "
+            f"({_few(tuple(tensors))} against {_few(tuple(own))}); give weights of this architecture"
         )
     model.load_state_dict(fitting, strict=False)
     return WeightsReport(
@@ -141,21 +141,21 @@ def fit_weights(
         # torch has counted batch norm's batches since 1.0, and reads the count nowhere.
         missing=tuple(name for name in own if name not in known and not name.endswith("num_batches_tracked")),
         dropped=tuple(
-            f"{name}: {tuple(given[name].shape)} for {tuple(own[name].shape)}"
+            f"{name}: {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
             for name in own
             if name in known and name not in fitting
         ),
-        unused=tuple(name for name in given if name not in known),
-        head=said,
+        unused=tuple(name for name in tensors if name not in known),
+        head=remark,
         lacking=lacking,
     )
 
 
 def _check_fit(
-    model: nn.Module, raw: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path, architecture: str | None
+    model: nn.Module, raw: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, architecture: str | None
 ) -> None:
     """Raise ValueError where weights hardly fit a network."""
-    fit = measure_fit(model, given)
+    fit = measure_fit(model, tensors)
     if fit.problem:
         network, other = architecture_of(model), architecture or model_that_fits(model, raw, path)
         if other is None:
@@ -170,8 +170,8 @@ def _check_fit(
         )
 
 
-def _keep_head(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> str:
-    num_classes = _head_rows(model, given, path)[1]
+def _keep_head(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> str:
+    num_classes = _head_rows(model, tensors, path)[1]
     if num_classes != model.num_classes:
         model.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue] - a method of all timm models
     return f"the file's head of {num_classes:,} classes"
@@ -179,13 +179,13 @@ def _keep_head(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> str
 
 def _slice_head(
     model: nn.Module,
-    given: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     wnids: Sequence[str],
     file_wnids: Sequence[str] | None,
     path: Path,
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """Return the tensors with the head's rows in the order of `wnids`, what to say of it, and the unknown classes."""
-    names, num_classes = _head_rows(model, given, path)
+    names, num_classes = _head_rows(model, tensors, path)
     space = label_space_of(num_classes) if file_wnids is None else LabelSpace("the given classes", tuple(file_wnids))
     if len(space) != num_classes or model.num_classes != len(wnids):
         raise ValueError(
@@ -199,19 +199,19 @@ def _slice_head(
     own = model.state_dict()
     sliced = {name: own[name].detach().cpu().clone() for name in names}
     for name, rows in sliced.items():
-        rows[target] = given[name][source[target]].to(rows.dtype)
+        rows[target] = tensors[name][source[target]].to(rows.dtype)
     lacking = tuple(wnid for wnid, index in zip(wnids, source.tolist(), strict=True) if index < 0)
-    return given | sliced, f"its head sliced for {len(target):,} of {len(wnids):,} classes ({space.name})", lacking
+    return tensors | sliced, f"its head sliced for {len(target):,} of {len(wnids):,} classes ({space.name})", lacking
 
 
-def _head_rows(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
+def _head_rows(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
     """Return the names of the tensors that have a row for each class, and how many the file's have."""
-    names = [name for name in model.state_dict() if name in given and name.startswith(head_prefixes(model))]
-    sizes = {given[name].shape[0] for name in names if given[name].ndim > 1}
+    names = [name for name in model.state_dict() if name in tensors and name.startswith(head_prefixes(model))]
+    sizes = {tensors[name].shape[0] for name in names if tensors[name].ndim > 1}
     if len(sizes) != 1:
         raise ValueError(f"{path}: holds no head of this network; wanted {_few(head_prefixes(model)) or 'one'}")
     (num_classes,) = sizes
-    return [name for name in names if given[name].shape[:1] == (num_classes,)], num_classes
+    return [name for name in names if tensors[name].shape[:1] == (num_classes,)], num_classes
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

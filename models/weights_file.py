@@ -1,20 +1,19 @@
-"""Tensors by name out of the kinds of files that training scripts leave."""
+"""Reads tensors by name from the kinds of files that training scripts write."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-MOST_UNPACKED, SPARE_BYTES = 2, 2**24  # of a zip's size
+from ..shards.files.torch_zip import check_unpacked
+
 # Where checkpoints keep weights: an average of them (timm, and ours), and those of the last step.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema")
 _RAW = ("state_dict", "model")
@@ -28,15 +27,15 @@ def read_weights(path: Path, *, average: bool = True) -> dict[str, Tensor]:
 
 
 def read_part(path: Path, *, average: bool = True) -> tuple[str, dict[str, Tensor]]:
-    """Read the tensors of a weights file by name, on the CPU, and tell in which part of the file they were.
+    """Read the tensors of a weights file by name, on the CPU, and name the part of the file that held them.
 
     path:    `.safetensors`, or a PyTorch file: a plain state dict (its part is ""), or a checkpoint that holds one as
              `state_dict` or `model`.
-    average: of a checkpoint that holds averaged weights too, take those (`state_dict_ema`, `model_ema`, `ema`).
+    average: prefer the averaged weights of a checkpoint that holds them (`state_dict_ema`, `model_ema`, `ema`).
 
-    `module.` and `_orig_mod.` before the names are cut off. Nothing is unpickled but tensors and plain values.
+    `module.` and `_orig_mod.` before the names are cut off. Only tensors and plain values are unpickled.
 
-    Raises ValueError where the file is missing, not readable so, or holds no tensors by name.
+    Raises ValueError if the file is missing, not readable, or holds no tensors by name.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; wanted weights (.safetensors, .pt, .pth)")
@@ -61,31 +60,11 @@ def read_part(path: Path, *, average: bool = True) -> tuple[str, dict[str, Tenso
     raise ValueError(f"{path}: holds no tensors by name; wanted a state dict")
 
 
-def check_unpacked(file: IO[bytes]) -> None:
-    """Raise ValueError where a zip, as torch writes, would unpack to far more than it takes; torch packs nothing.
-
-    A file of the form before torch 1.6 is no zip, and nothing in it is packed. `file` ends where it stood.
-    """
-    place = file.tell()
-    try:
-        if not zipfile.is_zipfile(file):
-            return
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        num_bytes = file.seek(0, io.SEEK_END)
-    finally:
-        file.seek(place)
-    if unpacked > MOST_UNPACKED * num_bytes + SPARE_BYTES:
-        raise ValueError(
-            f"its {num_bytes / 1e6:,.1f} MB would unpack to {unpacked / 1e6:,.1f} MB; wanted a file of torch.save's"
-        )
-
-
 def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where weights are no numbers, or infinite: a training was lost, or a file was damaged."""
+    """Raise ValueError for weights that are NaN or infinite: training diverged, or the file is damaged."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{path}: its {name} holds numbers that are not finite; give weights that are whole")
+            raise ValueError(f"{path}: its {name} holds numbers that are not finite; give finite weights")
 
 
 def _unwrapped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ class PublishedWeights:
 def pretrained_21k() -> list[PublishedWeights]:
     """Return the weights in timm's registry whose number of classes is that of a known label space of ImageNet-21K."""
     spaces = {num_classes: name for num_classes, name in known_label_spaces().items() if name != "in1k"}
-    found: list[PublishedWeights] = []
+    known: list[PublishedWeights] = []
     for name in timm.list_pretrained():
         config = get_pretrained_cfg(name)
         if config is None or config.num_classes not in spaces:
@@ -82,8 +82,8 @@ def pretrained_21k() -> list[PublishedWeights]:
             std=config.std,
             source=str(config.hf_hub_id or config.url),
         )
-        found.append(published)
-    return found
+        known.append(published)
+    return known
 
 
 def create_model(
@@ -145,7 +145,7 @@ def _nearest_arguments(name: str, error: Exception) -> str:
     described = re.match(r"(\w+)\.__init__\(\)", str(error))
     if described:
         classes.append(getattr(sys.modules[timm.models.model_entrypoint(name).__module__], described[1], None))
-    known = {each for kind in classes if kind for each in inspect.signature(kind.__init__).parameters}
+    known = {name for kind in classes if kind for name in inspect.signature(kind.__init__).parameters}
     nearest = difflib.get_close_matches(unknown[1], sorted(known - {"self", "args", "kwargs", *_OF_DATA}), cutoff=0.4)
     return f"; nearest: {', '.join(nearest)}" if nearest else ""
 

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .files.torch_zip import check_unpacked
+
 
 class MiilTree(NamedTuple):
     """What such a file says of each class: wnid, readable name, and path to the top (see `SemanticTree.paths`)."""
@@ -28,7 +30,8 @@ def read_miil(path: Path) -> MiilTree:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
             warnings.simplefilter("ignore")  # torch warns of other pickle protocols
-            _check_unpacked(path)
+            with path.open("rb") as file:
+                check_unpacked(file)
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
         wnids, paths = content["class_list"], content["class_tree_list"]
         if not all(isinstance(wnid, str) for wnid in wnids) or not all(
@@ -50,18 +53,6 @@ def read_miil(path: Path) -> MiilTree:
         AttributeError,
     ) as error:
         raise ValueError(f"{path}: no tree of the reference code ({_reason(error)})") from error
-
-
-def _check_unpacked(path: Path) -> None:
-    """Raise ValueError for a zip that unpacks to far more than its size; torch compresses nothing."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        num_bytes = path.stat().st_size
-        if unpacked > 2 * num_bytes + 2**24:
-            raise ValueError(
-                f"its {num_bytes / 1e6:,.1f} MB would unpack to {unpacked / 1e6:,.1f} MB; wanted a file of torch.save's"
-            )
 
 
 class _Dtype:

@@ -36,7 +36,7 @@ def weights_of(name: str, num_classes: int = 11221) -> dict[str, Tensor]:
         ("tresnet_l", "tresnet_v2_l", r"fills \d+\.\d% of the network; wanted 90% or more \(\d+ tensors"),
         ("vit_base_patch16_224", "vit_base_patch16_224_miil", r"the network has blocks\.0\.attn\.qkv\.bias"),
         ("vit_base_patch16_224_miil", "vit_base_patch16_224", r"the file has blocks\.0\.attn\.qkv\.bias"),
-        ("resnet50", "resnet101", r"holds weights of which the network takes \d+\.\d%; wanted 90% .*, 306 unused\)"),
+        ("resnet50", "resnet101", r"only \d+\.\d% of its weights fit the network; wanted 90% .*, 306 unused\)"),
         ("resnet101", "resnet50", r"fills \d+\.\d% of the network; wanted 90%"),
         ("efficientnet_b1", "efficientnet_b0", r"fills \d+\.\d% of the network"),
         (

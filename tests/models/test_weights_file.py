@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from in21k.models.weights_file import MOST_UNPACKED, SPARE_BYTES, check_unpacked, read_weights
+from in21k.models.weights_file import read_weights
+from in21k.shards.files.torch_zip import MOST_UNPACKED, SPARE_BYTES, check_unpacked
 from in21k.shards.tree import SemanticTree
 from in21k.training.runs.checkpoint import load_checkpoint, parse_checkpoint
 

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ...models.weights_file import check_unpacked
 from ...shards.files.atomic import whole_file
 from ...shards.files.shape import COUNT, INDEX, TEXT, Kind, Shape, check_shape
+from ...shards.files.torch_zip import check_unpacked
 from ...shards.tree import SemanticTree
 from .run_folder import check_config
 
