@@ -101,7 +101,8 @@ def print_psnr(images: list[bytes]) -> None:
     for name, decibels in {**values, "coding alone": [row[2] for row in rows]}.items():
         tenth = float(np.percentile(decibels, 10))
         print(
-            f"  {name:26} {len(decibels):4} images, {statistics.median(decibels):.1f} dB ({tenth:.1f}, {min(decibels):.1f})"
+            f"  {name:26} {len(decibels):4} images, {statistics.median(decibels):.1f} dB "
+            f"({tenth:.1f}, {min(decibels):.1f})"
         )
 
 

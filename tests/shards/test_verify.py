@@ -199,7 +199,7 @@ DAMAGES = {
     "samples miscounted": (count_one_more, r"dataset\.json says .*53"),
     "shard miscounted": (count_shard_wrong, "in21k-train-000001"),
     "no _info.json": (lambda path: (path / "_info.json").unlink(), r"_info\.json"),
-    "other class": (rename_class, r"not those of tree\.json"),
+    "other class": (rename_class, r"kept classes differ from tree\.json"),
     "other tree": (hang_elsewhere, r"levels differ from tree\.json"),
     "class miscounted": (miscount_class, r"n01861778: manifest\.parquet has 8 train images.*classes\.parquet 9"),
     "key twice": (repeat_key, "a key occurs twice"),

@@ -288,7 +288,7 @@ def test_a_file_is_written_where_nothing_or_an_older_one_of_ours_lies(tmp_path: 
             may_write(tmp_path, overwrite=overwrite)
         with pytest.raises(ValueError, match=r"ends in \.txt"):
             may_write(tmp_path / "a.html", overwrite=overwrite)
-        with pytest.raises(ValueError, match="make it first"):
+        with pytest.raises(ValueError, match="create it first"):
             may_write(tmp_path / "none" / "a.txt", overwrite=overwrite)
     path.write_text("ours, another")
     with pytest.raises(ValueError, match="--overwrite to replace a note"):
