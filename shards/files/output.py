@@ -54,7 +54,7 @@ def may_write_file(
     if is_same and is_same(path):
         return False
     reason = ", made from other data or settings" if is_same else ""
-    raise ValueError(f"{path}: exists{reason}; give another name, or --overwrite to replace the older one")
+    raise ValueError(f"{path}: exists{reason}; give another name, or --overwrite to replace {what}")
 
 
 def is_inside(name: str) -> bool:
