@@ -11,17 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..preprocess.sources.archive import (
-    Forward,
-    from_os,
-    ignored_kind,
-    is_image,
-    named_errors,
-    open_tar,
-    problem_of,
-    readable,
-    walk,
-)
+from ..preprocess.sources.archive import Forward, named_errors, open_tar, walk
+from ..preprocess.sources.members import from_os, ignored_kind, is_image, problem_of, readable
 from ..training.inference.images import UnreadableImageError
 from ..training.inference.reading import Source
 from .terminal import in_one_line

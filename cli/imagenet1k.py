@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..datapipe import create_loader
-from ..preprocess.sources.archive import ignored_kind, is_image
+from ..preprocess.sources.members import ignored_kind, is_image
 from ..shards import open_dataset
 from ..training.evaluation.imagenet1k import evaluate_imagenet1k, shared_with_imagenet1k
 from ..training.inference.pixel_model import PixelModel

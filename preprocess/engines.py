@@ -1,4 +1,4 @@
-"""Where the tasks run: in worker processes here, or on the nodes of a Ray cluster."""
+"""Run tasks in worker processes here, or on the nodes of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RunTasks: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[A
 
 @contextmanager
 def open_engine(name: str, ray_address: str | None = None, workers: int | None = None) -> Generator[RunTasks]:
-    """Yield what runs tasks, `local` or `ray`, on so many workers (None: one for each core).
+    """Yield a function that runs tasks, `local` or on `ray`, in so many workers (None: one for each core).
 
     Raises ValueError where Ray is not installed or its cluster cannot be reached.
     """
@@ -42,9 +42,9 @@ def open_engine(name: str, ray_address: str | None = None, workers: int | None =
 
 
 def _guarded(died: WorkerDiedError) -> Any | None:
-    """Return the task at which a decoder ended a worker, as one that decodes each image in a process of its own.
+    """Return the task that killed a worker, to be repeated with each image decoded in a process of its own.
 
-    Raises ChildProcessError with the way out for signals that end the run.
+    None for a task that cannot be repeated so. Raises ChildProcessError for signals that end the run.
     """
     if died.signal in DECODER_SIGNALS:
         raise ChildProcessError(f"{died.summary}; {WAY_OUT}")
@@ -54,12 +54,12 @@ def _guarded(died: WorkerDiedError) -> Any | None:
 def _guard(task: Any, died: str) -> Any | None:
     if getattr(task, "guarded", True):
         return None
-    log.warning("%s; going on there with each image in a process of its own", died)
+    log.warning("%s; repeating its task with each image in a process of its own", died)
     return replace(task, guarded=True)
 
 
 def _check_reachable(address: str) -> None:
-    """Raise ValueError where nothing listens: Ray itself tries for two minutes, then ends the process."""
+    """Raise ValueError where no cluster listens: Ray itself tries for two minutes, then ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
@@ -74,7 +74,7 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _ray_cluster(address: str | None, workers: int | None) -> Generator[Any]:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what will be, once a process
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns in every process
     try:
         import ray
     except ImportError:
@@ -92,7 +92,7 @@ def _ray_cluster(address: str | None, workers: int | None) -> Generator[Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"--ray-address {address}" if address else "--engine ray"
         raise ValueError(
-            f"{where}: no Ray cluster lets us in ({error}); one with authentication wants its RAY_AUTH_TOKEN here too"
+            f"{where}: cannot connect to a Ray cluster ({error}); with authentication set RAY_AUTH_TOKEN here too"
         ) from error
     try:
         yield ray
@@ -102,7 +102,7 @@ def _ray_cluster(address: str | None, workers: int | None) -> Generator[Any]:
 
 @contextmanager
 def _stdout_to_stderr() -> Generator[None]:
-    """Have what Ray prints on stdout, which is for results, go to stderr."""
+    """Redirect what Ray prints from stdout, which is for results, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -116,13 +116,13 @@ def _stdout_to_stderr() -> Generator[None]:
 def _run_on_ray(
     ray: Any, function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int | None
 ) -> Iterator[Any]:
-    """Yield `function(task)` for each task, as they finish; those of a node that is lost begin anew on another."""
+    """Yield `function(task)` for each task, as they finish. Tasks of a lost node are repeated on another."""
     remote = ray.remote(_on_node).options(num_cpus=1, max_retries=3)
     waiting = iter(tasks)
     running: dict[Any, Any] = {}  # the task of each reference
     try:
         while True:
-            # The cluster may grow and shrink on the way.
+            # The cluster may grow and shrink meanwhile.
             most = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
             coming = islice(waiting, max(0, most - len(running)))
             running.update((remote.remote(function, task), task) for task in coming)
@@ -138,18 +138,18 @@ def _run_on_ray(
                         raise
                     running[remote.remote(function, instead)] = instead
     finally:
-        for reference in running:  # nothing may go on writing when the caller clears up
+        for reference in running:  # no task may still write when the caller removes files
             ray.cancel(reference, force=True)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=CANCEL_SECONDS)
 
 
 class _CrashedError(ChildProcessError):
-    """A task at which the workers of several nodes ended: Ray does not tell by which signal."""
+    """A task that killed the workers of several nodes. Ray does not report the signal."""
 
 
 def _on_node(function: Callable[[Any], Any], task: Any) -> Any:
-    """Do a task on a node: another may be at the same one, when the cluster took this node for lost."""
+    """Run a task on a node. Another node may run it too, where the cluster took this one for lost."""
     write_as(f"{os.uname().nodename}-{os.getpid()}")
     return function(task)
 

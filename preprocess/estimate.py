@@ -1,4 +1,4 @@
-"""What a run would keep, need and take: from the names in the source, and a timed sample of its images."""
+"""What a run would keep, and the disk space and time it needs, from a source's names and a timed sample of images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checks import names_beginning, say_missing_classes, say_strays, why_no_images
+from .checks import log_missing_classes, log_strays, names_beginning, why_no_images
 from .classes.select import SelectSettings, check_training_images, split_members
 from .classes.taxonomy import Taxonomy, build_tree
 from .engines import RunTasks
 from .images.alone import store_alone
-from .images.image import ImageSettings, RejectedImageError, StoredImage, store_image
-from .sources.archive import DAMAGED, ClassTar, Member
-from .sources.folders import place_of
-from .sources.gathering import say_split
+from .images.image import EncodedImage, ImageSettings, RejectedImageError, store_image
+from .sources.archive import ClassTar
+from .sources.folders import class_of_folder
+from .sources.gathering import log_split
 from .sources.groups import Groups, folder_of
 from .sources.layouts import RawClass
+from .sources.members import DAMAGED, Member
 from .sources.units import Chunk, RawSource
 
-COUNT_SECONDS = 60.0  # for looking into class tars, or at the beginning of a stream
+COUNT_SECONDS = 60.0  # for counting the members of class tars, or of the beginning of a stream
 SAMPLED_CLASSES = 32
 SAMPLED_IMAGES = 32  # of each
 OVERHEAD_BYTES = 512 + 256 + 150  # an image's tar header, half a block of padding, its row of the manifest
@@ -34,7 +35,7 @@ OVERHEAD_BYTES = 512 + 256 + 150  # an image's tar header, half a block of paddi
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do. Bytes and seconds are estimates, and so are the counts unless `is_exact`."""
+    """The estimate of a run. Counts are exact where `is_exact`; bytes and seconds never are."""
 
     source: str
     num_classes_seen: int
@@ -58,7 +59,7 @@ class Estimate:
         return asdict(self)
 
     def render(self) -> str:
-        """Return it as people read it."""
+        """Return the estimate as text."""
         about = "" if self.is_exact else "about "
         room = "it fits" if self.fits else "it does NOT fit"
         return (
@@ -72,25 +73,25 @@ class Estimate:
         )
 
 
-class _Sample(NamedTuple):
+class _TimingSample(NamedTuple):
     """What a worker measured on some images of one class."""
 
     num_images: int
     num_rejects: int
     stored_bytes: int
-    weighted_bytes: float  # the mean of an image that is stored, times the images that these stand for
-    weight: int
+    weighted_bytes: float  # mean stored bytes of an image, times `weight`
+    weight: int  # number of images that the sample represents
     store_seconds: float
     read_bytes: int
     read_seconds: float
 
 
 @dataclass(frozen=True)
-class _SampleTask:
-    source: RawClass | list[bytes]  # a class to read, or some images of a stream that were kept
-    weight: int  # the images that these stand for
+class _TimingTask:
+    source: RawClass | list[bytes]  # a class to read, or some images of a stream
+    weight: int  # number of images that the sample represents
     image: ImageSettings
-    guarded: bool = False  # a worker died at it before: each image is decoded in a process of its own
+    guarded: bool = False  # see ClassTask
 
 
 def estimate(
@@ -107,38 +108,38 @@ def estimate(
     classes = source.classes()
     select = select.of_source(source.name, source.layout)
     if classes is None:
-        seen = _look_into_stream(source, select, taxonomy)
+        counts = _count_stream(source, select, taxonomy)
     else:
-        seen = _look_into(classes, select, taxonomy)
-    if not seen.sampled:
+        counts = _count_classes(classes, select, taxonomy)
+    if not counts.sampled:
         why = "no class would be kept; lower --rare-threshold, or name others in --classes"
-        raise ValueError(f"{source.name}: {why if seen.has_images else why_no_images(len(seen.names), source)}")
-    build_tree(sorted(seen.kept), taxonomy)  # which says what classes become roots
-    say_missing_classes(select, seen.names, len(seen.kept))
-    say_split(source.name, source.layout)
-    say_strays(source.rejects)
-    tasks = [_SampleTask(each, weight, image) for each, weight in seen.sampled]
-    samples = [_Sample(*sample) for sample in run_tasks(_measure, tasks)]
-    total = _Sample(*(sum(column) for column in zip(*samples, strict=True)))
+        raise ValueError(f"{source.name}: {why if counts.has_images else why_no_images(len(counts.names), source)}")
+    build_tree(sorted(counts.kept), taxonomy)  # which warns of classes that become roots
+    log_missing_classes(select, counts.names, len(counts.kept))
+    log_split(source.name, source.layout)
+    log_strays(source.rejects)
+    tasks = [_TimingTask(sample, weight, image) for sample, weight in counts.sampled]
+    samples = [_TimingSample(*sample) for sample in run_tasks(_measure, tasks)]
+    total = _TimingSample(*(sum(column) for column in zip(*samples, strict=True)))
     mean = total.weighted_bytes / max(1, total.weight)
-    needed = round(seen.num_images * (mean + OVERHEAD_BYTES) * seen.times)
+    needed = round(counts.num_images * (mean + OVERHEAD_BYTES) * counts.times)
     free = shutil.disk_usage(next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())).free
     images_per_s = total.num_images / total.store_seconds
-    read_rate = seen.read_rate or total.read_bytes / max(1e-9, total.read_seconds)
-    read_seconds = seen.read_bytes / read_rate
+    read_rate = counts.read_rate or total.read_bytes / max(1e-9, total.read_seconds)
+    read_seconds = counts.read_bytes / read_rate
     return Estimate(
         source=source.name,
-        num_classes_seen=round(len(seen.names) * seen.part),
-        num_classes=round(len(seen.kept) * seen.part),
-        num_images=seen.num_images,
-        is_exact=seen.is_exact,
+        num_classes_seen=round(len(counts.names) * counts.part),
+        num_classes=round(len(counts.kept) * counts.part),
+        num_images=counts.num_images,
+        is_exact=counts.is_exact,
         num_strays=len(source.rejects),
-        num_damaged=seen.num_damaged,
+        num_damaged=counts.num_damaged,
         needed_bytes=needed,
         free_bytes=free,
         fits=needed <= free,
-        # A worker reads or stores; all of them share the disk.
-        seconds=max(read_seconds, (read_seconds + seen.num_images / images_per_s) / workers),
+        # A worker reads or stores at a time; all workers share the disk.
+        seconds=max(read_seconds, (read_seconds + counts.num_images / images_per_s) / workers),
         workers=workers,
         images_per_s=images_per_s,
         read_bytes_per_s=read_rate,
@@ -148,15 +149,15 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the names say.
+class _Counts:
+    """What the names in a source say.
 
-    names, kept: the classes seen, and those that would be kept.
-    has_images:  whether any of them has an image.
-    sampled:     what to measure, each with the number of images that it stands for.
-    read_rate:   bytes per second of a stream; None where the sample will tell.
-    part:        by how much the source has more of everything than was looked at, but for `num_images`.
-    times:       how often an image lies on the disk at the worst: twice, where it waits for its class.
+    names, kept: the classes of the source, and those that would be kept.
+    has_images:  whether any class has an image.
+    sampled:     classes or images to time, each with the number of images that it represents.
+    read_rate:   bytes per second of a stream; None where the sample is to measure it.
+    part:        the size of the whole source over the part that was counted; `num_images` is scaled already.
+    times:       how often an image lies on the disk at most: twice while it waits in a chunk.
     """
 
     names: Collection[str]
@@ -172,33 +173,34 @@ class _Seen:
     times: int = 1
 
 
-def _look_into(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Taxonomy) -> _Seen:
-    """Count the images of every class; past COUNT_SECONDS those of class tars by their bytes."""
+def _count_classes(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Taxonomy) -> _Counts:
+    """Count the images of every class; after COUNT_SECONDS estimate those of class tars from their bytes."""
     end = time.monotonic() + COUNT_SECONDS
-    names = [each.wnid for each in classes]
+    names = [raw_class.wnid for raw_class in classes]
     kept: list[tuple[RawClass, int]] = []
     read_bytes = counted_images = counted_bytes = num_damaged = 0
     is_exact = True
-    for each in classes:
-        if isinstance(each, ClassTar) and time.monotonic() > end and counted_images:
+    for raw_class in classes:
+        wnid, num_bytes = raw_class.wnid, raw_class.num_bytes
+        if isinstance(raw_class, ClassTar) and time.monotonic() > end and counted_images:
             is_exact = False
-            members: list[Member] = [_ANY] * round(each.num_bytes * counted_images / counted_bytes)
+            members: list[Member] = [_ANY] * round(num_bytes * counted_images / counted_bytes)
         else:
-            members, rejects = each.listed()
+            members, rejects = raw_class.listed()
             num_damaged += any(reject.reason == DAMAGED for reject in rejects)
-            counted_images, counted_bytes = counted_images + len(members), counted_bytes + each.num_bytes
-        keeps = select.keeps(select.verdict(each.wnid, taxonomy), members)
+            counted_images, counted_bytes = counted_images + len(members), counted_bytes + num_bytes
+        keeps = select.keeps(select.verdict(wnid, taxonomy), members)
         if keeps:
-            kept.append((each, len(members)))
+            kept.append((raw_class, len(members)))
             if is_exact and (select.val_list or len(members) <= select.num_val):
-                chosen = split_members(each.wnid, members, select, names_beginning(each.wnid, names))
-                check_training_images(each.wnid, chosen, 0, select)
-        if keeps or isinstance(each, ClassTar):  # of which every one is read
-            read_bytes += each.num_bytes
+                chosen = split_members(wnid, members, select, names_beginning(wnid, names))
+                check_training_images(wnid, chosen, 0, select)
+        if keeps or isinstance(raw_class, ClassTar):  # a dropped class tar is read too
+            read_bytes += num_bytes
     count = min(SAMPLED_CLASSES, len(kept))
-    return _Seen(
+    return _Counts(
         names,
-        [each.wnid for each, _ in kept],
+        [raw_class.wnid for raw_class, _ in kept],
         counted_images > 0,
         sum(num_images for _, num_images in kept),
         num_damaged,
@@ -211,10 +213,10 @@ def _look_into(classes: Sequence[RawClass], select: SelectSettings, taxonomy: Ta
 _ANY = Member("", "", 0, 0)
 
 
-def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxonomy) -> _Seen:
-    """Read the beginning of a stream; the rest is taken to be like it."""
+def _count_stream(source: RawSource, select: SelectSettings, taxonomy: Taxonomy) -> _Counts:
+    """Count the beginning of a stream, and assume that the rest is like it."""
     if source.num_bytes is None:
-        raise ValueError("--dry-run reads the beginning of a source, and standard input has but one; give a file")
+        raise ValueError("--dry-run cannot be used with standard input, which can be read only once; give a file")
     begun = time.monotonic()
     in_tars: Counter[str] = Counter()
     in_groups: Counter[str] = Counter()
@@ -227,7 +229,7 @@ def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxon
             kept = _kept(_by_class(in_tars, in_groups, source), source, select, taxonomy)
             own = _by_class({}, of_unit, source) if isinstance(unit, Chunk) else _by_class(of_unit, {}, source)
             if num_images := sum(len(own.get(wnid, ())) for wnid in kept):
-                # The unit itself may have hundreds of megabytes.
+                # Some images only: the unit itself may have hundreds of megabytes.
                 sampled.append((_read_some(unit)[1], num_images))
         times = 2 if isinstance(unit, Chunk) else times
         if time.monotonic() - begun > COUNT_SECONDS:
@@ -235,13 +237,13 @@ def _look_into_stream(source: RawSource, select: SelectSettings, taxonomy: Taxon
             break
     read = source.position() if not is_exact else source.num_bytes
     part = source.num_bytes / max(1, read)
-    found = _by_class(in_tars, in_groups, source)
-    kept = _kept(found, source, select, taxonomy)
-    return _Seen(
-        found,
+    members = _by_class(in_tars, in_groups, source)
+    kept = _kept(members, source, select, taxonomy)
+    return _Counts(
+        members,
         kept,
-        any(found.values()),
-        round(sum(len(found[wnid]) for wnid in kept) * part),
+        any(members.values()),
+        round(sum(len(members[wnid]) for wnid in kept) * part),
         0,
         source.num_bytes,
         is_exact,
@@ -260,41 +262,41 @@ def _count(unit: RawClass | Chunk) -> Counter[str]:
 
 
 def _by_class(in_tars: Mapping[str, int], in_groups: Mapping[str, int], source: RawSource) -> dict[str, list[Member]]:
-    """Return as many members of each class as were counted in class tars and in groups, by what is known of folders."""
-    found = {wnid: [_ANY] * count for wnid, count in in_tars.items()}
+    """Return placeholders for the members of each class, as many as were counted in class tars and in groups."""
+    members = {wnid: [_ANY] * count for wnid, count in in_tars.items()}
     groups = Groups(source.layout, source.name)
     for group, count in in_groups.items():
         if not groups.is_folder(wnid := groups.class_of(group)):
-            split = place_of(folder_of(group), groups.layout).split
-            found.setdefault(wnid, []).extend([_ANY._replace(split=split)] * count)
-    return found
+            split = class_of_folder(folder_of(group), groups.layout).split
+            members.setdefault(wnid, []).extend([_ANY._replace(split=split)] * count)
+    return members
 
 
 def _kept(
-    found: Mapping[str, Sequence[Member]], source: RawSource, select: SelectSettings, taxonomy: Taxonomy
+    members: Mapping[str, Sequence[Member]], source: RawSource, select: SelectSettings, taxonomy: Taxonomy
 ) -> list[str]:
     select = select.of_source(source.name, source.layout)
-    return [wnid for wnid, members in found.items() if select.keeps(select.verdict(wnid, taxonomy), members)]
+    return [wnid for wnid, own in members.items() if select.keeps(select.verdict(wnid, taxonomy), own)]
 
 
-def _measure(task: _SampleTask) -> _Sample:
-    """Read a class and store some of its images, spread over it."""
+def _measure(task: _TimingTask) -> _TimingSample:
+    """Read a class and encode some of its images, evenly spread."""
     begun = time.perf_counter()
     num_read, raws = (0, task.source) if isinstance(task.source, list) else _read_some(task.source)
     read_seconds = time.perf_counter() - begun
     store = partial(store_alone, "a sampled image") if task.guarded else store_image
-    _store(raws[:1], task.image, store)  # the first image has libraries loaded, which is no measure of the others
+    _store(raws[:1], task.image, store)  # not timed: the first image loads libraries
     begun = time.perf_counter()
     stored_bytes, num_rejects = _store(raws, task.image, store)
     seconds = time.perf_counter() - begun
     weighted = stored_bytes / max(1, len(raws)) * task.weight
-    return _Sample(len(raws), num_rejects, stored_bytes, weighted, task.weight, seconds, num_read, read_seconds)
+    return _TimingSample(len(raws), num_rejects, stored_bytes, weighted, task.weight, seconds, num_read, read_seconds)
 
 
 def _store(
-    raws: Sequence[bytes], image: ImageSettings, store: Callable[[bytes, ImageSettings], StoredImage]
+    raws: Sequence[bytes], image: ImageSettings, store: Callable[[bytes, ImageSettings], EncodedImage]
 ) -> tuple[int, int]:
-    """Return the bytes that would be stored, and how many images would be rejected."""
+    """Return the number of bytes that would be stored, and of images that would be rejected."""
     stored_bytes = num_rejects = 0
     for raw in raws:
         try:
@@ -305,7 +307,7 @@ def _store(
 
 
 def _read_some(source: RawClass | Chunk) -> tuple[int, list[bytes]]:
-    """Return the number of bytes that had to be read, and some images."""
+    """Return the number of bytes that were read, and some images."""
     if isinstance(source, Chunk):
         raws = list(source.read(_spread(range(len(source.images)))))
         return sum(map(len, raws)), raws
@@ -316,7 +318,7 @@ def _read_some(source: RawClass | Chunk) -> tuple[int, list[bytes]]:
 
 
 def _forget(source: RawClass) -> None:
-    """Have the kernel drop what it holds of a class: what was counted just now must be read as the run will."""
+    """Drop a class tar, which was counted just now, from the page cache, so that reading it is timed from the disk."""
     if isinstance(source, ClassTar) and source.data is None:
         with source.source.open("rb") as file:
             os.posix_fadvise(file.fileno(), source.offset, source.num_bytes, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""What became of a source, and what a person has to know of it."""
+"""The result of a run: what became of each class, and the members of no class."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .sources.archive import DUPLICATE, Reject, class_tar_of, is_image
 from .sources.class_names import class_id
 from .sources.folders import WNID
+from .sources.members import DUPLICATE, Reject, class_tar_of, is_image
 from .tasks import ClassPart
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made of a source.
+    """The result of a run.
 
-    parts:         what became of each class, by wnid.
-    strays:        members that can belong to no class.
-    names:         of the classes that are not called by their identifier, by that.
-    ignored:       files outside class tars that are known to be no images, by kind.
-    empty_folders: folders that hold nothing else.
+    parts:         the record of each class, by wnid.
+    strays:        members that belong to no class.
+    names:         the names of the classes whose name is not their identifier, by identifier.
+    ignored:       number of files of each `ignored_kind` outside class tars.
+    empty_folders: folders without members and subfolders.
     """
 
     parts: list[ClassPart]
@@ -36,18 +36,18 @@ class Outcome:
 
     @property
     def fallen(self) -> list[ClassPart]:
-        """The classes that have too few images only because some of theirs cannot be read."""
+        """The classes that are dropped only because some of their images cannot be read."""
         return [part for part in self.parts if part.num_lost]
 
     def rejects(self) -> Iterator[Reject]:
-        """Yield what goes into the table: rejects of kept classes, and members of none."""
+        """Yield the rows of rejects.parquet: rejects of kept classes, and members of no class."""
         for part in self.parts:
             yield from (reject for reject in part.rejects if part.kept or reject.wnid is None)
         yield from self.strays
 
 
 def lost_strays(strays: Sequence[Reject]) -> list[Reject]:
-    """Return those members of no class that look as if they were of one: images, what lies in a folder, or a link."""
+    """Return the members of no class that were probably meant for one: images, files in folders, and links."""
     return [
         reject
         for reject in strays
@@ -56,7 +56,7 @@ def lost_strays(strays: Sequence[Reject]) -> list[Reject]:
 
 
 def unreadable_class(stray: Reject) -> str | None:
-    """Return the class of which a stray would hold all images, could it be read: a class tar, or a link to a folder."""
+    """Return the class whose images an unreadable class tar or link would hold; None for any other member."""
     if stray.reason in (DUPLICATE, "no class"):
         return None
     name = class_tar_of(stray.name) or (stray.name if WNID.fullmatch(stray.name) else "")

@@ -1,6 +1,6 @@
-"""Labelled images to a small shard set, by way of a prepared one: what fine-tuning feeds from.
+"""Pack labelled images into a small shard set for fine-tuning, by way of a prepared data set.
 
-Where images have several labels, a class of the shard set is a label set, and a table says which labels are in which.
+For multi-label images a class of the shard set is a label set, and a table lists the labels of each.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,12 @@ from .classes.wordnet import WordNet
 from .engines import open_engine
 from .images.image import ImageSettings
 from .run import prepare
-from .sources.archive import Member, Reject, from_os, readable, to_bytes
 from .sources.folders import Layout
 from .sources.labelled import LabelledImage, classes_of_labels, common_folder
-from .sources.layouts import LooseClass, RawClass
+from .sources.layouts import LooseClass
+from .sources.members import Member, Reject, from_os, readable, to_bytes
 from .sources.open import Seekable
+from .sources.units import RawSource
 
 FORMAT, MADE_BY = "in21k-labelled", "in21k finetune"
 LABEL_SETS = "label_sets.parquet"
@@ -47,7 +48,7 @@ _SCHEMA = pa.schema(
 )
 
 
-# Who wants to know how far a step is, by its name.
+# Opens the progress line of a step, by the step's name.
 Watch: TypeAlias = Callable[[str], AbstractContextManager[OnProgress]]
 
 
@@ -56,7 +57,7 @@ class LabelledSet:
     """Packed labelled images.
 
     shards: their shard set.
-    sets:   where images have several labels, those of each class of the shard set, in class order; else None.
+    sets:   for multi-label images the labels of each class of the shard set, in class order; else None.
     """
 
     shards: ShardSet
@@ -74,13 +75,13 @@ def _labels_of(sets: Sequence[Sequence[str]] | None) -> list[str]:
 
 
 def is_labelled_set(path: Path) -> bool:
-    """Tell whether a folder is one that `pack_labelled` finished."""
+    """Tell whether `pack_labelled` finished this folder."""
     dataset_json = path / DATASET_JSON
     return dataset_json.is_file() and read_json(dataset_json).get("format") == FORMAT
 
 
 def open_labelled(path: Path) -> LabelledSet:
-    """Open a folder that `pack_labelled` finished; raises ValueError where its parts do not fit."""
+    """Open a folder that `pack_labelled` finished; raises ValueError where its files do not match."""
     info = parse_dataset_json((path / DATASET_JSON).read_bytes(), str(path), kind=FORMAT, made_by=MADE_BY)
     shards, table = ShardSet(path / _SHARDS), path / LABEL_SETS
     if not table.exists() and LABEL_SETS not in info.get("files", ()):
@@ -95,7 +96,7 @@ def open_labelled(path: Path) -> LabelledSet:
 
 
 def describe_images(images: Sequence[LabelledImage]) -> dict[str, Any]:
-    """Return what tells these images from others, wherever they lie: how many, and a digest of names, sizes, labels."""
+    """Return what identifies these images, wherever they lie: their number, and a digest of names, sizes and labels."""
     digest = hashlib.sha256()
     for image in images:
         size = image.path.stat().st_size if image.path.is_file() else None
@@ -108,12 +109,12 @@ def describe_images(images: Sequence[LabelledImage]) -> dict[str, Any]:
 class LabelledData:
     """Labelled images, and how they are stored.
 
-    name:        of the source, as the shards' card says it.
-    provenance:  what tells the source from others, as JSON values.
-    list_images: returns the images, each with its split; it may put files of its own into the folder that it is given.
-    list_labels: returns the same images without writing anything; their paths are not to be read.
-    image:       how they are stored.
-    several:     whether images have several labels, or may have: a class of their shards is then a label set.
+    name:        of the source, for the shards' card.
+    provenance:  what identifies the source, as JSON values.
+    list_images: returns the images, each with its split; it may write files into the folder that it is given.
+    list_labels: returns the same images without writing files; their paths need not exist.
+    image:       how the images are stored.
+    several:     whether images may have several labels; a class of the shards is then a label set.
     """
 
     name: str
@@ -125,27 +126,27 @@ class LabelledData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What shapes the bytes of their shards."""
+        """The settings that determine the bytes of the shards."""
         settings = {**vars(self.image), "several_labels": self.several}
         return {"source": {"name": self.name, **self.provenance}, "settings": settings}
 
     def is_packed(self, out: Path) -> bool:
-        """Tell whether `out` holds them, finished."""
+        """Tell whether `out` holds these images, finished."""
         if not is_labelled_set(out):
             return False
-        made = read_json(out / DATASET_JSON)
-        return not describe_differences({key: made.get(key) for key in self.facts}, self.facts)
+        dataset_json = read_json(out / DATASET_JSON)
+        return not describe_differences({key: dataset_json.get(key) for key in self.facts}, self.facts)
 
 
 class Outline(NamedTuple):
-    """What labelled images will be once they are packed, if none of them is rejected."""
+    """What packed images will be if none of them is rejected."""
 
     tree: SemanticTree
-    """Of the classes of the shard set."""
+    """The tree of the shard set's classes."""
     sets: list[list[str]] | None
-    """Where images have several labels, those of each class of the shard set, in class order; else None."""
+    """For multi-label images the labels of each class of the shard set, in class order; else None."""
     num_samples: dict[str, int]
-    """By split."""
+    """The number of samples of each split."""
 
     @property
     def labels(self) -> list[str]:
@@ -154,7 +155,7 @@ class Outline(NamedTuple):
 
 
 def outline_labelled(data: LabelledData) -> Outline:
-    """Return what `pack_labelled` would make of labelled images, from their names alone; nothing is written."""
+    """Return the outline of what `pack_labelled` would write, from the images' names alone."""
     images = data.list_labels()
     _check_train(data, images)
     class_of, taxonomy = _name_classes(images, several=data.several)
@@ -176,10 +177,10 @@ def pack_labelled(
     overwrite: bool = False,
     watch: Watch = lambda _: nullcontext(ignore_progress),
 ) -> LabelledSet:
-    """Store labelled images as a shard set in the folder `out`; a run that was killed goes on where it was.
+    """Store labelled images as a shard set in the folder `out`; a run that was killed is resumed.
 
-    overwrite: an output of other images or settings is made anew; one of the same is kept.
-    watch:     by the name of a step, who wants to know how far it is.
+    overwrite: replace an output of other images or settings; one of the same is kept.
+    watch:     opens the progress line of a step, by the step's name.
 
     Raises ValueError as `prepare`, for images without a training split, and for an output of other images or settings.
     """
@@ -193,7 +194,7 @@ def pack_labelled(
             prepared, sets = _prepare(data, folder.work, max_reject_rate, workers, watch)
         except ValueError:
             if not (folder.work / _PREPARED).exists():
-                folder.discard()  # nothing of it is of use to another try
+                folder.discard()  # it holds nothing that another try could use
             raise
         folder.own(f"{_SHARDS}/{name}" for name in planned_files(prepared, ShardSettings()))
         with watch("shard") as on_progress:
@@ -210,7 +211,7 @@ def pack_labelled(
 def _prepare(
     data: LabelledData, work: Path, max_reject_rate: float, workers: int, watch: Watch
 ) -> tuple[PreparedSet, dict[str, tuple[str, ...]] | None]:
-    """Store the images as a prepared data set below `work`; returns it, and where they have several the label sets."""
+    """Store the images as a prepared data set below `work`; return it, and for multi-label images the label sets."""
     images = data.list_images(work)
     _check_train(data, images)
     source, taxonomy, sets = _as_source(data.name, images, several=data.several)
@@ -226,11 +227,11 @@ def _prepare(
                 max_reject_rate=max_reject_rate,
                 on_progress=on_progress,
             )
-        except NoTrainingImageError as error:  # whose way out names options of another command
+        except NoTrainingImageError as error:  # its message names options of another command
             raise ValueError(
-                f"{data.name}: the class {taxonomy.name(error.wnid)!r} has no image to train on: of its "
-                f"{error.num_raw} {error.num_val} are for validation and {error.num_rejects} were rejected; give it "
-                "others, or leave the class out"
+                f"{data.name}: the class {taxonomy.name(error.wnid)!r} has no training image: of its "
+                f"{error.num_raw} {error.num_val} are for validation and {error.num_rejects} were rejected; add some, "
+                "or leave the class out"
             ) from error
     return prepared, sets if data.several else None
 
@@ -257,49 +258,49 @@ def _output(data: LabelledData, out: Path, *, overwrite: bool) -> OutputFolder:
 
 def _check_train(data: LabelledData, images: Sequence[LabelledImage]) -> None:
     if not any(image.split == "train" for image in images):
-        raise ValueError(f"{data.name}: holds no image to train on; wanted some beside those for validation")
+        raise ValueError(f"{data.name}: has no training images; wanted some beside the validation images")
 
 
 def _name_classes(images: Sequence[LabelledImage], *, several: bool) -> tuple[dict[tuple[str, ...], str], Taxonomy]:
-    """Return the class of each set of labels, and a taxonomy that knows the classes."""
+    """Return the class of each set of labels, and a taxonomy of the classes."""
     sets = sorted({image.labels for image in images})
     if several:
         class_of = {labels: f"set{number:0{len(str(len(sets)))}d}" for number, labels in enumerate(sets)}
     else:
         class_of = {(label,): name for label, name in classes_of_labels(label for (label,) in sets).items()}
     nouns = WordNet.packaged()
-    strangers = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
-    return class_of, Taxonomy(nouns, dict.fromkeys(strangers), strangers)
+    own_names = {wnid: ", ".join(labels) or "none" for labels, wnid in class_of.items() if wnid not in nouns}
+    return class_of, Taxonomy(nouns, dict.fromkeys(own_names), own_names)
 
 
 def _as_source(
     name: str, images: Sequence[LabelledImage], *, several: bool
 ) -> tuple[LabelledSource, Taxonomy, dict[str, tuple[str, ...]]]:
-    """Return the images as a source of classes, what these are called, and the labels of each."""
+    """Return the images as a source, the taxonomy of its classes, and the labels of each class."""
     class_of, taxonomy = _name_classes(images, several=several)
     root = common_folder(image.path for image in images)
     classes = {wnid: LabelledClass(wnid, root, in_tar=False) for wnid in class_of.values()}
     missing: list[Reject] = []
     for image in images:
         if not image.path.is_file():
-            missing.append(Reject(None, readable(image.name), "missing", "there is no such file"))
+            missing.append(Reject(None, readable(image.name), "missing", "the file does not exist"))
         else:
             classes[class_of[image.labels]].add_labelled(image)
-    found = [classes[wnid] for wnid in sorted(classes) if len(classes[wnid])]
+    with_images = [classes[wnid] for wnid in sorted(classes) if len(classes[wnid])]
     labels_of = {wnid: labels for labels, wnid in class_of.items()}
     num_labels = len({label for labels in class_of for label in labels})
-    return LabelledSource(name, found, missing, num_labels), taxonomy, labels_of
+    return LabelledSource(name, with_images, missing, num_labels), taxonomy, labels_of
 
 
 @dataclass
 class LabelledClass(LooseClass):
-    """A class of image files below the holder, each with its name and the split that its list or folder puts it in."""
+    """A class of image files below the holder, each with its name and split."""
 
     _names: list[str] = field(default_factory=list[str], repr=False)  # of each image
     _for_val: bytearray = field(default_factory=bytearray, repr=False)
 
     def add_labelled(self, image: LabelledImage) -> None:
-        """Take in a file."""
+        """Add a file."""
         self.add(from_os(str(image.path.relative_to(self.holder))), 0, image.path.stat().st_size)
         self._names.append(image.name)
         self._for_val.append(image.split == "val")
@@ -311,50 +312,22 @@ class LabelledClass(LooseClass):
 
 
 class LabelledSource(Seekable):
-    """Labelled images as a source that is known before an image is read."""
+    """Labelled images as a source."""
 
     def __init__(self, name: str, classes: Sequence[LabelledClass], missing: list[Reject], num_labels: int) -> None:
         if not classes:
-            raise ValueError(f"{name}: none of the images listed is there (the first: {missing[0].name})")
+            raise ValueError(f"{name}: none of the listed images exists (the first: {missing[0].name})")
+        RawSource.__init__(self)
         self.name = name
-        self.num_bytes: int | None = sum(each.num_bytes for each in classes)
-        self._found: list[RawClass] = list(classes)
-        self._missing = missing
+        self.num_bytes = sum(labelled.num_bytes for labelled in classes)
+        self.rejects, self._layout = missing, Layout()
+        self._classes = list(classes)
         self._described = f"images: {sum(map(len, classes)):,}, labels: {num_labels:,}"
 
-    @property
-    def rejects(self) -> list[Reject]:
-        """Files that are listed and are not there."""
-        return self._missing
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Return none: the taxonomy has them."""
-        return {}
-
-    @property
-    def ignored(self) -> Counter[str]:
-        """Return none: whoever listed the images left them out."""
-        return Counter()
-
-    @property
-    def empty_folders(self) -> list[str]:
-        """Return none, as above."""
-        return []
-
-    @property
-    def layout(self) -> Layout:
-        """Return none: every image has its class and split."""
-        return Layout()
-
     def is_processed(self) -> bool:
-        """Tell that its images do not have their size yet."""
+        """Return False."""
         return False
 
-    def classes(self) -> list[RawClass]:
-        """Return every class by name."""
-        return self._found
-
     def describe(self) -> str:
-        """Say how many images there are, and how many labels they have."""
+        """Say how many images and labels there are."""
         return self._described

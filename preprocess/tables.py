@@ -1,4 +1,4 @@
-"""From what became of each class to the tables and the tree of the prepared data set."""
+"""Write the tables and the tree of a prepared data set."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..shards.manifest import REJECTS, STORED, TableWriter, read_table
 from ..shards.tree import SemanticTree
 from .classes.taxonomy import Taxonomy, build_tree
 from .outcome import Outcome
-from .sources.archive import Reject
-from .tasks import ClassPart, Job
+from .sources.members import Reject
+from .tasks import CLASS_ROWS, ClassPart, Job
 
 
 def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
@@ -26,12 +26,11 @@ def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
     tree = build_tree([part.wnid for part in kept], taxonomy)
     tree.save(job.out / "tree.json")
     write_class_table(job.out / "classes.parquet", _class_rows(outcome.parts, tree, taxonomy))
-    column = STORED.get_field_index("class_index")
     with TableWriter(job.out / "manifest.parquet", STORED) as writer:
         for split in SPLITS:
             for class_index, part in enumerate(kept):
-                table = read_table(job.class_part(part.wnid).with_suffix(".parquet"), STORED)
-                table = table.set_column(column, "class_index", pa.array([class_index] * table.num_rows, pa.int32()))
+                table = read_table(job.class_part(part.wnid).with_suffix(".parquet"), CLASS_ROWS)
+                table = table.append_column("class_index", pa.array([class_index] * table.num_rows, pa.int32()))
                 start = 0 if split == "train" else part.num_stored["train"]
                 writer.write(table.slice(start, part.num_stored[split]))
     _write_rejects(job.out / "rejects.parquet", list(outcome.rejects()))
@@ -61,12 +60,12 @@ def _class_rows(parts: Sequence[ClassPart], tree: SemanticTree, taxonomy: Taxono
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
-    """Return what dataset.json says of the result.
+    """Return the result as dataset.json describes it.
 
-    ignored:             files that are known to be no images, by kind.
-    empty_classes:       folders without a file, and class tars without a member.
-    dropped_for_rejects: classes with too few images only because some cannot be read: how many these are.
-    val_rejects:         classes of whose validation images some were rejected: how many.
+    ignored:             number of files of each `ignored_kind`.
+    empty_classes:       folders without files, and class tars without members.
+    dropped_for_rejects: the classes that are dropped only because of unreadable images, and the number of these.
+    val_rejects:         the classes with rejected validation images, and the number of these.
     """
     kept = outcome.kept
     splits = {split: sum(part.num_stored[split] for part in kept) for split in SPLITS}

@@ -1,4 +1,4 @@
-"""What is known of the releases of ImageNet and of their 21K-P, and how a data set differs from it."""
+"""The published numbers of ImageNet's releases and of their 21K-P, and how a data set differs from them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True)
 class Release:
-    """A release of ImageNet, and the 21K-P that its makers' pruning leaves of it.
+    """A release of ImageNet, and its 21K-P: the classes that are left after pruning.
 
-    num_seen, seen:  its classes; the name of their label space; None if none is published.
-    num_raw:         its images, None where nobody counted.
+    num_seen, seen:  number of its classes; the name of their label space, None where none is published.
+    num_raw:         number of its images, None where unknown.
     kept:            the label space of its 21K-P.
-    per_level:       the classes of that on each level of the semantic tree.
-    num_train, num_val: the published sizes ("ImageNet-21K Pretraining for the Masses", and its repository).
+    per_level:       number of 21K-P's classes on each level of the semantic tree.
+    num_train, num_val: the published sizes of 21K-P ("ImageNet-21K Pretraining for the Masses", and its repository).
     """
 
     num_seen: int
@@ -56,11 +56,11 @@ RELEASES = {
 
 
 def release_differences(dataset: PreparedSet | ShardSet, release: str) -> list[str]:
-    """Compare the class table of a data set with what is known of a release; returns each difference in words.
+    """Compare the class table of a data set with a release; return each difference in words.
 
-    Classes that differ are named, MAX_NAMED of a kind. Published image counts are those of the makers' own run, which
-    no other pipeline meets to the image: what was rejected, or split another way, is a difference. Raises ValueError
-    for a release that is none of RELEASES, and for a data set without a class table.
+    At most MAX_NAMED differing classes are named for each difference. Image counts hardly ever equal the published
+    ones exactly: rejects and other splits show as differences. Raises ValueError for a release that is not in RELEASES,
+    and for a data set without a class table.
     """
     if release not in RELEASES:
         raise ValueError(f"release {release!r} is unknown; wanted {' or '.join(RELEASES)}")
@@ -73,11 +73,11 @@ def release_differences(dataset: PreparedSet | ShardSet, release: str) -> list[s
         differences += _differing_number("images seen", sum(row.num_raw for row in rows), known.num_raw, release)
     differences += _differing_number("classes kept", len(kept), sum(known.per_level), pruned)
     differences += _differing_classes("kept", kept, rows, label_space_wnids(known.kept), pruned)
-    for what, found, published in (
+    for what, number, published in (
         ("training images", sum(row.num_train for row in kept), known.num_train),
         ("validation images", sum(row.num_val for row in kept), known.num_val),
     ):
-        differences += _differing_number(what, found, published, f"{pruned}, as published,")
+        differences += _differing_number(what, number, published, f"{pruned}, as published,")
     levels = Counter(row.level for row in kept if row.level is not None)
     per_level = [levels[level] for level in range(max(levels, default=-1) + 1)]
     if per_level != list(known.per_level):
@@ -85,20 +85,20 @@ def release_differences(dataset: PreparedSet | ShardSet, release: str) -> list[s
     return differences
 
 
-def _differing_number(what: str, found: int, wanted: int, whose: str) -> list[str]:
-    if found == wanted:
+def _differing_number(what: str, number: int, expected: int, whose: str) -> list[str]:
+    if number == expected:
         return []
-    apart = f"{abs(found - wanted):,} {'more' if found > wanted else 'fewer'} here"
-    return [f"{what}: {found:,}; {whose} has {wanted:,} ({apart})"]
+    difference = f"{abs(number - expected):,} {'more' if number > expected else 'fewer'} here"
+    return [f"{what}: {number:,}; {whose} has {expected:,} ({difference})"]
 
 
 def _differing_classes(
-    verb: str, found: Sequence[ClassRow], rows: Sequence[ClassRow], wanted: Iterable[str], whose: str
+    verb: str, classes: Sequence[ClassRow], rows: Sequence[ClassRow], expected: Iterable[str], whose: str
 ) -> list[str]:
-    """Name the classes that were not seen (or kept) and are wanted, and those that were and are not."""
-    found_wnids, wanted = {row.wnid for row in found}, set(wanted)
+    """Name the expected classes that are missing from `classes`, and the others that are there."""
+    wnids_here, expected = {row.wnid for row in classes}, set(expected)
     num_raw = {row.wnid: row.num_raw for row in rows}
-    missing, extra = sorted(wanted - found_wnids), sorted(found_wnids - wanted)
+    missing, extra = sorted(expected - wnids_here), sorted(wnids_here - expected)
     return [
         f"{len(wnids):,} {what}: {_named(wnids, num_raw)}"
         for wnids, what in (

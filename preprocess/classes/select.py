@@ -1,4 +1,4 @@
-"""Choosing: which classes are kept, which of their images are for validation, and what each is called."""
+"""Which classes are kept, which of their images are for validation, and the key of each image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...shards.sample import checksum, make_keys
-from ..sources.archive import Member, UselessError, is_image, readable
 from ..sources.class_names import class_id
-from ..sources.folders import TRAIN_FOLDER, Layout, place_of
+from ..sources.folders import TRAIN_FOLDER, Layout, class_of_folder
 from ..sources.layouts import as_member
+from ..sources.members import Member, UselessError, is_image, readable
 from .taxonomy import Taxonomy
 
 NUM_VAL = 50
@@ -27,7 +27,7 @@ _CHECKSUM = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
 class NameList:
     """The images that a file lists: by key, by checksum (16 hex digits), by path.
 
-    paths: `<class>/<name>` and the path as it was given, each with the latter.
+    paths: maps `<class>/<name>`, and the path as it stands in the file, to the latter.
     """
 
     keys: frozenset[str]
@@ -36,11 +36,11 @@ class NameList:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that are equal for lists of the same images."""
+        """16 hex digits, equal for lists of the same images."""
         return checksum("\n".join([*sorted(self.keys), *sorted(self.checksums), *sorted(self.paths)]).encode())
 
     def line_of(self, wnid: str, key: str, member: Member) -> str | None:
-        """Return what lists an image, by key or path; None where nothing does."""
+        """Return the key or path by which the list names an image; None where it does not."""
         if key in self.keys or not self.paths:
             return key if key in self.keys else None
         by_path = self.paths.get(readable(member.path)) if member.path != member.name else None
@@ -48,7 +48,7 @@ class NameList:
 
     @property
     def num_lines(self) -> int:
-        """The images listed, each once."""
+        """Number of listed images, each counted once."""
         return len(self.keys) + len(self.checksums) + len(set(self.paths.values()))
 
 
@@ -56,11 +56,11 @@ def read_names(path: Path) -> NameList:
     """Read a list of images, one a line: a key, a path that ends in `<class>/<file name>`, or a checksum.
 
     A checksum is the sha256 (64 hex digits, or the first 16) of the original file or of the stored image. Raises
-    ValueError for a line that is none, and for a list of nothing.
+    ValueError for a line that is none of these, and for an empty list.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: is no file (a folder, a pipe or a device), and is read more than once; give a file")
+        raise ValueError(f"{path}: not a regular file, and it is read more than once; give a file")
     return _read_names(path, status.st_mtime_ns, status.st_size)
 
 
@@ -77,7 +77,7 @@ def _read_names(path: Path, *_version: int) -> NameList:
                 continue
             if _CHECKSUM.fullmatch(line.lower()):
                 checksums.add(line.lower()[:16])
-            elif is_image(line) and (of_class := place_of(folder).name):
+            elif is_image(line) and (of_class := class_of_folder(folder).name):
                 paths[line] = paths[f"{class_id(of_class)}/{as_member(line, 0, 0).name}"] = line
             elif name and (folder or "_" in name):
                 stem = name.rpartition(".")[0] if is_image(name) else name
@@ -94,21 +94,19 @@ def _read_names(path: Path, *_version: int) -> NameList:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectSettings:
-    """What is kept, and what of it is for validation.
+    """Which classes are kept, and which of their images are for validation.
 
     rare_threshold:  a class is kept when it has more images than this, unreadable ones included.
-    val_per_class:   the first so many images of a class, by byte order of their names, are for validation; None: 50,
-                     where the source makes no split of its own.
-    val_list:        a file that names the images for validation instead (see `read_names`).
+    val_per_class:   number of validation images of a class: the first by byte order of their names; None: 50.
+    val_list:        a file that names the validation images instead (see `read_names`).
     classes:         keep exactly these, however many images they have.
-    drop_subtree:    drop these synsets, and what lies below them in the taxonomy.
+    drop_subtree:    drop these synsets, and all below them in the taxonomy.
     exclude:         a file that names images which are not stored.
-    val_only:        a class may have images for validation alone, as label sets do; shapes no byte.
+    val_only:        allow classes with validation images alone, as label sets may be.
+    own_classes:     keep all classes of a source that has a split, whatever their number of images.
 
-    own_classes:     a source that makes a split of its own keeps the classes in it, whatever their number of images;
-                     shapes no byte, as it follows from the source.
-
-    A source that makes a split of its own keeps it.
+    The split of a source that has one is kept. `val_only` and `own_classes` follow from the source, and are not part of
+    what identifies an output.
     """
 
     rare_threshold: int = 500
@@ -122,7 +120,7 @@ class SelectSettings:
 
     @property
     def num_val(self) -> int:
-        """How many images of a class are for validation."""
+        """Number of validation images of a class."""
         return NUM_VAL if self.val_per_class is None else self.val_per_class
 
     def __post_init__(self) -> None:
@@ -132,11 +130,14 @@ class SelectSettings:
                 raise ValueError(f"{name} is {value}; wanted 0 or more")
         if self.val_list and read_names(self.val_list).checksums:
             raise ValueError(
-                f"{self.val_list}: lists checksums, which nothing has before it is stored; wanted keys or paths"
+                f"{self.val_list}: lists checksums, which are not known when images are split; wanted keys or paths"
             )
 
     def carried(self, folder: Path) -> SelectSettings:
-        """Return these settings as tasks carry them: their files copied to `folder`, the verdicts made already."""
+        """Return these settings for the tasks: files copied to `folder`, and no class names.
+
+        Each task has the verdict on its class, and up to 20,000 names in every pickled task would cost gigabytes.
+        """
         copies: dict[str, Path] = {}
         for name in ("val_list", "exclude"):
             if source := getattr(self, name):
@@ -145,7 +146,7 @@ class SelectSettings:
         return replace(self, classes=None if self.classes is None else frozenset(), **copies)
 
     def described(self) -> dict[str, Any]:
-        """Return what tells these settings from others, as JSON values: files by what they list."""
+        """Return what identifies these settings, as JSON values: files by their content."""
         return {
             "rare_threshold": self.rare_threshold,
             "val_per_class": self.num_val,
@@ -156,43 +157,43 @@ class SelectSettings:
         }
 
     def of_source(self, source_name: str, layout: Layout) -> SelectSettings:
-        """Return these settings for a source whose folders are read so.
+        """Return these settings for a source of this layout.
 
-        Raises SettingsError where its own split and a number of validation images are both given.
+        Raises SettingsError where the source has a split and `val_per_class` is set.
         """
         if layout.val is not None and self.val_per_class is not None:
             raise SettingsError(
                 f"{source_name}: has a split of its own, {TRAIN_FOLDER}/ and {layout.val}/, and --val-per-class "
-                f"{self.val_per_class} was given too; leave it out, or give {TRAIN_FOLDER}/ alone"
+                f"{self.val_per_class} was given too; leave the option out, or give {TRAIN_FOLDER}/ alone"
             )
         return replace(self, own_classes=layout.processed)
 
     def verdict(self, wnid: str, taxonomy: Taxonomy) -> bool | None:
-        """Tell whether a class is kept; None where its images decide."""
+        """Tell whether a class is kept; None where its number of images decides."""
         if any(taxonomy.is_below(wnid, top) for top in self.drop_subtree):
             return False
         return None if self.classes is None else wnid in self.classes
 
     def keeps(self, verdict: bool | None, members: Sequence[Member], num_lost: int = 0) -> bool:
-        """Tell whether a class of these images, and of so many that cannot be read, is kept."""
+        """Tell whether a class of these images, and of `num_lost` unreadable ones, is kept."""
         if verdict is not None:
             return verdict
-        given = {member.split for member in members if self.own_classes} - {None}
-        return bool(given - {"small"}) if given else len(members) + num_lost > self.rare_threshold
+        splits = {member.split for member in members if self.own_classes} - {None}
+        return bool(splits - {"small"}) if splits else len(members) + num_lost > self.rare_threshold
 
     def excluded(self) -> NameList:
-        """Return the images that are not stored."""
+        """Return the images that must not be stored."""
         return read_names(self.exclude) if self.exclude else NameList(frozenset(), frozenset(), {})
 
 
 class SettingsError(UselessError):
-    """Settings under which no data set comes of a source; others begin anew."""
+    """Settings under which a source gives no data set; other settings start over."""
 
 
 class NoTrainingImageError(SettingsError):
-    """A class that would be kept without an image to train on: other settings are wanted.
+    """A class that would be kept without a training image.
 
-    num_raw, num_val, num_rejects: its images, those of them for validation, and those that were not stored.
+    num_raw, num_val, num_rejects: number of its images, of those for validation, and of those that were not stored.
     """
 
     def __init__(self, wnid: str, num_raw: int, num_val: int, num_rejects: int, select: SelectSettings) -> None:
@@ -224,21 +225,21 @@ class Chosen(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the member, as it goes into tables."""
+        """The name of the member, as the tables have it."""
         return readable(self.member.name)
 
 
 def split_members(
     wnid: str, members: Sequence[Member], select: SelectSettings, others: Sequence[str] = ()
 ) -> list[Chosen]:
-    """Return the class's images by split and key; `members` come in byte order, `others` as in make_keys."""
+    """Return the class's images, sorted by split and key. `members` are in byte order; others: see make_keys."""
     keys = make_keys(wnid, [readable(member.name) for member in members], others)
     return sorted(map(Chosen, _splits(wnid, members, keys, select), keys, members))
 
 
 def check_training_images(wnid: str, chosen: Sequence[Chosen], num_rejects: int, select: SelectSettings) -> None:
     """Raise NoTrainingImageError where every image of a class is for validation."""
-    if chosen and not select.val_only and all(each.split == "val" for each in chosen):
+    if chosen and not select.val_only and all(image.split == "val" for image in chosen):
         raise NoTrainingImageError(wnid, len(chosen), len(chosen), num_rejects, select)
 
 

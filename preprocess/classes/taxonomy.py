@@ -1,4 +1,4 @@
-"""What lies below what, by WordNet and by the parents that a user gives; and the tree over a set of classes."""
+"""The parents of classes, by WordNet and by a user's `parents.csv`, and the semantic tree over a set of classes."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _HEADER = ({"child", "class", "id", "wnid", "synset"}, {"parent"}, {"name"})  # 
 
 
 class CycleError(ValueError):
-    """Parents that lead back to where they began; `nodes` names them, the first once more as the last."""
+    """Parents that form a cycle; `nodes` names them, with the first again at the end."""
 
     def __init__(self, nodes: Sequence[str]) -> None:
         super().__init__(nodes)
         self.nodes = nodes
 
     def __str__(self) -> str:
-        return f"a cycle of parents: {' -> '.join(self.nodes)}; wanted every walk of parents to end at a top"
+        return f"a cycle of parents: {' -> '.join(self.nodes)}; wanted parents that end at a root"
 
 
 class Taxonomy:
     """WordNet and a user's own parents: one parent per class or synset, a name, a definition.
 
     wordnet: the synsets.
-    parents: per child its parent, None for a root; wins over WordNet. A parent may be a synset, another child, or
-             a name that stands nowhere else, which is then a root.
-    names:   readable names; win over WordNet's.
+    parents: per child its parent, None for a root; it takes precedence over WordNet. A parent may be a synset, another
+             child, or a new name, which is then a root.
+    names:   readable names; they take precedence over WordNet's.
 
-    Raises CycleError (a ValueError) where the parents run in a circle, be it through WordNet.
+    Raises CycleError (a ValueError) where the parents form a cycle, also through WordNet.
 
     >>> taxonomy = Taxonomy(WordNet.packaged(), {"my-swan": "n01858441"})
     >>> taxonomy.parent("my-swan"), taxonomy.name("n01858441"), taxonomy.is_below("my-swan", "n01503061")
@@ -54,12 +54,12 @@ class Taxonomy:
         self._other_names: dict[str, str] = {}
         self._own = {node for row in self._own_parents.items() for node in row if node is not None}
         self._choice = hypernym_choice()
-        self._parents = dict(parents)  # grows by what WordNet was asked for
+        self._parents = dict(parents)  # also caches WordNet's
         self._check_cycles()
 
     @classmethod
     def packaged(cls) -> Taxonomy:
-        """WordNet 3.0 as it travels with in21k, and nothing else."""
+        """The packaged WordNet 3.0 alone."""
         return cls(WordNet.packaged())
 
     @classmethod
@@ -84,7 +84,7 @@ class Taxonomy:
         loose = [top for top in tops if top not in rows]
         if loose:
             log.info(
-                "%s: %d parents have no row of their own, are no WordNet synset, and so have nothing above them: %s",
+                "%s: %d parents have no row and are not WordNet synsets; they become roots: %s",
                 parents,
                 len(loose),
                 _first(loose),
@@ -92,14 +92,14 @@ class Taxonomy:
         return taxonomy
 
     def with_names(self, names: Mapping[str, str]) -> Taxonomy:
-        """Return this taxonomy with readable names for what it has no name for; its version stays."""
+        """Return this taxonomy with names for classes that have none; its version stays the same."""
         named = copy(self)
         named._other_names = dict(names)
         return named
 
     @property
     def version(self) -> dict[str, str | None]:
-        """JSON values that tell this taxonomy from others; own parents by their meaning, not by their file's bytes."""
+        """What identifies this taxonomy, as JSON values: own parents by content, not by the file's bytes."""
         meaning = json.dumps([self._own_parents, self._own_names], sort_keys=True)
         own = hashlib.sha256(meaning.encode()).hexdigest()[:16]
         return {"wordnet": self._wordnet.version, "parents": own if self._own_parents or self._own_names else None}
@@ -108,19 +108,19 @@ class Taxonomy:
         return wnid in self._own or wnid in self._wordnet
 
     def parent(self, wnid: str) -> str | None:
-        """Return what the class or synset lies directly below; None at the top, and for what nobody knows."""
+        """Return the parent of a class or synset; None for a root, and for an unknown class."""
         if wnid not in self._parents:
             known = wnid in self._wordnet
             self._parents[wnid] = parent_of(wnid, self._wordnet, self._choice) if known else None
         return self._parents[wnid]
 
     def name(self, wnid: str) -> str:
-        """Return the user's name for it, else the synset's first lemma, else the name given later, else the wnid."""
+        """Return the user's name, else the synset's first lemma, else the name from `with_names`, else the wnid."""
         own = self._own_names.get(wnid)
         return own or (self._wordnet.name(wnid) if wnid in self._wordnet else self._other_names.get(wnid, wnid))
 
     def definition(self, wnid: str) -> str:
-        """Return the synset's gloss; empty where it is no synset."""
+        """Return the synset's gloss; empty for a class that is not a synset."""
         return self._wordnet.definition(wnid) if wnid in self._wordnet else ""
 
     def walk(self, wnid: str) -> Iterator[str]:
@@ -131,11 +131,11 @@ class Taxonomy:
             node = self.parent(node)
 
     def is_below(self, wnid: str, top: str) -> bool:
-        """Say whether `wnid` is `top` or lies below it."""
+        """Tell whether `wnid` is `top` or lies below it."""
         return top in self.walk(wnid)
 
     def _check_cycles(self) -> None:
-        ends: set[str] = set()  # whose walk is known to end
+        ends: set[str] = set()  # nodes from which the walk reaches a root
         for child in self._own_parents:
             walked: dict[str, None] = {}
             for node in self.walk(child):
@@ -162,11 +162,11 @@ def _read_parents(path: Path) -> dict[str, _ParentRow]:
         earlier = rows.setdefault(child, row)
         if earlier[1:] != row[1:]:
             raise ValueError(
-                f"{path}, line {line}: {child} has the parent {_shown(row)}, and on line {earlier.line} "
-                f"{_shown(earlier)}; wanted one row a child"
+                f"{path}, line {line}: {child} has the parent {_describe(row)}, and on line {earlier.line} "
+                f"{_describe(earlier)}; wanted one row for each child"
             )
     if not rows:
-        raise ValueError(f"{path}: holds no rows; wanted child,parent[,name], one child a line")
+        raise ValueError(f"{path}: is empty; wanted child,parent[,name], one child a line")
     return rows
 
 
@@ -183,13 +183,13 @@ def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, cells
                 is_first = is_first and not any(cells)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is no UTF-8 text ({error.reason}); save it as UTF-8") from error
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; wanted child,parent[,name]") from error
 
 
 def _is_header(path: Path, line: int, cells: Sequence[str]) -> bool:
-    """Say whether the first row is a header; raise ValueError where it has our columns in another order."""
+    """Tell whether the first row is a header; raises ValueError for the right columns in another order."""
     words = [cell.casefold() for cell in cells]
     if len(words) not in (2, 3) or not set(words) <= set().union(*_HEADER):
         return False
@@ -204,11 +204,11 @@ def _parent_row(path: Path, line: int, cells: list[str]) -> tuple[str, _ParentRo
     if len(cells) not in (2, 3):
         raise ValueError(
             f"{path}, line {line}: {','.join(cells)!r} has {len(cells)} columns; wanted child,parent[,name] "
-            "(a name that holds a comma stands in double quotes)"
+            "(put a name with a comma in double quotes)"
         )
     child, parent = cells[:2]
     if not child:
-        raise ValueError(f"{path}, line {line}: {','.join(cells)!r} names no child; wanted child,parent[,name]")
+        raise ValueError(f"{path}, line {line}: {','.join(cells)!r} has no child; wanted child,parent[,name]")
     wnid = class_id(child)
     name = cells[2] if len(cells) == 3 else ""
     if not name and child != wnid:
@@ -216,7 +216,7 @@ def _parent_row(path: Path, line: int, cells: list[str]) -> tuple[str, _ParentRo
     return wnid, _ParentRow(line, class_id(parent) if parent else None, name)
 
 
-def _shown(row: _ParentRow) -> str:
+def _describe(row: _ParentRow) -> str:
     return (row.parent or "(none)") + (f" and the name {row.name!r}" if row.name else "")
 
 
@@ -227,9 +227,9 @@ def _first(names: Sequence[str]) -> str:
 def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None) -> SemanticTree:
     """Build the semantic tree over a set of classes.
 
-    From each class the parents are climbed to the top; ancestors that are classes too make its path. Class indices
-    follow the order of `wnids`. A class that the taxonomy (default: the packaged WordNet) does not know is a top class
-    named by its wnid; the log says so.
+    A class's path holds its ancestors that are classes too, from the nearest to the topmost. Class indices follow the
+    order of `wnids`. A class that the taxonomy (default: the packaged WordNet) does not know becomes a root, with a
+    warning.
 
     >>> tree = build_tree(["n01503061", "n01858441", "n09450163"])
     >>> tree.names, tree.parents
@@ -237,19 +237,19 @@ def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None) -> Semant
     """
     wnids = list(wnids)
     taxonomy = taxonomy or Taxonomy.packaged()
-    strangers = [wnid for wnid in wnids if wnid not in taxonomy]
-    if strangers:
+    unknown = [wnid for wnid in wnids if wnid not in taxonomy]
+    if unknown:
         log.warning(
-            "%d classes are no WordNet synset and become top classes: %s (a file for --parents would place them)",
-            len(strangers),
-            _first([taxonomy.name(wnid) for wnid in strangers]),
+            "%d classes are not WordNet synsets and become roots of the tree: %s (a --parents file would place them)",
+            len(unknown),
+            _first([taxonomy.name(wnid) for wnid in unknown]),
         )
     return SemanticTree.from_parents(wnids, [taxonomy.name(wnid) for wnid in wnids], _class_parents(wnids, taxonomy))
 
 
 def _class_parents(wnids: Sequence[str], taxonomy: Taxonomy) -> list[int]:
-    """Return per class the index of the nearest class above it, -1 where there is none."""
-    nearest = {wnid: index for index, wnid in enumerate(wnids)}  # per node the class that it is, or the nearest above
+    """Return per class the index of its nearest ancestor among the classes, -1 for a root."""
+    nearest = {wnid: index for index, wnid in enumerate(wnids)}  # per node its own or the nearest class
     parents: list[int] = []
     for wnid in wnids:
         passed: list[str] = []

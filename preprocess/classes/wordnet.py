@@ -1,4 +1,4 @@
-"""WordNet 3.0's nouns: names, definitions, hypernyms, and which one of several hypernyms counts."""
+"""WordNet 3.0's nouns: names, definitions, hypernyms, and the one parent of each synset."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WordNet:
 
     nouns: a table of offset int32 (ascending), name (first lemma, underscores as spaces), definition, and
     hypernyms list<int32> (the `@` pointers only: instance hypernyms do not count).
-    version: tells these nouns from others.
+    version: identifies these nouns.
     """
 
     def __init__(self, nouns: pa.Table, version: str) -> None:
@@ -38,7 +38,7 @@ class WordNet:
 
     @classmethod
     def packaged(cls) -> WordNet:
-        """WordNet 3.0 as it travels with in21k: what `read_nouns` read from the original files, kept as a table."""
+        """The packaged WordNet 3.0: the table that `read_nouns` made of the original files."""
         return cls(pq.read_table(NOUNS), "3.0")
 
     @classmethod
@@ -65,15 +65,15 @@ class WordNet:
         return bool(_WNID.fullmatch(wnid)) and int(wnid[1:]) in self._rows
 
     def name(self, wnid: str) -> str:
-        """Return the synset's first lemma, underscores as spaces; raises KeyError for no synset."""
+        """Return the synset's first lemma, underscores as spaces; raises KeyError for an unknown synset."""
         return self._nouns["name"][self._row(wnid)].as_py()
 
     def definition(self, wnid: str) -> str:
-        """Return the synset's gloss without its examples; raises KeyError for no synset."""
+        """Return the synset's gloss without its examples; raises KeyError for an unknown synset."""
         return self._nouns["definition"][self._row(wnid)].as_py()
 
     def hypernyms(self, wnid: str) -> list[str]:
-        """Return the synset's hypernyms, ascending; raises KeyError for no synset."""
+        """Return the synset's hypernyms, ascending; raises KeyError for an unknown synset."""
         return [f"n{offset:08d}" for offset in self._hypernyms[self._row(wnid)]]
 
 
@@ -88,7 +88,7 @@ def read_nouns(folder: Path) -> pa.Table:
     import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    # NLTK reads only below its data path and only complete sets: lay one out with the nouns whole and the rest empty.
+    # NLTK reads only complete sets below its data path: write one with these nouns and with the other files empty.
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         corpus = Path(root) / "corpora" / "wordnet"
@@ -129,24 +129,24 @@ def read_nouns(folder: Path) -> pa.Table:
 
 
 def hypernym_choice() -> dict[str, str]:
-    """Per synset of several hypernyms the one that the reference's tree climbs to (496 facts, see DATA)."""
+    """Return for synsets of several hypernyms the one that is the parent in the reference's tree (496 rows in DATA)."""
     with (DATA / "hypernym_choice.csv").open(newline="") as lines:
         return {row["child"]: row["parent"] for row in csv.DictReader(lines)}
 
 
 def parent_of(wnid: str, wordnet: WordNet, choice: Mapping[str, str]) -> str | None:
-    """Return the one parent of a synset, None at the top; the smallest wnid where `choice` names none of several."""
+    """Return the parent of a synset, None for a root. Of several hypernyms `choice` decides, else the smallest wnid."""
     hypernyms = wordnet.hypernyms(wnid)
     if len(hypernyms) < 2:
         return hypernyms[0] if hypernyms else None
     if choice.get(wnid) in hypernyms:
         return choice[wnid]
-    log.warning("%s has %d hypernyms and no choice is known: taking %s", wnid, len(hypernyms), hypernyms[0])
+    log.warning("%s has %d hypernyms, and none is known as its parent: taking %s", wnid, len(hypernyms), hypernyms[0])
     return hypernyms[0]
 
 
 def main(folder: str) -> None:
-    """Write the packaged table from a folder of WordNet files: `python -m in21k.preprocess.wordnet FOLDER`."""
+    """Write the packaged table from a folder of WordNet files: `python -m in21k.preprocess.classes.wordnet FOLDER`."""
     encoding = {
         "offset": "DELTA_BINARY_PACKED",
         "name": "DELTA_BYTE_ARRAY",

@@ -1,4 +1,4 @@
-"""Storing an image alone in a fresh process, which its decoder may end."""
+"""Encode an image in a fresh process, so that a crash of its decoder ends no other work."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from functools import cache
 from typing import Any
 
 from ...shards.files.parallel import CRASHES
-from .image import ImageSettings, RejectedImageError, StoredImage, store_image
+from .image import EncodedImage, ImageSettings, RejectedImageError, store_image
 
 CRASH = "crash"
-WAY_OUT = "what was done is kept; if it happens again there, leave that image out with --exclude, in a new output"
+WAY_OUT = "what was done is kept; if it happens again at the same image, name it in --exclude, with a new output"
 TRIES = 2
 
 
-def store_alone(name: str, data: bytes, settings: ImageSettings) -> StoredImage:
+def store_alone(name: str, data: bytes, settings: ImageSettings) -> EncodedImage:
     """Store an image as `store_image` does, in a process that has decoded nothing before.
 
     An image that ends such a process by SIGSEGV or SIGFPE twice is rejected with the reason `crash`. Raises
-    ChildProcessError, naming it, for any other end.
+    ChildProcessError, naming the image, for any other signal or exit code.
     """
     names: list[str] = []
     while len(names) < TRIES:
         outcome = _outcome(name, data, settings)
-        if isinstance(outcome, StoredImage):
+        if isinstance(outcome, EncodedImage):
             return outcome
         if isinstance(outcome, Exception):
             raise outcome
@@ -34,8 +34,8 @@ def store_alone(name: str, data: bytes, settings: ImageSettings) -> StoredImage:
     raise RejectedImageError(CRASH, f"its decoder ended fresh processes by {' and '.join(names)}")
 
 
-def _outcome(name: str, data: bytes, settings: ImageSettings) -> StoredImage | Exception | signal.Signals:
-    """Return what became of an image in a process of its own, or by which signal that ended."""
+def _outcome(name: str, data: bytes, settings: ImageSettings) -> EncodedImage | Exception | signal.Signals:
+    """Return the result of an image in a process of its own: the JPEG, its error, or the signal that ended it."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_store_into, args=(theirs, data, settings))
@@ -55,7 +55,7 @@ def _outcome(name: str, data: bytes, settings: ImageSettings) -> StoredImage | E
 
 @cache
 def _context() -> Any:
-    """Return what forks processes from a server that has imported the decoders and used none."""
+    """Return the context that forks processes from a server that has imported the decoders but not used them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
     return context

@@ -25,7 +25,7 @@ MAX_SIDE = 65_500  # libjpeg's
 MAX_RATIO = 1_000  # of the sides, guessed: resizing 30,000,000 x 1 pixels takes gigabytes
 MAX_SCAN_MEGAPIXELS = 2_000  # guessed: a progressive JPEG has some ten scans, and each goes over all pixels
 ORIENTATION = 0x0112
-# What decoders were seen to raise, and their kin; not MemoryError, which is no fault of the image.
+# What decoders raise for bad images. MemoryError is left out, as the image may be good.
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -47,9 +47,9 @@ class ImageSettings:
     resize:   `squish` stretches to size x size; `short-edge` scales the shorter side to the size; `none` keeps sizes.
               An image whose longer side is below the size keeps its size.
     size:     pixels.
-    resizer:  `pillow` (bilinear, antialiased; a large JPEG may be decoded at a half, see `resize.reduction`) or
-              `opencv` (what the reference's cv2 scripts give, pixel for pixel).
-    quality:  of the JPEG that is written, 1 to 100.
+    resizer:  `pillow` (bilinear, antialiased; a large JPEG may be decoded at half its size, see `resize.reduction`) or
+              `opencv` (equal to the reference's cv2 scripts, pixel for pixel).
+    quality:  JPEG quality, 1 to 100.
     """
 
     resize: str = "squish"
@@ -69,7 +69,7 @@ class ImageSettings:
 
 
 class RejectedImageError(Exception):
-    """An image that cannot be stored: a reason of few words that can be counted, and the detail."""
+    """An image that cannot be stored: a short reason that can be counted, and the detail."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -80,8 +80,8 @@ class RejectedImageError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
-class StoredImage(NamedTuple):
-    """A JPEG as it is stored, with what it was before. Sizes are pixels; the source's are those of its upright view."""
+class EncodedImage(NamedTuple):
+    """A JPEG as it is stored, and facts about its source. Sizes are in pixels; the source's size is taken upright."""
 
     data: bytes
     width: int
@@ -92,12 +92,12 @@ class StoredImage(NamedTuple):
     changes: list[str]
 
 
-def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
-    """Turn raw image bytes into what is stored; raises RejectedImageError.
+def store_image(data: bytes, settings: ImageSettings) -> EncodedImage:
+    """Turn raw image bytes into the JPEG that is stored; raises RejectedImageError.
 
-    `changes` names what was done: `from PNG`, `CMYK to RGB`, `rotated`, `resized`, `EXIF removed`, and decoder
-    warnings, libjpeg's and Pillow's, as `warning: ...`. An image that needs nothing but its EXIF removed keeps its
-    bytes otherwise; unless not every decoder reads its coding (arithmetic, say): then it is `recoded`.
+    `changes` lists what was done: `from PNG`, `CMYK to RGB`, `rotated`, `resized`, `EXIF removed`, and the warnings of
+    libjpeg and Pillow as `warning: ...`. An image that needs no change but the removal of its EXIF keeps its other
+    bytes. One whose coding not every decoder reads (arithmetic coding, say) is encoded again: `recoded`.
     """
     if not data:
         raise RejectedImageError("empty", "0 bytes")
@@ -107,7 +107,7 @@ def store_image(data: bytes, settings: ImageSettings) -> StoredImage:
     return stored._replace(changes=stored.changes + sorted({f"warning: {entry.message}" for entry in raised}))
 
 
-def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImage:
+def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> EncodedImage:
     with _rejecting():
         opened = open_image(data)
         cut = opened.is_jpeg and not jpeg.ends_well(data)
@@ -115,7 +115,7 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
             opened = open_image(jpeg.mended(data, progressive="progressive" in opened.image.info))
         data, image = opened.data, opened.image
         image_format = str(image.format)
-        # Reading the EXIF of other formats may decode them, and a second try then passes over what was wrong.
+        # Reading the EXIF of other formats may decode them. A second decode of the same object would then miss errors.
         orientation = _orientation(image if opened.is_jpeg else open_image(data).image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         target = fit(width, height, settings.resize, settings.size)
@@ -134,13 +134,13 @@ def _store(data: bytes, settings: ImageSettings, resizer: Resizer) -> StoredImag
         if not changes and not opened.is_common:
             changes = ["recoded"]
         if opened.is_jpeg and not (changes and opened.is_plain):
-            jpeg.check(opened)  # plain ones are checked as the resizer decodes them
+            jpeg.check(opened)  # the resizer checks plain ones as it decodes them
         if changes:
             stored = resizer.encode(resizer.resized(opened, orientation, target), settings.quality)
         else:
             stored, removed = jpeg.without_metadata(data)
             changes = [f"{kind} removed" for kind in removed]
-    return StoredImage(stored, *target.size, image_format, width, height, changes)
+    return EncodedImage(stored, *target.size, image_format, width, height, changes)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def _rejecting() -> Generator[None]:
 
 
 def open_image(data: bytes) -> Opened:
-    """Open an image and check what its header tells, before anything of it is decoded.
+    """Open an image and check its header, before any of it is decoded.
 
     Raises RejectedImageError, and what decoders raise.
     """
@@ -187,7 +187,7 @@ def _check_sides(width: int, height: int, which: str = "as it is") -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the orientation, 1 to 8, by EXIF, else by XMP; 1 (upright) where there is none or it makes no sense."""
+    """Return the orientation, 1 to 8, from EXIF, else from XMP; 1 (upright) where it is missing or invalid."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except DECODER_ERRORS as error:

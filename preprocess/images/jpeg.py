@@ -1,4 +1,4 @@
-"""JPEG files: their header read, decoded with what libjpeg warns of, their end mended, their metadata cut out."""
+"""JPEG files: read the header, decode with libjpeg's warnings, add a missing end mark, remove metadata."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 COMMON_FRAMES = (*SEQUENTIAL_FRAMES, 0xC2)  # sequential and progressive Huffman: what every decoder reads
 WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # markers that stand alone
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")  # with its fill bytes
-# What may hold an orientation, by marker and first bytes; cut out of what is stored.
+# Segments that may hold an orientation, by marker and first bytes; they are removed.
 METADATA = (
     (APP1, b"Exif\0\0", "EXIF"),
     (APP1, b"", "XMP"),
     (APP13, b"", "Photoshop data"),
 )
-# What libjpeg's warnings begin with (its jerror.h). TurboJPEG reports errors the same way, and "not strict" hides both.
+# How libjpeg's warnings begin (its jerror.h). TurboJPEG reports errors the same way, and "not strict" hides both.
 WARNINGS = (
     "Corrupt JPEG data",
     "Inconsistent progression",
@@ -44,11 +44,11 @@ class TruncatedJpegError(ValueError):
 
 
 class Header(NamedTuple):
-    """What the segments before the first scan of a JPEG tell.
+    """Facts from the segments before the first scan of a JPEG.
 
-    is_common: every decoder reads it: 8 bits a sample, sequential or progressive Huffman coding, the usual chroma
-               sampling, and nothing between the segments.
-    num_scans: of the whole file; what only looks like a scan, behind the end of the image, counts too.
+    is_common: whether every decoder reads it: 8 bits a sample, sequential or progressive Huffman coding, common chroma
+               sampling, and no bytes between the segments.
+    num_scans: number of scan markers in the file, those behind the end of the image included.
     """
 
     is_common: bool
@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """An image as it was opened: its bytes, Pillow's view of them, and its header where it is a JPEG."""
+    """An opened image: its bytes, Pillow's image of them, and its header where it is a JPEG."""
 
     data: bytes
     image: Image.Image
@@ -69,9 +69,9 @@ class Opened(NamedTuple):
 
     @property
     def is_common(self) -> bool:
-        """Whether it is a JPEG that every decoder reads: no other coding may be decoded by TurboJPEG.
+        """Whether it is a JPEG that every decoder reads. Only such may be given to TurboJPEG.
 
-        Of a lossless JPEG it writes all pixels where room for the reduced ones is.
+        For a lossless JPEG it would write the pixels of the full size into a buffer of the reduced size.
         """
         return self.header is not None and self.header.is_common
 
@@ -89,7 +89,7 @@ def is_jpeg(image: Image.Image) -> bool:
 def decode(opened: Opened, colorspace: str, reduction: int = 1) -> NDArray[np.uint8]:
     """Return a common JPEG's pixels, height x width x channels, at 1/1, 1/2, 1/4 or 1/8 of its size, rounded up.
 
-    They are Pillow's, but what libjpeg warns of first becomes a warning. Raises OSError or ValueError.
+    The pixels equal Pillow's. libjpeg's first warning becomes a Python warning. Raises OSError or ValueError.
     """
     assert opened.is_common
     data, image = opened.data, opened.image
@@ -101,13 +101,13 @@ def decode(opened: Opened, colorspace: str, reduction: int = 1) -> NDArray[np.ui
         message = str(error)
     if not message.startswith(WARNINGS):
         raise ValueError(message)
-    _load(image)  # libjpeg tells its first warning only, Pillow whether pixels are missing
+    _load(image)  # libjpeg reports its first warning alone; Pillow raises where pixels are missing
     warnings.warn(message, stacklevel=2)
     return scaled(strict=False)
 
 
 def check(opened: Opened) -> None:
-    """Read all of a JPEG's scan data: raises and warns as `decode` does, and takes less time."""
+    """Read all scan data of a JPEG: raises and warns as `decode` does, in less time."""
     if opened.is_common:
         decode(opened, "CMYK" if opened.image.mode == "CMYK" else "GRAY", reduction=8)
     else:
@@ -124,9 +124,9 @@ def _load(image: Image.Image) -> None:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of a JPEG's segments up to its first scan, whose end is that of the data.
+    """Yield (marker, start, end) of a JPEG's segments up to its first scan, which ends with the data.
 
-    They are found as libjpeg finds them, which skips what lies between.
+    Like libjpeg, this skips bytes between the segments.
     """
     position = 2
     while match := _MARKER.search(data, position):
@@ -140,12 +140,12 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def content(data: bytes, start: int, end: int) -> bytes:
-    """Return what a segment holds, without its marker and its length."""
+    """Return the content of a segment, without its marker and its length."""
     return data[start:end].lstrip(b"\xff")[3:]
 
 
 def read_header(data: bytes) -> Header:
-    """Read a JPEG up to its first scan; what libjpeg warns of there becomes a warning."""
+    """Read a JPEG up to its first scan; libjpeg's warning about that part becomes a Python warning."""
     frames: list[tuple[int, bytes]] = []
     is_common, num_scans, position = _has_common_sampling(data), 0, 2
     for marker, start, end in segments(data):
@@ -167,7 +167,7 @@ def _holds_all(frames: list[tuple[int, bytes]], scan: bytes) -> bool:
 def _has_common_sampling(data: bytes) -> bool:
     try:
         simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError) as error:  # it has no name for 4:4:1
+    except (ValueError, KeyError) as error:  # it raises KeyError for 4:4:1
         if str(error).startswith(WARNINGS):
             warnings.warn(str(error), stacklevel=2)
         return False
@@ -175,17 +175,17 @@ def _has_common_sampling(data: bytes) -> bool:
 
 
 def ends_well(data: bytes) -> bool:
-    """Tell whether an end-of-image marker follows the first scan of a JPEG."""
+    """Tell whether an end mark follows the first scan of a JPEG."""
     return data.endswith(END) or any(
         data.rfind(END, start) > 0 for marker, start, _ in segments(data) if marker == SCAN
     )
 
 
 def mended(data: bytes, *, progressive: bool) -> bytes:
-    """Return a JPEG that lacks its end marker with one; raises TruncatedJpegError where it lacks pixels too.
+    """Return a JPEG that lacks its end mark with one; raises TruncatedJpegError where it lacks pixels too.
 
-    What follows the last pixel changes none: two fillings that decode alike show that no scan data is missing. A
-    progressive JPEG may lack whole scans, which nothing tells.
+    Bytes after the last pixel change no pixel: two fillings that decode alike show that no scan data is missing. Of a
+    progressive JPEG whole scans may be missing, which this cannot detect: it always raises.
     """
     short = TruncatedJpegError(f"its scan data ends early, after {len(data):,} bytes")
     if progressive:
@@ -205,7 +205,7 @@ def _pixels(data: bytes) -> bytes:
 
 
 def without_metadata(data: bytes) -> tuple[bytes, list[str]]:
-    """Return a JPEG without the segments of `METADATA`, and which those were: the pixels stay as they are."""
+    """Return a JPEG without its METADATA segments, and the kinds that were removed. The pixels do not change."""
     kept: list[bytes] = []
     removed: set[str] = set()
     position = 0

@@ -1,4 +1,4 @@
-"""What C libraries print of an image, as warnings."""
+"""Turn what C libraries print about an image into warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from . import jpeg
 
 STDERR = 2
-# What libpng and OpenCV print before their warnings; OpenCV's tag tells the time, and would differ from run to run.
+# How libpng's and OpenCV's warnings begin. OpenCV's tag holds the time and is cut, as it differs from run to run.
 _LIBPNG = re.compile(r"libpng (warning|error): ")
 _OPENCV_TAG = re.compile(r"\[ ?(WARN|ERROR):[^\]]*\] (global )?")
 
@@ -22,11 +22,11 @@ _lock = threading.Lock()
 
 @contextmanager
 def printed_as_warnings() -> Generator[None]:
-    """Turn what decoders print on stderr into warnings; what others print there meanwhile is passed on at the end.
+    """Turn what decoders print on stderr into warnings; other lines are printed at the end.
 
-    It is caught at the file descriptor, which is the whole process's; where that is closed nothing happens.
+    The file descriptor of the whole process is captured. Where stderr is closed, nothing is captured.
     """
-    with _lock:  # one thread at a time: the last would else leave the first one's file as stderr
+    with _lock:  # with two threads at a time, the second would restore the first one's file as stderr
         try:
             kept = os.dup(STDERR)
         except OSError:
@@ -40,10 +40,10 @@ def printed_as_warnings() -> Generator[None]:
                 os.dup2(kept, STDERR)
                 os.close(kept)
                 caught.seek(0)
-                _tell(caught.read().decode(errors="replace"))
+                _warn(caught.read().decode(errors="replace"))
 
 
-def _tell(printed: str) -> None:
+def _warn(printed: str) -> None:
     for line in printed.splitlines(keepends=True):
         message = _OPENCV_TAG.sub("", line.strip(), count=1)
         if message != line.strip() or _LIBPNG.match(message) or message.startswith(jpeg.WARNINGS):

@@ -1,4 +1,4 @@
-"""The resizers: pixels upright, RGB or greyscale, at their target size, and the JPEG of them."""
+"""The resizers: decode an image upright, as RGB or greyscale, at its target size, and encode it as a JPEG."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from . import jpeg
 from .jpeg import Opened
 from .printed import printed_as_warnings
 
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled DCT) where that leaves this part of the target, or
-# more, in both directions. Measured over 234 real images at 224, speed as the part of decoding alone that storing
-# reaches, PSNR against a full decode: never 0.76; from 1.0 on 0.78 (13 % of the images, median 39 dB); from 0.8 on
-# 0.83 (59 %, of which the others 33 dB, as far as cv2's INTER_LINEAR is from antialiasing); from 0.7 on 0.9, blurrier.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled DCT) where both reduced sides are at least this
+# part of the target's. Measured on 234 real images at 224, as the speed of the whole step relative to decoding alone,
+# and PSNR against a full decode: without reduction 0.76; with margin 1.0 0.78 (13 % of the images, median 39 dB); 0.8:
+# 0.83 (59 %; the further ones 33 dB, as much as cv2's INTER_LINEAR differs from antialiasing); 0.7: 0.9, but blurrier.
 REDUCED_MARGIN = 0.8
 
 _TRANSPOSE = {
@@ -35,7 +35,7 @@ _FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # cv2's codes, after a transpose
 
 
 class Target(NamedTuple):
-    """The size of a stored image, in pixels, and by what both sides are scaled (None: each by its own ratio)."""
+    """The size of a stored image in pixels, and the scale of both sides (None: each side has its own ratio)."""
 
     width: int
     height: int
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 
 def fit(width: int, height: int, resize: str, size: int) -> Target:
-    """Return what an image is resized to.
+    """Return the size to which an image is resized.
 
     >>> fit(500, 375, "squish", 224), fit(500, 400, "short-edge", 100).size, fit(100, 75, "squish", 224).size
     (Target(width=224, height=224, scale=None), (125, 100), (100, 75))
@@ -62,20 +62,20 @@ def fit(width: int, height: int, resize: str, size: int) -> Target:
 
 
 def reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return 1, 2, 4 or 8: by how much a JPEG of a size may be reduced as it is decoded.
+    """Return 1, 2, 4 or 8: the factor by which a JPEG may be reduced as it is decoded.
 
     >>> reduction((500, 333), (224, 224)), reduction((500, 375), (224, 224)), reduction((9000, 9000), (224, 224))
     (1, 2, 8)
     """
-    factor = min(whole / wanted for whole, wanted in zip(size, target, strict=True)) / REDUCED_MARGIN
+    factor = min(side / target_side for side, target_side in zip(size, target, strict=True)) / REDUCED_MARGIN
     return next((by for by in (8, 4, 2) if by <= factor), 1)
 
 
 class Resizer(Protocol):
-    """One way to get from a raw image to the pixels that are stored."""
+    """One way from a raw image to the stored pixels."""
 
     def version(self) -> str:
-        """Return name and version of what decides the pixels."""
+        """Return names and versions of the libraries that decide the pixels."""
         ...
 
     def resized(self, opened: Opened, orientation: int, target: Target) -> Any:
@@ -88,13 +88,13 @@ class Resizer(Protocol):
 
 
 class PillowResizer:
-    """Pillow's bilinear filter, antialiased: by cykooz_resizer's vector code where that is installed.
+    """Pillow's bilinear filter, antialiased, by cykooz_resizer's vector code where that is installed.
 
-    The two differ by one grey level at most, in every seventh value.
+    The two differ by at most one grey level, in one of seven values.
     """
 
     def version(self) -> str:
-        """Return Pillow's version (pillow-simd's ends in `.postN`), and that of the vector code."""
+        """Return the versions of Pillow (pillow-simd's ends in `.postN`), of the vector code and of the decoders."""
         vector = f" + cykooz-resizer {metadata.version('cykooz-resizer')}" if _vector_resize() else ""
         codecs = f"libjpeg-turbo {features.version('libjpeg_turbo')}, simplejpeg {metadata.version('simplejpeg')}"
         return f"pillow {PIL.__version__}{vector} ({codecs})"
@@ -110,7 +110,7 @@ class PillowResizer:
         return picture.convert("RGB") if picture.mode == "RGBA" else picture
 
     def encode(self, pixels: Image.Image, quality: int) -> bytes:
-        """Return the image as a JPEG with 4:2:0 chroma, without the comment and profile it came with."""
+        """Return the image as a JPEG with 4:2:0 chroma, without the source's comment and colour profile."""
         pixels.info.clear()
         out = io.BytesIO()
         pixels.save(out, "JPEG", quality=quality)
@@ -121,7 +121,7 @@ def _jpeg_picture(opened: Opened, target: tuple[int, int]) -> Image.Image:
     """Return a plain JPEG's pixels, reduced for the target, as L or RGBA (opaque)."""
     mode, colorspace = ("L", "GRAY") if opened.image.mode == "L" else ("RGBA", "RGBA")
     pixels = jpeg.decode(opened, colorspace, reduction(opened.image.size, target))
-    # Four bytes a pixel are what Pillow keeps for RGB too: the pixels become an image without being copied.
+    # Pillow keeps RGB with four bytes a pixel too, so RGBA pixels become an image without a copy.
     return Image.frombuffer(mode, pixels.shape[1::-1], pixels, "raw", mode, 0, 1)
 
 
@@ -149,7 +149,7 @@ def _vector_resize() -> Callable[[Image.Image, tuple[int, int]], Image.Image] | 
 
 
 class OpenCVResizer:
-    """What the reference's scripts do: cv2 decodes, INTER_LINEAR without antialiasing, cv2's JPEG settings."""
+    """The steps of the reference's scripts: cv2's decoder, INTER_LINEAR without antialiasing, cv2's JPEG settings."""
 
     def __init__(self) -> None:
         try:
@@ -168,7 +168,7 @@ class OpenCVResizer:
     def resized(self, opened: Opened, orientation: int, target: Target) -> Any:
         """Return BGR pixels, uint8, height x width x 3.
 
-        With a scale cv2 samples by it, and not by the ratio of the rounded sizes.
+        Where the target has a scale, cv2 samples by it and not by the ratio of the rounded sizes.
         """
         pixels = self._upright(self._decoded(opened), orientation)
         if pixels.shape[1::-1] == target.size:
@@ -180,18 +180,18 @@ class OpenCVResizer:
     def _decoded(self, opened: Opened) -> Any:
         cv2 = self._cv2
         if opened.is_plain:
-            # These are cv2's own pixels, as a test holds; and unlike cv2 it tells what libjpeg warns of.
+            # A test checks that these are cv2's own pixels. Unlike cv2, this reports libjpeg's warnings.
             return jpeg.decode(opened, "BGR")
-        if opened.image.format == "GIF":  # not every build of cv2 knows it
+        if opened.image.format == "GIF":  # not every build of cv2 reads GIF
             return cv2.cvtColor(np.asarray(opened.image.convert("RGB")), cv2.COLOR_RGB2BGR)
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # which formats it turns depends on its version
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # which formats cv2 rotates depends on its version
         try:
             with printed_as_warnings():
                 pixels = cv2.imdecode(np.frombuffer(opened.data, np.uint8), flags)
         except cv2.error as error:
-            raise ValueError(f"cv2 does not decode it: {error}") from error
+            raise ValueError(f"cv2 cannot decode it: {error}") from error
         if pixels is None:
-            raise ValueError("cv2 does not decode it")
+            raise ValueError("cv2 cannot decode it")
         return pixels
 
     def _upright(self, pixels: Any, orientation: int) -> Any:
@@ -204,7 +204,7 @@ class OpenCVResizer:
         """Return the pixels as a JPEG."""
         done, data = self._cv2.imencode(".jpg", pixels, [self._cv2.IMWRITE_JPEG_QUALITY, quality])
         if not done:
-            raise ValueError("cv2 does not encode it")
+            raise ValueError("cv2 cannot encode it")
         return data.tobytes()
 
 
@@ -223,7 +223,7 @@ def stored_mode(image: Image.Image) -> str:
 
 
 def to_stored_mode(image: Image.Image) -> Image.Image:
-    """Return the image in its `stored_mode`: transparency is dropped, 16-bit values keep their upper eight bits."""
+    """Return the image in its `stored_mode`. Transparency is dropped; 16-bit values keep their upper eight bits."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     mode = stored_mode(image)

@@ -1,7 +1,7 @@
-"""A sample archive: drawn images under real class ids, packed as the raw ImageNet-21K archive is.
+"""A sample archive: drawn images of real classes, packed like the raw ImageNet-21K archive.
 
-It lets every command run, and a network learn, without the data set: an outer tar of class tars `<wnid>.tar` whose
-members are `<wnid>_<number>.JPEG`, and on request the odd files that real archives hold.
+With it every command runs, and a network learns, without the real data: an outer tar of class tars `<wnid>.tar` whose
+members are `<wnid>_<number>.JPEG`, and on request the odd files of real archives.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _turned(orientation: int) -> Oddity:
 
 def _srgb_profile() -> bytes:
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = bytes(12)  # the moment it was made: equal arguments have to give equal bytes
+    profile[24:36] = bytes(12)  # its creation time: equal arguments must give equal bytes
     return bytes(profile)
 
 
@@ -126,7 +126,7 @@ def _cut_off(picture: Image.Image) -> bytes:
     return whole[: len(whole) * 3 // 5]
 
 
-# What `oddities=True` puts in the place of ordinary images, one of each kind, all named .JPEG.
+# The odd images of `oddities=True`. One of each kind replaces an ordinary image; all are named .JPEG.
 ODDITIES: dict[str, Oddity] = {
     "truncated JPEG": Oddity(_cut_off, decodes=False),
     "empty file": Oddity(lambda _: b"", decodes=False),
@@ -146,7 +146,7 @@ ODDITIES: dict[str, Oddity] = {
     "name with spaces": Oddity(_encoded),  # and letters beyond ASCII
     **{f"EXIF orientation {orientation}": _turned(orientation) for orientation in _UPRIGHT_TO_STORED},
 }
-# What it adds beside the images: the class tar of the first class and the outer tar each hold one.
+# The first class tar and the outer tar each get one with `oddities=True`.
 README = "README.txt"
 _README_TEXT = b"Drawn images, to try in21k on. They show nothing and belong to nobody.\n"
 
@@ -161,21 +161,21 @@ def write_sample_archive(
     overwrite: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> SampleArchive:
-    """Write an archive laid out like fall11_whole.tar, of drawn images; one of the same arguments is left as it is.
+    """Write an archive of drawn images with the layout of fall11_whole.tar; a finished one of equal arguments is kept.
 
-    Equal arguments give equal bytes (with one version of Pillow). A class looks the same whatever the number of
-    classes: its place in the tree says how (see `sample_drawing`). Memory holds one class at a time.
+    Equal arguments give equal bytes (with one version of Pillow). The look of a class follows from its place in the
+    tree (see `drawing`), whatever the number of classes. Memory holds one class at a time.
 
     num_classes:  the first so many of WNIDS, 8 to all of them; 24 reach levels 0..4 under four top classes.
     oddities:     replace one image by each of ODDITIES, and add a README.txt to a class tar and to the outer tar;
-                  five of these are no images (at 24 x 60 that is 0.3 %).
+                  five of these are not images (0.3 % at 24 x 60).
     overwrite:    replace another sample archive of that name; no other file is ever replaced.
     on_progress:  called after each image with the number of images written since the last call.
 
     Raises ValueError for numbers out of range, and for another file at `out` unless `overwrite`.
     """
     _check(num_classes, images_per_class, seed, oddities)
-    # A tar's comment: readers of tars pass over it, and the next call knows the archive by it.
+    # Readers skip a tar's comment; the next call recognises the archive by it.
     comment = f"{_COMMENT}, {num_classes} x {images_per_class}, seed {seed}, {oddities=}"
     wnids = sorted(WNIDS[:num_classes])
     placed = _placed(wnids, images_per_class, seed) if oddities else {}
@@ -207,7 +207,7 @@ def write_sample_archive(
 
 
 def _comment_of(path: Path) -> str:
-    """Return the comment of a tar; "" where there is none."""
+    """Return the comment of a tar; "" for any other file."""
     try:
         with tarfile.open(path, "r:") as archive:
             return archive.pax_headers.get("comment", "")

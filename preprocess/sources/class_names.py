@@ -1,4 +1,4 @@
-"""What a class is called: a name in any script, and the identifier that stands for it in keys, files and tables."""
+"""A class's name, in any script, and its identifier, which keys, files and tables use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
-_MAX_PLAIN = 55  # with `-` and 8 digits 64: in keys of 96 bytes enough is left to tell images by
+_MAX_PLAIN = 55  # with `-` and 8 digits 64, which leaves room in keys of 96 bytes
 _HASHED = re.compile(rf"[A-Za-z0-9_-]{{{_MAX_PLAIN}}}-[0-9a-f]{{8}}")
 
 
 def class_name(name: str) -> str:
-    """Return a name in Unicode's normal form NFC: `é` as one letter, whatever the file system made of it.
+    """Return a name in Unicode's normal form NFC: some file systems split `é` into two letters.
 
-    Raises ValueError for an empty name, and for one whose bytes are no UTF-8.
+    Raises ValueError for an empty name, and for one that is not UTF-8.
     """
     if not name:
         raise ValueError("the name of a class is empty")
@@ -30,10 +30,10 @@ def class_name(name: str) -> str:
 
 @lru_cache(maxsize=65_536)
 def class_id(name: str) -> str:
-    """Return the identifier of a class: its NFC name, where that is up to 55 characters of `[A-Za-z0-9_-]`.
+    """Return the identifier of a class: its NFC name, where that has up to 55 characters of `[A-Za-z0-9_-]`.
 
-    Of any other name each other character becomes `_`, it is cut to 55, and `-` and the first 8 hex digits of the NFC
-    name's sha256 follow. The identifier of an identifier is itself. Raises ValueError as `class_name`.
+    In any other name each other character becomes `_`; the result is cut to 55 characters, and `-` and the first 8 hex
+    digits of the NFC name's sha256 are added. The identifier of an identifier is itself. Raises as `class_name`.
 
     >>> class_id("n01440764"), class_id("golden retriever")
     ('n01440764', 'golden_retriever-41f9a46a')
@@ -46,9 +46,9 @@ def class_id(name: str) -> str:
 
 
 def class_labels(labels: Iterable[str]) -> dict[str, str]:
-    """Return the class name of each label: itself; where all are numbers they are filled up with zeros.
+    """Return the class name of each label: the label itself, or where all are numbers, padded with zeros.
 
-    So the order of classes is that of numbers. Numbers that would so become equal stay as they are.
+    Padded numbers sort by value. Labels that padding would make equal, such as 7 and 07, are not padded.
 
     >>> class_labels(["hot dog", "9"]), class_labels(["9", "10"])
     ({'hot dog': 'hot dog', '9': '9'}, {'9': '09', '10': '10'})

@@ -1,4 +1,4 @@
-"""A walk over the names in a source: which classes it holds, whatever its layout, and what belongs to none."""
+"""Collect the classes of a source, whatever its layout, from the names of its members."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from .archive import (
+from .archive import ClassTar
+from .class_names import class_id, class_labels, class_name
+from .folders import TRAIN_FOLDER, ClassFolder, Layout, check_class_tars, class_of_folder, read_layout
+from .label_list import read_list
+from .layouts import LooseClass, RawClass
+from .members import (
     DUPLICATE,
     NO_SUFFIX,
-    ClassTar,
     Folders,
     Reject,
     UselessError,
@@ -25,34 +29,30 @@ from .archive import (
     readable,
     to_os,
 )
-from .class_names import class_id, class_labels, class_name
-from .folders import TRAIN_FOLDER, Layout, Place, check_class_tars, place_of, read_layout
-from .label_list import read_list
-from .layouts import LooseClass, RawClass
 
 log = logging.getLogger(__name__)
 
 
 class Gathering:
-    """What a walk over the names of a source finds: its classes, and what can belong to none.
+    """Collects the members of a source; returns its classes, and the members that belong to none.
 
-    source: the tar, the folder, or the list that is walked.
+    source: the tar, the folder, or the list.
     holder: the tar or the folder that paths begin at.
     """
 
     def __init__(self, source: Path, holder: Path, *, in_tar: bool) -> None:
         self.rejects: list[Reject] = []
-        self.ignored: Counter[str] = Counter()  # files by kind, see `ignored_kind`
+        self.ignored: Counter[str] = Counter()  # number of files of each `ignored_kind`
         self.folders = Folders()
-        self.names: dict[str, str] = {}  # of the classes that are not called by their identifier, by that
+        self.names: dict[str, str] = {}  # of the classes whose name is not their identifier
         self._source, self._holder, self._in_tar = source, holder, in_tar
         self._tars: dict[str, ClassTar] = {}
         self._tar_folders: set[str] = set()
-        self._in_folders: dict[str, LooseClass] = {}  # what class a folder is of is known when all are
+        self._in_folders: dict[str, LooseClass] = {}  # by folder, until the layout is known
         self._loose: dict[str, LooseClass] = {}
 
     def add(self, path: str, offset: int, num_bytes: int, problem: tuple[str, str] | None = None) -> None:
-        """Take in a member that is no folder; `problem` is reason and detail where it must not be read.
+        """Add a member that is not a folder; `problem` is reason and detail where it must be rejected.
 
         Raises UselessError for a class tar whose name is not UTF-8.
         """
@@ -70,7 +70,7 @@ class Gathering:
             self._add_tar(path, offset, num_bytes)
 
     def identify(self, name: str, path: str) -> str:
-        """Return the identifier of a class of that name, and keep the name; raises UselessError as `identify`."""
+        """Return the identifier of a class name, and record the name; see the function `identify`."""
         return identify(name, self.names, f"{self._source}: {readable(path)}")
 
     def _add_tar(self, path: str, offset: int, num_bytes: int) -> None:
@@ -83,11 +83,11 @@ class Gathering:
             self._tars[wnid] = ClassTar(source, wnid, readable(path), offset, num_bytes)
 
     def add_listed(self, wnid: str, path: str, num_bytes: int) -> None:
-        """Take in a file that a list puts into a class; what is no image is a reject of it."""
+        """Add a file that a list puts into a class."""
         self._class(wnid).take_in(path, 0, num_bytes)
 
     def reject(self, wnid: str, path: str, reason: str, detail: str) -> None:
-        """Take in a listed file that cannot be read."""
+        """Add a listed file that cannot be read."""
         self._class(wnid).rejects.append(Reject(wnid, readable(path), reason, detail))
 
     def _class(self, wnid: str) -> LooseClass:
@@ -95,18 +95,18 @@ class Gathering:
 
     @property
     def has_images(self) -> bool:
-        """Whether a class has an image that lies by itself."""
+        """Whether a class has an image outside class tars."""
         return any(map(len, self._loose.values()))
 
     def first_problem(self) -> str:
-        """Return why the first member that lies by itself is no image; known ones come last."""
+        """Describe the first member outside class tars that is not an image; ignored files come last."""
         for loose in self._loose.values():
             return "{0.name}, {0.reason}".format(loose.all_rejects()[0])
-        return f"of the kind {next(iter(self.ignored))}, known to be none"
+        return f"of the kind {next(iter(self.ignored))}, which is ignored"
 
     @cached_property
     def layout(self) -> Layout:
-        """How the folders are read; raises UselessError where they look like splits and are none."""
+        """How the folders are read; raises UselessError as `layout_of`."""
         with_images = [folder for folder, loose in self._in_folders.items() if len(loose) or loose.is_lost]
         return layout_of(self._source, with_images, self._tar_folders)
 
@@ -115,10 +115,10 @@ class Gathering:
         """The names of the class tars."""
         return [tar.name for tar in self._tars.values()]
 
-    def class_folders(self) -> Iterator[tuple[str, Place, LooseClass]]:
-        """Yield each folder of a class, its place, and what lies in it; what lies in no class is rejected."""
+    def class_folders(self) -> Iterator[tuple[str, ClassFolder, LooseClass]]:
+        """Yield each class folder, its class and split, and its members; members of other folders become rejects."""
         for folder, loose in self._in_folders.items():
-            place = place_of(folder, self.layout)
+            place = class_of_folder(folder, self.layout)
             if unused := self.layout.unused_of(folder):
                 self.ignored[f"{unused}/"] += loose.num_members
             elif place.name is None:
@@ -129,36 +129,36 @@ class Gathering:
         self._in_folders.clear()
 
     def classes(self) -> list[RawClass]:
-        """Return the classes found, by identifier; a class tar goes before a folder.
+        """Return the classes in the order of identifiers. Where a class has a class tar, its folders are duplicates.
 
-        Folders without an image are none, but for those whose images cannot be read. Raises ValueError where there is
-        no image.
+        A folder with images is a class, also where none of them can be read. Raises ValueError for a source without
+        images.
         """
         for _, place, loose in self.class_folders():
             self._class(self.identify(place.name or "", place.home)).merge(loose, place)
-        found: dict[str, RawClass] = dict(self._tars)
+        classes: dict[str, RawClass] = dict(self._tars)
         for wnid, loose in self._loose.items():
             if wnid in self._tars:
                 duplicates = [beside(path, wnid) for path in loose.paths()]
-                found[wnid] = replace(self._tars[wnid], rejects=(*loose.all_rejects(), *duplicates))
-            elif len(loose):
-                found[wnid] = loose
-                if len(loose.homes) > 1:
+                classes[wnid] = replace(self._tars[wnid], rejects=(*loose.all_rejects(), *duplicates))
+            elif len(loose) or loose.is_lost:
+                classes[wnid] = loose
+                if len(loose) and len(loose.homes) > 1:
                     log.warning(
-                        "%s: the images of %d folders are one class, such as those of %s and %s",
+                        "%s: the images of %d folders become one class, for example %s and %s",
                         *(wnid, len(loose.homes), *sorted(loose.homes)[:2]),
                     )
-            elif loose.is_lost:
-                found[wnid] = loose
             else:
                 self.rejects += loose.strays()
         if not self._tars and not self.has_images:
-            raise no_classes(self._source, [*self.rejects, *(r for e in self._loose.values() for r in e.all_rejects())])
-        return [found[wnid] for wnid in sorted(found)]
+            raise no_classes(
+                self._source, [*self.rejects, *(r for loose in self._loose.values() for r in loose.all_rejects())]
+            )
+        return [classes[wnid] for wnid in sorted(classes)]
 
 
 def identify(name: str, names: dict[str, str], where: str) -> str:
-    """Return the identifier of a class of that name, and keep the name where it is another.
+    """Return the identifier of a class name; a name that differs from it is recorded in `names`.
 
     Raises UselessError, beginning with `where`, for a name that is not UTF-8.
     """
@@ -177,7 +177,7 @@ def layout_of(source: Path | str, folders: Collection[str], tar_folders: Collect
     folders:     those that hold images.
     tar_folders: those that hold class tars.
 
-    Raises UselessError where they look like splits and are none.
+    Raises UselessError for split folders that hold class tars, or images in no class folder.
     """
     try:
         if tar_folders:
@@ -187,35 +187,35 @@ def layout_of(source: Path | str, folders: Collection[str], tar_folders: Collect
         raise UselessError(f"{source}: {error}") from error
 
 
-def say_split(source: Path | str, layout: Layout) -> None:
-    """Say which folders are taken for a split, and which ignored."""
+def log_split(source: Path | str, layout: Layout) -> None:
+    """Log which folders are read as splits, and which are ignored."""
     if layout.val is not None:
-        log.warning("%s: its folders %s/ and %s/ are its split", source, TRAIN_FOLDER, layout.val)
+        log.warning("%s: reading its folders %s/ and %s/ as splits", source, TRAIN_FOLDER, layout.val)
     for name in layout.unused:
-        log.warning("%s: its folder %s/ is ignored", source, name)
+        log.warning("%s: ignoring its folder %s/", source, name)
 
 
 def beside(path: str, wnid: str) -> Reject:
-    """Return the reject of an image whose class also came as a class tar."""
+    """Return the reject of an image whose class also has a class tar."""
     return Reject(wnid, readable(path), DUPLICATE, f"its class came as {wnid}.tar")
 
 
 def no_classes(source: Path | str, rejects: Sequence[Reject]) -> UselessError:
-    """Return the error of a source in which nothing is a class."""
-    held = f"its first member is {rejects[0].name}" if rejects else "it is empty"
+    """Return the error for a source without classes."""
+    content = f"its first member is {rejects[0].name}" if rejects else "it is empty"
     if rejects and rejects[0].reason not in ("no class", NO_SUFFIX):
-        held += f": {rejects[0].reason}, {rejects[0].detail}"
+        content += f": {rejects[0].reason}, {rejects[0].detail}"
     return UselessError(
-        f"{source}: holds no classes ({held}); wanted members such as n01440764.tar or n01440764/n01440764_26.JPEG"
+        f"{source}: holds no classes ({content}); wanted members such as n01440764.tar or n01440764/n01440764_26.JPEG"
     )
 
 
 def gather_folder(folder: Path) -> Gathering:
     """Walk a folder of class folders and class tars.
 
-    Links are followed, after all that is none; a folder that came already is not entered again, and this is a reject.
+    Links to folders are followed last. A link to a folder that was entered before is a reject.
     """
-    found = Gathering(folder, folder, in_tar=False)
+    gathering = Gathering(folder, folder, in_tar=False)
     seen: set[tuple[int, int]] = set()
     links: list[str] = []
 
@@ -223,29 +223,29 @@ def gather_folder(folder: Path) -> Gathering:
         own = folder / to_os(path)
         entered = own.stat()
         if (entered.st_dev, entered.st_ino) in seen:
-            found.rejects.append(Reject(None, readable(path), DUPLICATE, "leads to a folder that came already"))
+            gathering.rejects.append(Reject(None, readable(path), DUPLICATE, "a link to a folder that was read before"))
             return
         seen.add((entered.st_dev, entered.st_ino))
-        found.folders.add(path)
+        gathering.folders.add(path)
         with os.scandir(own) as entries:
             ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in ordered:
             name = f"{path}/{from_os(entry.name)}" if path else from_os(entry.name)
             if _leads_nowhere(entry):
-                found.add(name, 0, 0, ("not a regular file", "a link that leads back to itself"))
+                gathering.add(name, 0, 0, ("not a regular file", "a link that leads back to itself"))
             elif entry.is_dir() and entry.is_symlink():
                 links.append(name)
             elif entry.is_dir():
                 enter(name)
             elif entry.is_file():
-                found.add(name, 0, entry.stat().st_size)
+                gathering.add(name, 0, entry.stat().st_size)
             else:
-                found.add(name, 0, 0, ("not a regular file", "a broken link, a pipe, a socket or a device"))
+                gathering.add(name, 0, 0, ("not a regular file", "a broken link, a pipe, a socket or a device"))
 
     enter("")
-    for link in links:  # which grows while they are entered
+    for link in links:  # entering one may add others
         enter(link)
-    return found
+    return gathering
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
@@ -259,40 +259,39 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def gather_list(file: Path) -> Gathering:
-    """Read an annotation list of one label an image (see `read_list`); a label is a class.
+    """Read an annotation list of one label an image (see `read_list`); each label is a class (see `class_labels`).
 
-    Where every label is a number they are filled up with zeros, so that the order of classes is that of numbers.
-    Raises ValueError for a line that is none, and where none of the files listed is an image that exists.
+    Raises ValueError for a line that cannot be read, and where none of the listed files is an image that exists.
     """
-    found = Gathering(file, file.parent, in_tar=False)
-    listed = list(read_list(file))
-    for number, path, labels in listed:
+    gathering = Gathering(file, file.parent, in_tar=False)
+    lines = list(read_list(file))
+    for number, path, labels in lines:
         if len(labels) != 1:
             have = ",".join(labels) or "no label"
             raise ValueError(
                 f"{file}, line {number}: {readable(path)[:80]!r} has {have}; wanted one label an image (`in21k "
                 "finetune` takes several; a label that holds a comma needs JSON lines)"
             )
-    if not listed:
+    if not lines:
         raise UselessError(f"{file}: lists nothing; wanted lines of a path and a label, such as `cats/1.jpg cat`")
-    class_of = class_labels(label for _, _, (label,) in listed)
-    for _, path, (label,) in listed:
+    class_of = class_labels(label for _, _, (label,) in lines)
+    for _, path, (label,) in lines:
         if kind := ignored_kind(path):
-            found.ignored[kind] += 1
+            gathering.ignored[kind] += 1
             continue
-        wnid = found.identify(class_of[label], path)
+        wnid = gathering.identify(class_of[label], path)
         try:
             status = (file.parent / to_os(path)).stat()
         except (FileNotFoundError, NotADirectoryError):
-            found.reject(wnid, path, "missing", "there is no such file")
+            gathering.reject(wnid, path, "missing", "the file does not exist")
             continue
         if stat.S_ISREG(status.st_mode):
-            found.add_listed(wnid, path, status.st_size)
+            gathering.add_listed(wnid, path, status.st_size)
         else:
-            found.reject(wnid, path, "not a regular file", "a folder, a pipe, a socket or a device")
-    if not found.has_images:
+            gathering.reject(wnid, path, "not a regular file", "a folder, a pipe, a socket or a device")
+    if not gathering.has_images:
         raise UselessError(
-            f"{file}: none of the {len(listed):,} files listed is an image that exists (the first: "
-            f"{found.first_problem()}); paths begin at the list's own folder"
+            f"{file}: none of the {len(lines):,} listed files is an image that exists (the first: "
+            f"{gathering.first_problem()}); paths begin at the list's own folder"
         )
-    return found
+    return gathering

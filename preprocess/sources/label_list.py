@@ -1,4 +1,4 @@
-"""Annotation lists: text lines of a path and labels, JSON lines, or CSV; told apart by the first line."""
+"""Annotation lists: text lines of a path and labels, JSON lines, or CSV. The first line decides which."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .archive import readable, to_bytes, to_os
 from .class_names import class_name
+from .members import readable, to_bytes, to_os
 
 log = logging.getLogger(__name__)
 
-NO_LABEL = "-"  # of an image that shows none of the labels
+NO_LABEL = "-"  # for an image with none of the labels
 _WANTED = f"wanted a path and labels with commas between, such as `street/1.jpg car,person`, or `{NO_LABEL}` for none"
 _WANTED_JSON = 'wanted JSON lines such as {"path": "street/1.jpg", "labels": ["car", "person"]}'
 _WANTED_CSV = "wanted rows of the header's columns path and label (a cell that holds a comma stands in double quotes)"
@@ -32,17 +32,17 @@ class ListedImage(NamedTuple):
 def read_list(file: Path) -> Iterator[ListedImage]:
     """Read a list of images and their labels; paths begin at the list's own folder.
 
-    Text lines: a tab parts path and labels. Without a tab the path is the shortest part up to a blank that is an
-    existing file; where there is none, all before the last blank. Commas part labels; `-` alone stands for none. Blank
-    lines and those that begin with `#` do not count.
+    Text lines: a path, a tab, and labels with commas between; `-` alone stands for no label. Without a tab the path
+    ends at the first blank before which it names an existing file, else at the last blank. Blank lines and lines that
+    begin with `#` are skipped.
 
-    JSON lines: objects with `path`, and `label` (a string or a number) or `labels` (a list of these); a label may
-    hold commas.
+    JSON lines: objects with `path`, and `label` (a string or a number) or `labels` (a list of these). A label may
+    contain commas.
 
-    CSV: a header with `path` and `label` (or `labels`), in any case. Other columns do not count, and the log names
-    them. Labels as in text.
+    CSV: a header with `path` and `label` (or `labels`), in any case, and labels as in text. Other columns are ignored,
+    and the log names them.
 
-    Raises ValueError naming the line where it is none of these.
+    Raises ValueError naming the line that is none of these.
     """
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         first = next((line for line in lines if line.strip()), "")
@@ -90,7 +90,7 @@ def _text_rows(lines: Iterable[str], folder: Path) -> Iterator[tuple[int, str, I
 
 
 def _parted(line: str, folder: Path) -> tuple[str, str]:
-    """Part a line into path and labels; either is empty where there is nothing to part."""
+    """Split a line into path and labels; one of them is empty where the line has no blank."""
     if "\t" in line:
         path, _, words = line.partition("\t")
         return path.strip(), words.strip()
@@ -137,7 +137,7 @@ def _is_label(value: Any) -> bool:
 
 
 def _columns(line: str) -> tuple[int, int] | None:
-    """Return at which places of a CSV header `path` and `label` stand; None where it is no such header."""
+    """Return the positions of `path` and `label` in a CSV header; None for any other line."""
     cells = [cell.strip().casefold() for cell in next(csv.reader([line]), [])]
     of_labels = [at for at, cell in enumerate(cells) if cell in ("label", "labels")]
     return (cells.index("path"), of_labels[0]) if cells.count("path") == 1 and len(of_labels) == 1 else None
@@ -145,7 +145,7 @@ def _columns(line: str) -> tuple[int, int] | None:
 
 def _log_ignored(columns: list[str]) -> None:
     if columns:
-        log.warning("a list's columns beside path and label are ignored: %s", ", ".join(map(readable, columns)))
+        log.warning("ignoring the list's columns other than path and label: %s", ", ".join(map(readable, columns)))
 
 
 def _csv_rows(lines: Iterable[str], _folder: Path) -> Iterator[tuple[int, str, Iterable[str]]]:

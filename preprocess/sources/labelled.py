@@ -1,4 +1,4 @@
-"""Images with labels of any kind: class folders, and lists of `path label[,label]` lines, of one or of two splits."""
+"""Labelled images for fine-tuning: class folders and lists of `path label[,label]` lines, with or without a split."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .archive import DUPLICATE, from_os, ignored_kind, readable, to_bytes, to_os
 from .class_names import class_id, class_labels, class_name
-from .folders import Place
-from .gathering import gather_folder, say_split
+from .folders import ClassFolder
+from .gathering import gather_folder, log_split
 from .label_list import NO_LABEL, read_list
+from .members import DUPLICATE, from_os, ignored_kind, readable, to_bytes, to_os
 
 log = logging.getLogger(__name__)
 
-VAL_SHARE = 0.1  # held back where nothing else is said
+VAL_SHARE = 0.1  # held back for validation by default
 
 
 class LabelledImage(NamedTuple):
     """A labelled image file.
 
     path:   absolute.
-    name:   its path below the data, or as a list has it: the same wherever the data lie, and another for each image.
+    name:   its path below the data, or in the list: unique, and the same when the data are moved.
     labels: in order.
-    split:  train, val, or None where nobody says.
+    split:  train, val, or None where the data have no splits.
     """
 
     path: Path
@@ -39,26 +39,25 @@ class LabelledImage(NamedTuple):
 def read_labelled(data: Path, val_data: Path | None = None, val_share: float | None = None) -> list[LabelledImage]:
     """List the images of class folders or of a list (see `read_class_folders`, `read_label_list`), each with a split.
 
-    val_data:  the same for validation; without, and where folders make no split, `hold_back` takes `val_share`.
-    val_share: None: a tenth, where it is wanted.
+    val_data:  folders or a list of validation images. Default: the split of the data's own folders, else the images
+               that `hold_back` takes.
+    val_share: the share that is held back; None: a tenth.
 
-    Raises ValueError where two of these give a split, for a class of one label without an image to train on, where the
-    images to train on differ in no label, and where those for validation have none.
+    Raises ValueError where two of these are given, for a class without training images, for training images that all
+    have the same labels, and for validation images that have none.
     """
-    read = read_class_folders if data.is_dir() else read_label_list
-    images = read(data)
-    given = any(image.split for image in images)
+    images = _read(data)
+    has_split = any(image.split for image in images)
     if val_data:
-        if given:
+        if has_split:
             raise ValueError(f"{data}: has a folder for validation, and {val_data} was given too; leave one out")
-        read = read_class_folders if val_data.is_dir() else read_label_list
-        parts = {"train": images, "val": read(val_data)}
+        parts = {"train": images, "val": _read(val_data)}
         images = [
             image._replace(name=f"{split}/{image.name}", split=split) for split, part in parts.items() for image in part
         ]
-    elif not given:
+    elif not has_split:
         images = hold_back(images, VAL_SHARE if val_share is None else val_share)
-    if val_share is not None and (val_data or given):
+    if val_share is not None and (val_data or has_split):
         raise ValueError(
             f"{val_data or data}: holds the images for validation, and a share of {val_share} to hold back was given "
             "too; leave it out"
@@ -68,123 +67,130 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float | N
     if only_val and not has_several_labels(images):
         (label,) = min(only_val)
         raise ValueError(
-            f"{val_data or data}: {len(only_val)} classes have images for validation and none to train on, such as "
+            f"{val_data or data}: {len(only_val)} classes have validation images and no training images, such as "
             f"{label!r}; wanted the same classes in both"
         )
     if len(trained) == 1:
         (labels,) = trained
         have = f"have the same labels, {','.join(labels)}" if labels else "have no label"
         raise ValueError(
-            f"{data}: all images to train on {have}, so there is nothing to learn; wanted two classes or more, or a "
+            f"{data}: all training images {have}, so there is nothing to learn; wanted two or more classes, or a "
             f"list with some images that have a label and some that lack it (`{NO_LABEL}`: none)"
         )
     for_val = [image.labels for image in images if image.split == "val"]
     if for_val and not any(for_val):
         raise ValueError(
-            f"{val_data or data}: none of the {len(for_val):,} images for validation has a label; wanted some that "
+            f"{val_data or data}: none of the {len(for_val):,} validation images has a label; wanted some that "
             "have, or --val-share 0 for no validation"
         )
     return images
 
 
+def _read(data: Path) -> list[LabelledImage]:
+    return read_class_folders(data) if data.is_dir() else read_label_list(data)
+
+
 def read_class_folders(folder: Path) -> list[LabelledImage]:
     """List the images of FOLDER/CLASS/..., or of FOLDER/train/CLASS/... and FOLDER/val/CLASS/..., by split and path.
 
-    Folders are read as `in21k preprocess folder` does (see `read_layout`). What is left out, the log says: files that
-    are known to be no images (see `ignored_kind`), those without an image suffix, and what lies in no class folder.
-    Raises ValueError where no class folder holds an image.
+    Folders are read as `in21k preprocess folder` does (see `read_layout`). The log counts the files that are left out:
+    those of an `ignored_kind`, those without an image suffix, and those in no class folder. Raises ValueError where no
+    class folder holds an image.
     """
     folder = folder.absolute()
     source = gather_folder(folder)
-    say_split(folder, source.layout)
-    found: list[LabelledImage] = []
+    log_split(folder, source.layout)
+    labelled: list[LabelledImage] = []
     others = [reject.name for reject in source.rejects if reject.reason != DUPLICATE]
-    in_order = sorted(source.class_folders(), key=lambda each: (each[1].split != "train", to_bytes(each[0])))
+    in_order = sorted(source.class_folders(), key=lambda entry: (entry[1].split != "train", to_bytes(entry[0])))
     for _, place, loose in in_order:
         label = _label_of(folder, place)
         images, not_images = loose.paths_by_suffix()
-        found += [LabelledImage(folder / to_os(path), path, (label,), place.split) for path in images]
+        labelled += [LabelledImage(folder / to_os(path), path, (label,), place.split) for path in images]
         others += map(readable, not_images)
     others += source.tar_names
     if others:
         log.warning(
-            "%s: left out %d files (the first: %s): no images, or in no class folder", folder, len(others), others[0]
+            "%s: left out %d files (the first: %s) that are not images or lie in no class folder",
+            folder,
+            len(others),
+            others[0],
         )
-    _say_ignored(folder, source.ignored)
-    if not found:
+    _log_ignored(folder, source.ignored)
+    if not labelled:
         raise ValueError(
             f"{folder}: holds no class folders with images; wanted {folder}/CLASS/1.jpg, or {folder}/train/CLASS/1.jpg "
             f"and {folder}/val/CLASS/1.jpg"
         )
-    return found
+    return labelled
 
 
-def _label_of(folder: Path, place: Place) -> str:
+def _label_of(folder: Path, place: ClassFolder) -> str:
     try:
         return class_name(place.name or "")
     except ValueError as error:
         raise ValueError(f"{readable(from_os(str(folder)))}/{readable(place.home)}: {error}") from error
 
 
-def _say_ignored(data: Path, ignored: Mapping[str, int]) -> None:
+def _log_ignored(data: Path, ignored: Mapping[str, int]) -> None:
     if ignored:
         named = ", ".join(f"{kind} {count:,}" for kind, count in sorted(ignored.items()))
-        log.info("%s: ignored %d files that are known to be no images (%s)", data, sum(ignored.values()), named)
+        log.info("%s: ignored %d files of kinds that are never images (%s)", data, sum(ignored.values()), named)
 
 
 def _without_ignored(data: Path, images: Iterable[LabelledImage]) -> list[LabelledImage]:
     kinds = [(image, ignored_kind(image.name)) for image in images]
-    _say_ignored(data, Counter(kind for _, kind in kinds if kind))
+    _log_ignored(data, Counter(kind for _, kind in kinds if kind))
     return [image for image, kind in kinds if not kind]
 
 
 def read_label_list(file: Path) -> list[LabelledImage]:
     """Read a list of images and their labels (see `read_list`).
 
-    Files that are known to be no images are left out, as of class folders. Where a path is absolute, the images' names
-    are their paths below the folder that all have in common: a list that was written anew for another place then names
-    them alike. A path that is listed again with the same labels counts once, which the log says. Raises ValueError
-    naming the line that is none, or that lists a path again with other labels; and for a list of nothing.
+    Files of an `ignored_kind` are left out. Where a path is absolute, images are named by their paths below their
+    common folder, so that names stay the same when the data are moved. A path that is listed twice with the same
+    labels counts once, with a warning. Raises ValueError naming a line that cannot be read or that lists a path again
+    with other labels, and for an empty list.
     """
     home = file.absolute().parent
-    found: list[LabelledImage] = []
-    listed: dict[Path, tuple[int, tuple[str, ...]]] = {}  # at which line, with which labels
+    images: list[LabelledImage] = []
+    lines: dict[Path, tuple[int, tuple[str, ...]]] = {}  # per path its line and labels
     num_again = 0
     is_absolute = False
-    for number, given_path, labels in read_list(file):
-        name = os.path.normpath(given_path)
+    for number, listed_path, labels in read_list(file):
+        name = os.path.normpath(listed_path)
         path = Path(os.path.normpath(home / to_os(name)))
-        first, given = listed.setdefault(path, (number, labels))
-        if given != labels:
+        first, first_labels = lines.setdefault(path, (number, labels))
+        if first_labels != labels:
             raise ValueError(
-                f"{file}, line {number}: {readable(given_path)[:80]!r} is on line {first} too, with other labels; "
+                f"{file}, line {number}: {readable(listed_path)[:80]!r} is on line {first} too, with other labels; "
                 "wanted one line with all of its labels"
             )
         if first != number:
             num_again += 1
             continue
         is_absolute |= name.startswith("/")
-        found.append(LabelledImage(path, name, labels))
-    found = _without_ignored(file, found)
-    if not found:
+        images.append(LabelledImage(path, name, labels))
+    images = _without_ignored(file, images)
+    if not images:
         raise ValueError(f"{file}: lists nothing; wanted lines of a path and labels, such as `street/1.jpg car,person`")
     if num_again:
-        log.warning("%s: lists %d images more than once, which count once", file, num_again)
+        log.warning("%s: lists %d images more than once; each counts once", file, num_again)
     if is_absolute:
-        root = common_folder(image.path for image in found)
-        return [image._replace(name=from_os(str(image.path.relative_to(root)))) for image in found]
-    return found
+        root = common_folder(image.path for image in images)
+        return [image._replace(name=from_os(str(image.path.relative_to(root)))) for image in images]
+    return images
 
 
 def common_folder(paths: Iterable[Path]) -> Path:
-    """Return the innermost folder below which all these files lie."""
+    """Return the innermost folder that holds all these files, directly or in subfolders."""
     return Path(os.path.commonpath({path.parent for path in paths}))
 
 
 def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledImage]:
-    """Put images without a split into one: of each class (of all, where images have several labels) `share` into val.
+    """Put `share` of the images of each class into val, and the others into train. Multi-label images are one class.
 
-    Which ones follows from their names alone. A class of one label keeps an image at least in each, where it has two.
+    The choice depends on the images' names alone. A class of two or more images keeps one at least in each split.
     """
     groups: dict[tuple[str, ...], list[LabelledImage]] = defaultdict(list)
     several = has_several_labels(images)
@@ -199,7 +205,7 @@ def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledIma
 
 
 def has_several_labels(images: Iterable[LabelledImage]) -> bool:
-    """Tell whether an image has another number of labels than one."""
+    """Tell whether any image does not have exactly one label."""
     return any(len(image.labels) != 1 for image in images)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from ...shards.files.atomic import naming
-from .archive import (
+from .archive import ClassTar
+from .folders import ClassFolder, Layout, class_of_folder, is_processed
+from .members import (
     NO_SUFFIX,
-    ClassTar,
     Contents,
     Member,
     Reject,
@@ -25,25 +27,24 @@ from .archive import (
     to_os,
     to_text,
 )
-from .folders import Layout, Place, is_processed, place_of
 
 log = logging.getLogger(__name__)
 
 
 def stray(path: str, reason: str, detail: str) -> Reject:
-    """Return the reject of what lies in a folder that turns out to be no class."""
+    """Return the reject of a member whose folder is not a class."""
     return Reject(None, readable(path), "no class" if reason == NO_SUFFIX else reason, detail)
 
 
 def no_class(path: str) -> Reject:
-    """Return the reject of a member that belongs to no class."""
+    """Return the reject of an image that lies in no class folder."""
     return Reject(None, readable(path), "no class", "neither a class tar (<class>.tar) nor in the folder of a class")
 
 
 def as_member(path: str, offset: int, num_bytes: int, layout: Layout | None = None) -> Member:
-    """Return the image of a class folder as a member, named from that folder on."""
+    """Return an image in a class folder as a member; its name begins below that folder."""
     folder, _, name = path.rpartition("/")
-    place = place_of(folder, layout)
+    place = class_of_folder(folder, layout)
     name = path[len(place.home) + 1 :] if place.home else name
     return Member(name, path, offset, num_bytes, place.split)
 
@@ -52,7 +53,7 @@ def as_member(path: str, offset: int, num_bytes: int, layout: Layout | None = No
 class LooseClass:
     """A class whose images lie one by one: in a tar (`in_tar`) or as files below a folder, `holder`.
 
-    Names and numbers are packed: they take 50 to 120 bytes an image.
+    Paths and numbers are packed into 50 to 120 bytes an image.
     """
 
     wnid: str
@@ -60,8 +61,8 @@ class LooseClass:
     in_tar: bool
     rejects: list[Reject] = field(default_factory=list[Reject])
     num_bytes: int = 0
-    homes: set[str] = field(default_factory=set[str])  # the folders of this class that make no split
-    layout: Layout | None = None  # None: of a list
+    homes: set[str] = field(default_factory=set[str])  # the folders of this class that lie in no split
+    layout: Layout | None = None  # None for a list
     _others: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])  # path, reason, detail
     _paths: bytearray = field(default_factory=bytearray, repr=False)
     _numbers: array[int] = field(default_factory=lambda: array("q"), repr=False)  # offset and size of each
@@ -71,11 +72,11 @@ class LooseClass:
 
     @property
     def num_members(self) -> int:
-        """How many files it has, whatever they are."""
+        """Number of its files, images and others."""
         return len(self) + len(self._others)
 
     def take_in(self, path: str, offset: int, num_bytes: int, problem: tuple[str, str] | None = None) -> None:
-        """Take in a member; `problem` is reason and detail where it must not be read."""
+        """Add a member; `problem` is reason and detail where it must be rejected."""
         if problem:
             self._others.append((path, *problem))
         elif is_image(path):
@@ -83,8 +84,8 @@ class LooseClass:
         else:
             self._others.append((path, *not_an_image(self.wnid, path)[2:]))
 
-    def merge(self, other: LooseClass, place: Place) -> None:
-        """Take in what a folder of this class holds."""
+    def merge(self, other: LooseClass, place: ClassFolder) -> None:
+        """Add the members of one of the class's folders."""
         if place.split is None and len(other):
             self.homes.add(place.home)
         self.layout = other.layout
@@ -94,13 +95,13 @@ class LooseClass:
         self.num_bytes += other.num_bytes
 
     def add(self, path: str, offset: int, num_bytes: int) -> None:
-        """Take an image into the class."""
+        """Add an image."""
         self._paths += to_bytes(path) + b"\0"
         self._numbers.extend((offset, num_bytes))
         self.num_bytes += num_bytes
 
     def is_processed(self) -> bool:
-        """Tell whether the first image is one of the official processed archive."""
+        """Tell whether the first image belongs to the official processed archive."""
         return is_processed(to_text(bytes(self._paths.partition(b"\0")[0])))
 
     def paths(self) -> list[str]:
@@ -108,7 +109,7 @@ class LooseClass:
         return [to_text(path) for path in bytes(self._paths).split(b"\0")[:-1]]
 
     def all_rejects(self) -> list[Reject]:
-        """Return what of the class is no image, or cannot be read."""
+        """Return the members that are not images, or that cannot be read."""
         others = (
             Reject(self.wnid, readable(as_member(path, 0, 0, self.layout).name), reason, detail)
             for path, reason, detail in self._others
@@ -117,30 +118,30 @@ class LooseClass:
 
     @property
     def is_lost(self) -> bool:
-        """Whether its folder holds images that cannot be read, and no others."""
+        """Whether it holds images, none of which can be read."""
         return not len(self) and any(is_image(path) for path, _, _ in self._others)
 
     def strays(self) -> list[Reject]:
-        """Return the same, where this turns out to be no class."""
+        """Return the same as `all_rejects`, for a folder that is not a class."""
         return [
             *(reject._replace(wnid=None) for reject in self.rejects),
             *(stray(path, reason, detail) for path, reason, detail in self._others),
         ]
 
     def paths_by_suffix(self) -> tuple[list[str], list[str]]:
-        """Return the paths that are images by their names, those that cannot be read included, and the others."""
+        """Return the paths with an image suffix, unreadable ones included, and the other paths; both in byte order."""
         others = sorted((path for path, _, _ in self._others), key=to_bytes)
         images = [*self.paths(), *(path for path in others if is_image(path))]
         return sorted(images, key=to_bytes), [path for path in others if not is_image(path)]
 
     def outside(self) -> list[Reject]:
-        """Return all that it holds as rejects, where its folder is of no class."""
+        """Return all of its members as rejects, for a folder that cannot be a class's."""
         paths = [*self.paths(), *(path for path, reason, _ in self._others if reason == NO_SUFFIX)]
         problems = (other for other in self._others if other[1] != NO_SUFFIX)
         return [*map(no_class, paths), *(stray(*problem) for problem in problems)]
 
     def listed(self) -> tuple[list[Member], list[Reject]]:
-        """List what it holds."""
+        """Return its images and rejects."""
         with self.open() as contents:
             return contents.members, contents.rejects
 
@@ -151,31 +152,35 @@ class LooseClass:
 
     @contextmanager
     def open(self) -> Generator[Contents]:
-        """List the class; its bytes are read when they are asked for."""
+        """List the class; images are read one at a time, as `Contents.read` yields them."""
         rejects = self.all_rejects()
         members = one_of_each(self.wnid, self._members(), rejects)
-        yield Contents(members, rejects, self._read_extents if self.in_tar else self._read_files)
+        yield Contents(members, rejects, self.reader)
 
-    def _read_extents(self, wanted: Sequence[Member]) -> Iterator[bytes]:
-        """Read images from the tar in the order in which they lie there, and yield them in the order asked for."""
-        data: dict[int, bytes] = {}
-        with naming(self.holder), self.holder.open("rb") as file:
-            for member in sorted(wanted, key=lambda member: member.offset):
-                file.seek(member.offset)
-                data[member.offset] = file.read(member.num_bytes)
-                if len(data[member.offset]) != member.num_bytes:
-                    raise ValueError(
-                        f"{self.holder}: ends inside {readable(member.path)}; it was longer when the run began"
-                    )
-        return (data.pop(member.offset) for member in wanted)
-
-    def _read_files(self, wanted: Sequence[Member]) -> Iterator[bytes]:
-        return (_read_file(self.holder / to_os(member.path)) for member in wanted)
+    @property
+    def reader(self) -> Callable[[Sequence[Member]], Iterable[bytes]]:
+        """What reads its members. It can be pickled, and holds none of them."""
+        return partial(_read_from_tar if self.in_tar else _read_files, self.holder)
 
 
-def _read_file(path: Path) -> bytes:
-    with naming(path):
-        return path.read_bytes()
+def _read_from_tar(tar: Path, members: Sequence[Member]) -> Iterator[bytes]:
+    """Read members of a tar in the order of their offsets; yield their bytes in the order of `members`."""
+    data: dict[int, bytes] = {}
+    with naming(tar), tar.open("rb") as file:
+        for member in sorted(members, key=lambda member: member.offset):
+            file.seek(member.offset)
+            data[member.offset] = file.read(member.num_bytes)
+            if len(data[member.offset]) != member.num_bytes:
+                raise ValueError(f"{tar}: ends inside {readable(member.path)}; it was longer when the run began")
+    return (data.pop(member.offset) for member in members)
+
+
+def _read_files(folder: Path, members: Sequence[Member]) -> Iterator[bytes]:
+    for member in members:
+        path = folder / to_os(member.path)
+        with naming(path):
+            data = path.read_bytes()
+        yield data
 
 
 RawClass: TypeAlias = ClassTar | LooseClass

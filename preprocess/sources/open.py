@@ -1,18 +1,17 @@
-"""The sources of raw images: an archive that can be read anywhere, a stream that is read once, a folder, a list."""
+"""Open a source of raw images: a seekable archive, a stream, a folder, or a list."""
 
 from __future__ import annotations
 
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...shards.files.atomic import naming
-from .archive import ClassTar, Member, Reject, check_rest, from_os, named_errors, open_tar, problem_of, readable, walk
+from .archive import ClassTar, check_rest, named_errors, open_tar, walk
 from .folders import Layout, is_processed
 from .gathering import Gathering, gather_folder, gather_list
 from .layouts import LooseClass, RawClass
+from .members import Member, from_os, problem_of, readable
 from .stream import GZIP, STDIN, Stream
 from .units import Chunk, RawSource, Unit, layout_name
 
@@ -22,7 +21,7 @@ OTHER_PACKERS = {
     b"\x28\xb5\x2f\xfd": ("zstd", "zstdcat"),
     b"PK\x03\x04": ("zip", "bsdtar -cf - @"),
 }
-# A class that can be had whole is cut only where it is larger than all of fall11's.
+# Larger classes of loose images are cut into chunks. No class of fall11 is larger.
 SLICE_BYTES, SLICE_IMAGES = 512 << 20, 8192
 
 
@@ -35,103 +34,85 @@ def open_raw_tar(source: Path) -> RawSource:
             f"{source}: is a folder; wanted an archive such as fall11_whole.tar (or `in21k preprocess folder`)"
         )
     if not stat.S_ISREG(source.stat().st_mode):
-        raise ValueError(f"{source}: is no file (a pipe or a device); give it as standard input: `- < {source}`")
+        raise ValueError(
+            f"{source}: not a regular file (a pipe or a device); give it as standard input: `- < {source}`"
+        )
     with naming(source), source.open("rb") as file:
         head = file.read(6)
     for magic, (name, program) in OTHER_PACKERS.items():
         if head.startswith(magic):
-            raise ValueError(f"{source}: is packed by {name}; unpack it on the way: `{program} {source} | … raw-tar -`")
+            raise ValueError(
+                f"{source}: is compressed with {name}; decompress it on the way: `{program} {source} | … raw-tar -`"
+            )
     is_gzip = head.startswith(GZIP)
-    source = source.absolute()  # as the nodes of a cluster have to be told
+    source = source.absolute()  # for the nodes of a cluster
     return Stream(source) if is_gzip else Seekable(source, gather_tar)
 
 
 def open_folder(source: Path) -> RawSource:
     """Open a folder of class folders and class tars, or an annotation list (`path label` a line)."""
-    source = source.absolute()  # as the nodes of a cluster have to be told
+    source = source.absolute()  # for the nodes of a cluster
     if source.is_dir():
         return Seekable(source, gather_folder)
     with naming(source), source.open("rb") as file:
         head = file.read(512)
     if b"\0" in head or head[:2] == GZIP:
         raise ValueError(
-            f"{source}: is no text; wanted a folder, or a list of `path label` lines "
+            f"{source}: not a text file; wanted a folder, or a list of `path label` lines "
             "(a tar is for `in21k preprocess raw-tar`)"
         )
     return Seekable(source, gather_list)
 
 
-class Seekable:
-    """A plain tar, a folder, or an annotation list: every class is known before an image is read."""
+class Seekable(RawSource):
+    """A plain tar, a folder, or an annotation list: all classes are known before any image is read."""
 
     def __init__(self, source: Path, gather: Callable[[Path], Gathering]) -> None:
+        super().__init__()
         self._source, self._gather = source, gather
+        self._classes: list[RawClass] | None = None
+        self._layout = Layout()
         self.name = from_os(source.resolve().name)
         is_folder = source.is_dir()
-        self.num_bytes: int | None = sum(e.num_bytes for e in self.classes()) if is_folder else source.stat().st_size
-
-    @property
-    def rejects(self) -> list[Reject]:
-        """Members that can belong to no class."""
-        return self._gathering.rejects
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """The names of the classes that are not called by their identifier."""
-        return self._gathering.names
-
-    @property
-    def ignored(self) -> Counter[str]:
-        """Files outside class tars that are known to be no images, by kind."""
-        return self._gathering.ignored
-
-    @property
-    def empty_folders(self) -> list[str]:
-        """Folders that hold nothing else."""
-        return self._gathering.folders.empty()
+        self.num_bytes = sum(c.num_bytes for c in self.classes()) if is_folder else source.stat().st_size
 
     @property
     def layout(self) -> Layout:
-        """How its folders are read."""
-        return self._gathering.layout
-
-    @cached_property
-    def _gathering(self) -> Gathering:
-        return self._gather(self._source)
-
-    @cached_property
-    def _classes(self) -> list[RawClass]:
-        return self._gathering.classes()
+        """How its folders are read, once `classes` was called."""
+        return self._layout
 
     def is_processed(self) -> bool:
-        """Tell whether this is the official processed archive, packed (by its first member) or not."""
+        """Tell whether this is the official processed archive, as a tar (by its first member) or unpacked."""
         if self._gather is gather_tar:
             with named_errors(self._source), self._source.open("rb") as file, open_tar(file) as outer:
                 return is_processed(next(filter(None, map(layout_name, walk(outer))), ""))
-        return any(isinstance(each, LooseClass) and each.is_processed() for each in self.classes())
+        return any(isinstance(c, LooseClass) and c.is_processed() for c in self.classes())
 
     def classes(self) -> list[RawClass]:
-        """Return every class by name; raises ValueError where there is none."""
+        """Return every class in the order of identifiers; raises ValueError for a source without classes."""
+        if self._classes is None:
+            gathering = self._gather(self._source)
+            self._classes, self._layout = gathering.classes(), gathering.layout
+            self.rejects, self.ignored = gathering.rejects, gathering.ignored
+            self.names, self.folders = gathering.names, gathering.folders
         return self._classes
 
     def units(self) -> Iterator[Unit]:
-        """Yield the classes, the largest first, so that none is left to one worker at the end; large ones in slices."""
+        """Yield the classes, the largest first, so that all workers end together; very large ones in slices."""
         number = 0
-        for each in sorted(self.classes(), key=lambda each: (-each.num_bytes, each.wnid)):
-            if isinstance(each, ClassTar) or (each.num_bytes <= SLICE_BYTES and len(each) <= SLICE_IMAGES):
-                yield each
+        for raw_class in sorted(self.classes(), key=lambda raw_class: (-raw_class.num_bytes, raw_class.wnid)):
+            if isinstance(raw_class, ClassTar) or (
+                raw_class.num_bytes <= SLICE_BYTES and len(raw_class) <= SLICE_IMAGES
+            ):
+                yield raw_class
                 continue
-            for chunk in _slices(each, number):
+            for chunk in _slices(raw_class, number):
                 yield chunk
                 number = chunk.number + 1
 
-    def position(self) -> int:
-        """Return 0: what was done tells more."""
-        return 0
-
     def describe(self) -> str:
-        """Say how many classes there are, and what a worker holds."""
-        tars = [each for each in self.classes() if isinstance(each, ClassTar)]
+        """Say how many classes there are, and how much of them a worker holds in memory."""
+        tars = [raw_class for raw_class in self.classes() if isinstance(raw_class, ClassTar)]
         largest = max(tars, key=lambda tar: tar.num_bytes, default=None)
         loose = len(self.classes()) - len(tars)
         parts = [
@@ -147,34 +128,34 @@ class Seekable:
 def gather_tar(source: Path) -> Gathering:
     """List what a plain tar holds by its headers alone.
 
-    Raises ValueError for a file that is no tar or that ends in mid-member; OSError for one that cannot be read.
+    Raises ValueError for a file that is not a tar or that is truncated; OSError for one that cannot be read.
     """
     size = source.stat().st_size
-    found = Gathering(source, source, in_tar=True)
+    gathering = Gathering(source, source, in_tar=True)
     with named_errors(source), source.open("rb") as file, open_tar(file) as outer:
-        for member in walk(outer, found.folders):
+        for member in walk(outer, gathering.folders):
             problem = problem_of(member)
-            if not problem and member.offset_data + member.size > size:  # the size of a sparse one is that unpacked
+            if not problem and member.offset_data + member.size > size:  # of a sparse file the size is the unpacked one
                 raise ValueError(
                     f"{source}: ends inside {readable(member.name)}: {member.offset_data + member.size:,} bytes are "
                     f"needed, it has {size:,}; copy or download the archive again"
                 )
-            found.add(member.name, member.offset_data, member.size, problem)
+            gathering.add(member.name, member.offset_data, member.size, problem)
         with source.open("rb") as file:
             file.seek(outer.offset)
             check_rest(file)
-    return found
+    return gathering
 
 
-def _slices(each: LooseClass, number: int) -> Iterator[Chunk]:
-    """Yield the images of a large class in slices that a task may hold."""
-    with each.open() as contents:
+def _slices(large: LooseClass, number: int) -> Iterator[Chunk]:
+    """Yield the images of a large class in chunks that fit into memory, numbered from `number` on."""
+    with large.open() as contents:
         rejects = [(reject, reject.name) for reject in contents.rejects]
         images: list[tuple[str, Member]] = []
         num_bytes = 0
         for member in contents.members:
-            images.append((each.wnid, member))
+            images.append((large.wnid, member))
             num_bytes += member.num_bytes
             if num_bytes >= SLICE_BYTES or len(images) >= SLICE_IMAGES or member is contents.members[-1]:
-                yield Chunk(number, images, rejects, reader=LooseClass(each.wnid, each.holder, each.in_tar))
+                yield Chunk(number, images, rejects, reader=large.reader)
                 images, rejects, num_bytes, number = [], [], 0, number + 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import tarfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -15,85 +14,55 @@ from typing import Any
 
 import rapidgzip
 
-from .archive import (
-    DUPLICATE,
-    MAX_CLASS_TAR_BYTES,
-    ClassTar,
-    Folders,
-    Forward,
-    Member,
-    Reject,
-    check_rest,
-    class_tar_of,
-    from_os,
-    ignored_kind,
-    is_image,
-    named_errors,
-    not_an_image,
-    open_tar,
-    problem_of,
-    readable,
-    walk,
-)
+from .archive import MAX_CLASS_TAR_BYTES, ClassTar, Forward, check_rest, named_errors, open_tar, walk
 from .folders import Layout, is_processed
 from .gathering import identify, layout_of, no_classes
 from .groups import group_of
 from .layouts import no_class
-from .units import Chunk, Unit, layout_name
+from .members import (
+    DUPLICATE,
+    Member,
+    Reject,
+    class_tar_of,
+    from_os,
+    ignored_kind,
+    is_image,
+    not_an_image,
+    problem_of,
+    readable,
+)
+from .units import Chunk, RawSource, Unit, layout_name
 
 STDIN = Path("-")
 GZIP = b"\x1f\x8b"
-# What a task holds of images that lie one by one; each is stored twice for it.
+# The size of a chunk; a task holds it in memory, raw and encoded.
 CHUNK_BYTES, CHUNK_IMAGES = 64 << 20, 4096
 
 
-class Stream:
+class Stream(RawSource):
     """A gzipped tar, or standard input (gzipped or not), read once from front to back.
 
-    A class tar comes whole, with its bytes. Images that lie one by one come in chunks as they lie: whether another of
-    the same class follows is known at the end alone.
+    A class tar is a unit of its own and holds its bytes. Images outside class tars come in chunks, in their order in
+    the stream, as a class is complete only at its end.
     """
 
     def __init__(self, source: Path) -> None:
+        super().__init__()
         self._source = source
         self._label = Path("standard input") if source == STDIN else source
         self.name = source.name if source == STDIN else from_os(source.resolve().name)
-        self.num_bytes: int | None = None if source == STDIN else source.stat().st_size
-        self._rejects: list[Reject] = []
-        self._names: dict[str, str] = {}
-        self._tars: dict[str, str] = {}  # the name of each class's
+        self.num_bytes = None if source == STDIN else source.stat().st_size
+        self._tars: dict[str, str] = {}  # per class the name of its tar
         self._tar_folders: set[str] = set()
         self._image_folders: set[str] = set()
-        self._ignored: Counter[str] = Counter()
-        self._folders = Folders()
         self._file: Any = None
         self._stack = ExitStack()
-        self._passed: list[tarfile.TarInfo] = []  # what was looked at of standard input, which cannot go back
+        self._passed: list[tarfile.TarInfo] = []  # members of standard input that `is_processed` read
         self._ended = False
 
     @property
-    def rejects(self) -> list[Reject]:
-        """Members that can belong to no class."""
-        return self._rejects
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """The names of the classes that are not called by their identifier."""
-        return self._names
-
-    @property
-    def ignored(self) -> Counter[str]:
-        """Files outside class tars that are known to be no images, by kind."""
-        return self._ignored
-
-    @property
-    def empty_folders(self) -> list[str]:
-        """Folders that hold nothing else."""
-        return self._folders.empty()
-
-    @property
     def layout(self) -> Layout:
-        """How its folders are read, from those that were seen."""
+        """How its folders are read, from those seen so far."""
         return layout_of(self._label, self._image_folders, self._tar_folders)
 
     def position(self) -> int:
@@ -101,14 +70,14 @@ class Stream:
         return self._file.tell() if self._file and not self._file.closed else 0
 
     def classes(self) -> None:
-        """Return None: what a stream holds is known when it was read."""
+        """Return None: the classes are known at the end."""
         return
 
     def describe(self) -> str:
-        """Say what is known."""
+        """Say that it is read once, and what waits on the disk meanwhile."""
         return (
-            "a stream, read once; the images of class folders wait in the output folder until its end is read "
-            "(up to the output's own size, once more)"
+            "a stream, read once; images of class folders are kept in the output folder until its end "
+            "(up to twice the output's size on the disk)"
         )
 
     @cached_property
@@ -122,7 +91,7 @@ class Stream:
                 return is_processed(next(filter(None, map(layout_name, walk(self._open(stack)))), ""))
         with named_errors(self._label):
             while not self._passed or layout_name(self._passed[-1]) is None:
-                member = next(walk(self._outer, self._folders), None)
+                member = next(walk(self._outer, self.folders), None)
                 if member is None:
                     self._ended = True
                     return False
@@ -132,7 +101,7 @@ class Stream:
     def _members(self) -> Iterator[tarfile.TarInfo]:
         yield from self._passed
         if not self._ended:
-            yield from walk(self._outer, self._folders)
+            yield from walk(self._outer, self.folders)
 
     def units(self) -> Iterator[Unit]:
         """Yield class tars and chunks as they come."""
@@ -142,32 +111,32 @@ class Stream:
             for member in self._members():
                 name = member.name
                 if kind := ignored_kind(name):
-                    self._ignored[kind] += 1
+                    self.ignored[kind] += 1
                     continue
-                self._folders.use(name)
+                self.folders.use(name)
                 if class_tar_of(name) is not None:
                     yield from self._class_tar(member)
                 else:
                     self._take_in(member, waiting)
                 if waiting.full:
                     yield waiting.taken()
-            # At the end the checksum of a gzipped stream is compared.
+            # Reading to the end compares the checksum of a gzip stream.
             check_rest(outer.fileobj)
             if waiting.images or waiting.rejects:
                 yield waiting.taken()
             if not self._tars and not waiting.number:
-                raise no_classes(self._label, self._rejects)
+                raise no_classes(self._label, self.rejects)
 
     def _class_tar(self, member: tarfile.TarInfo) -> Iterator[ClassTar]:
         """Yield the class tar, unless it must not be read."""
         name = readable(member.name)
         if problem := problem_of(member):
-            self._rejects.append(Reject(None, name, *problem))
+            self.rejects.append(Reject(None, name, *problem))
             return
         self._tar_folders.add(member.name.rpartition("/")[0])
-        wnid = identify(class_tar_of(member.name) or "", self._names, f"{self._label}: {name}")
+        wnid = identify(class_tar_of(member.name) or "", self.names, f"{self._label}: {name}")
         if wnid in self._tars:
-            self._rejects.append(Reject(None, name, DUPLICATE, f"{self._tars[wnid]} came first"))
+            self.rejects.append(Reject(None, name, DUPLICATE, f"{self._tars[wnid]} came first"))
             return
         if member.size > MAX_CLASS_TAR_BYTES:
             raise ValueError(
@@ -178,11 +147,11 @@ class Stream:
         yield ClassTar(self._label, wnid, name, 0, member.size, _content(self._outer, member))
 
     def _take_in(self, member: tarfile.TarInfo, waiting: _Waiting) -> None:
-        """Let a member that lies by itself wait for its chunk."""
+        """Add a member outside class tars to the chunk that is being filled."""
         name, folder = member.name, member.name.rpartition("/")[0]
         problem = problem_of(member)
         if not folder:
-            self._rejects.append(Reject(None, readable(name), *problem) if problem else no_class(name))
+            self.rejects.append(Reject(None, readable(name), *problem) if problem else no_class(name))
             return
         if is_image(name):
             self._image_folders.add(folder)
@@ -197,7 +166,7 @@ class Stream:
             if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # it is, where it was closed
                 raise ValueError("standard input: is closed; wanted a tar")
             stream: Any = sys.stdin.buffer
-            if stream.peek(2)[:2] == GZIP:  # and cannot seek, as the parallel decompressor wants to
+            if stream.peek(2)[:2] == GZIP:  # it cannot seek, as the parallel decompressor must
                 stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
         else:
             self._file = stack.enter_context(self._source.open("rb"))
@@ -206,7 +175,7 @@ class Stream:
 
 
 class _Waiting:
-    """The images of a stream that wait for their chunk to fill."""
+    """The chunk of a stream that is being filled."""
 
     def __init__(self) -> None:
         self.number = 0

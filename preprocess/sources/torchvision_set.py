@@ -1,4 +1,4 @@
-"""A data set of torchvision's by name, from a folder that holds it, as labelled image files."""
+"""A torchvision data set, by its name and the folder that holds it, as labelled image files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..images import jpeg
 from ..images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, store_image
 from .labelled import LabelledImage
 
-# What the argument that chooses a part may be called, and what each part, the first that the data set knows.
+# The names that the argument for the part has, and its values: the first value that the data set accepts is taken.
 _PARTS = {
     "train": {"train": (True,), "split": ("train", "trainval", "train-standard"), "image_set": ("train",)},
     "val": {"train": (False,), "split": ("val", "valid", "test"), "image_set": ("val", "test")},
@@ -25,19 +25,19 @@ _PARTS = {
 
 
 class TorchvisionSet:
-    """A data set that torchvision knows, of one label an image. Nothing is downloaded.
+    """A torchvision data set of one label an image. Nothing is downloaded.
 
     name:   its class in `torchvision.datasets`, such as CIFAR100.
     folder: the `root` that the class takes.
 
-    The parts are its train and val; where there is no val, test is taken for it. Raises ValueError for an unknown name,
-    a data set without such parts, and where torchvision finds nothing in the folder.
+    The parts are its train and val; a data set without val is validated on test. Raises ValueError for an unknown
+    name, a data set without such parts, and a folder in which torchvision does not find the data set.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         from torchvision import datasets
 
-        known = [each for each in datasets.__all__ if each.isidentifier()]
+        known = [kind for kind in datasets.__all__ if kind.isidentifier()]
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             raise ValueError(f"torchvision has no data set {name!r}; nearest: {', '.join(near or known)}")
@@ -45,16 +45,16 @@ class TorchvisionSet:
         self._parts = {split: _open_part(name, getattr(datasets, name), folder, split) for split in _PARTS}
 
     def describe(self) -> dict[str, Any]:
-        """Return what tells it from others: its parts' sizes, as JSON values."""
+        """Return what identifies the data set, its name and the sizes of its parts, as JSON values."""
         return {"torchvision": self.name, "num_images": {split: len(part) for split, part in self._parts.items()}}
 
     def save_images(self, folder: Path, settings: ImageSettings) -> list[LabelledImage]:
-        """Store the images as JPEG files below a folder; those that are there already are not made again.
+        """Store the images as JPEG files below a folder; files of an earlier run are kept.
 
-        They are stored as `settings` say, and so not changed a second time when they are packed. A run that is killed
-        leaves whole files; a power cut may leave broken ones, as nothing waits for the disk. One without its end is
-        made again; what else a decoder finds wrong packing rejects, or names in the manifest, as of any image. Raises
-        ValueError for a data set whose targets are no class numbers, and for an image that cannot be read or stored.
+        They are resized by `settings`, so that packing does not change them again. A killed run leaves only whole
+        files. A power cut may truncate files, as writes are not synced; a file without its end mark is written again.
+        Raises ValueError for a data set whose targets are not class numbers, and for an image that cannot be read or
+        stored.
         """
         for split in self._parts:
             (folder / split).mkdir(parents=True, exist_ok=True)
@@ -70,11 +70,11 @@ class TorchvisionSet:
         return images
 
     def list_labels(self) -> list[LabelledImage]:
-        """Return the images as `save_images` does, without storing any: their paths lead nowhere."""
+        """Return the images as `save_images` does, without storing any; their paths do not exist."""
         return [listed for listed, _ in self._read()]
 
     def _read(self) -> Iterator[tuple[LabelledImage, Any]]:
-        """Yield each image, its path below the folder that it would be stored in, and its pixels."""
+        """Yield each image, with its path below the folder of `save_images`, and its pixels."""
         for split, part in self._parts.items():
             labels = _labels_of(part)
             for number in range(len(part)):
@@ -94,16 +94,16 @@ class TorchvisionSet:
     def _broken(self, number: int, split: str, error: Exception) -> ValueError:
         reason = " ".join(str(error).split()) or type(error).__name__
         return ValueError(
-            f"torchvision:{self.name}: image {number} of {split} cannot be stored ({reason}); mend it, or give a list "
-            "of `path label` lines that leaves it out"
+            f"torchvision:{self.name}: image {number} of {split} cannot be stored ({reason}); repair it, or give a "
+            "list of `path label` lines without it"
         )
 
 
 def _open_part(name: str, kind: Any, folder: Path, split: str) -> Any:
     takes = inspect.signature(kind.__init__).parameters
-    argument = next((each for each in _PARTS[split] if each in takes), None)
+    argument = next((name for name in _PARTS[split] if name in takes), None)
     if argument is None:
-        raise ValueError(f"torchvision:{name}: has no parts to train and to validate on; give class folders or a list")
+        raise ValueError(f"torchvision:{name}: has no parts for training and validation; give class folders or a list")
     options = {"download": False} if "download" in takes else {}
     error = None
     for value in _PARTS[split][argument]:
@@ -113,16 +113,16 @@ def _open_part(name: str, kind: Any, folder: Path, split: str) -> Any:
             error = unknown_part
         except (OSError, RuntimeError, ImportError) as missing:
             first = (str(missing).splitlines() or [type(missing).__name__])[0]
-            raise ValueError(f"torchvision:{name}:{folder}: torchvision finds it not there ({first})") from missing
+            raise ValueError(f"torchvision:{name}:{folder}: torchvision does not find it there ({first})") from missing
     raise ValueError(f"torchvision:{name}: has no part for {split} ({error})")
 
 
 def _labels_of(part: Any) -> Sequence[str] | None:
-    """Return the names of a data set's classes, where it has one for each: of several names the first."""
+    """Return the first name of each class; None where the data set has no names, or equal ones."""
     names = getattr(part, "classes", None)
     if not isinstance(names, (list, tuple)):
         return None
-    plain = [each if isinstance(each, str) else str(each[0]) for each in names]
+    plain = [name if isinstance(name, str) else str(name[0]) for name in names]
     return plain if len(set(plain)) == len(plain) else None
 
 
@@ -139,10 +139,10 @@ def _save(image: Any, path: Path, settings: ImageSettings) -> None:
 
 
 def _has_its_end(path: Path) -> bool:
-    """Tell whether a JPEG file is there, up to its end mark."""
+    """Tell whether a JPEG file exists and ends with its end mark."""
     try:
         with path.open("rb") as file:
             file.seek(-len(jpeg.END), os.SEEK_END)
             return file.read() == jpeg.END
-    except OSError:  # there is none, or it is shorter than the mark
+    except OSError:  # it does not exist, or is shorter than the mark
         return False

@@ -295,8 +295,8 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
         (["--data", "{shards}", "--pack-only"], "are shards, with their own split"),
         (["--data", "{shards}", "--val-share", "0.1"], "leave out what is about packing: --val-share\n"),
         (["--data", "{shards}", "--max-reject-rate", "0.01"], "leave out what is about packing: --max-reject-rate\n"),
-        (["--data", "{images}/none.txt", "--loss", "bce"], "all images to train on have no label"),
-        (["--data", "{images}/none.txt", "--loss", "bce", "--dry-run"], "all images to train on have no label"),
+        (["--data", "{images}/none.txt", "--loss", "bce"], "all training images have no label"),
+        (["--data", "{images}/none.txt", "--loss", "bce", "--dry-run"], "all training images have no label"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -141,7 +141,7 @@ def test_an_image_at_which_another_ones_damage_shows_is_stored(
 
 @pytest.mark.usefixtures("crashing_decoder")
 @pytest.mark.parametrize(
-    ("name", "way_out"), [("SIGABRT", "leave that image out with --exclude"), ("SIGKILL", "with fewer --workers")]
+    ("name", "way_out"), [("SIGABRT", "name it in --exclude"), ("SIGKILL", "with fewer --workers")]
 )
 def test_any_other_signal_ends_the_run_by_name_of_file_and_signal(
     tmp_path: Path, source_of: Sources, images: Callable[..., dict[str, bytes]], name: str, way_out: str

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from in21k.preprocess.class_tasks import ClassTask
 from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.engines import open_engine
 from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_raw_tar
-from in21k.preprocess.tasks import ClassTask, Job, run_task
+from in21k.preprocess.tasks import Job, run_task
 from in21k.shards.files.parallel import Progress
 
 FilesOf = Callable[[Path], dict[str, bytes]]

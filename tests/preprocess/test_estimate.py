@@ -111,7 +111,7 @@ def test_of_a_long_stream_the_beginning_is_read(
 
 
 def test_standard_input_is_refused(ask: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="standard input has but one; give a file"):
+    with pytest.raises(ValueError, match="which can be read only once; give a file"):
         ask(open_raw_tar(Path("-")))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
-from in21k.preprocess.sources.archive import IGNORED_FILES, IGNORED_FOLDERS, ignored_kind
+from in21k.preprocess.sources.members import IGNORED_FILES, IGNORED_FOLDERS, ignored_kind
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.preprocess.sources.units import RawSource
 from in21k.shards.dataset import PreparedSet
@@ -122,7 +122,7 @@ def test_a_class_that_only_its_rejects_keep_under_the_threshold_is_named_and_cou
     links = dict(special(tarfile.SYMTYPE)(name) for name, _ in swans[num_read:])
     content = LAYOUTS[layout]({**photos, "n01858441": {**dict(swans[:num_read]), **links}})
     select = SelectSettings(rare_threshold=4, val_per_class=1)
-    named = rf"have no more than 4: n01858441 \({num_read} of 5\)"
+    named = rf"have no more than 4 images only because some cannot be read: n01858441 \({num_read} of 5\)"
     for way in WAYS:
         with pytest.raises(ValueError, match=rf"{5 - num_read} of 15 members were rejected.*{named}"):
             prepared_of(
@@ -130,7 +130,9 @@ def test_a_class_that_only_its_rejects_keep_under_the_threshold_is_named_and_cou
             )
         caplog.clear()
         found = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way, select=select)
-        assert f"have no more than 4: n01858441 ({num_read} of 5)" in caplog.text
+        assert (
+            f"have no more than 4 images only because some cannot be read: n01858441 ({num_read} of 5)" in caplog.text
+        )
         assert rejects_of(found) == []  # as of any class that is dropped
         assert [(row.wnid, row.num_raw, row.kept) for row in found.classes] == [
             ("n01503061", 5, True),
@@ -242,7 +244,7 @@ def test_files_that_a_list_names_and_that_are_known_to_be_no_images_are_ignored(
     assert found.info["ignored"] == {"._*": 1, ".DS_Store": 1}
     (source / "list.txt").write_text("n01503061/._0.jpg n01503061\n")
     with pytest.raises(
-        ValueError, match=r"none of the 1 files listed is an image .*of the kind \._\*, known to be none"
+        ValueError, match=r"none of the 1 listed files is an image .*of the kind \._\*, which is ignored"
     ):
         open_folder(source / "list.txt").classes()
 

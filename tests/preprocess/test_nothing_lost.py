@@ -107,7 +107,7 @@ def test_images_of_several_folders_that_become_one_class_are_said(
         (tmp_path / "raw" / name / "n01503061" / f"{name}.jpg").write_bytes(photo)
     prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL)
     assert (
-        "n01503061: the images of 2 folders are one class, such as those of cat/n01503061 and dog/n01503061"
+        "n01503061: the images of 2 folders become one class, for example cat/n01503061 and dog/n01503061"
         in caplog.text
     )
 

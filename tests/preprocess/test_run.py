@@ -251,7 +251,7 @@ def test_without_a_class_left_nothing_is_left(tmp_path: Path, raw_archive: Path,
 
 def test_class_tars_of_no_bytes_are_classes_without_images(tmp_path: Path, tar_of: Callable[..., bytes]) -> None:
     (tmp_path / "raw.tar").write_bytes(tar_of({"n1.tar": b"", "n2.tar": b""}))
-    with pytest.raises(ValueError, match="none of its 2 classes holds a file that is called like an image"):
+    with pytest.raises(ValueError, match="none of its 2 classes holds a file with an image suffix"):
         prepare(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=ALL, image=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tar"]
 
@@ -260,7 +260,7 @@ def test_class_tars_of_no_bytes_are_classes_without_images(tmp_path: Path, tar_o
     ("name", "wanted"),
     [
         ("n2.tar", "but tars such as n2.tar: this is a tar of tars of tars; unpack it once"),
-        ("1.tif", "but such as 1.tif"),
+        ("1.tif", "but files such as 1.tif"),
     ],
 )
 def test_classes_that_hold_no_images_are_refused_by_what_they_hold(
@@ -269,7 +269,7 @@ def test_classes_that_hold_no_images_are_refused_by_what_they_hold(
     content = tar_of({"n1.tar": tar_of({name: tar_of({"1.jpg": b"abc"})})})
     (tmp_path / "nest.tar").write_bytes(content)
     (tmp_path / "nest.tar.gz").write_bytes(gzip.compress(content))
-    for source, why in (("nest.tar", wanted), ("nest.tar.gz", "where they hold tars, unpack the archive once")):
+    for source, why in (("nest.tar", wanted), ("nest.tar.gz", "if they hold tars, unpack the archive once")):
         with pytest.raises(ValueError, match=rf"^{source}: none of its 1 classes holds .*{why}"):
             prepare(open_raw_tar(tmp_path / source), tmp_path / "out", select=SelectSettings(), image=SMALL)
     assert not (tmp_path / "out").exists()

@@ -18,8 +18,8 @@ from ...preprocess.pack_labelled import (
     open_labelled,
     pack_labelled,
 )
-from ...preprocess.sources.archive import from_os
 from ...preprocess.sources.labelled import LabelledImage, has_several_labels, read_labelled
+from ...preprocess.sources.members import from_os
 from ...preprocess.sources.torchvision_set import TorchvisionSet
 from ...shards import open_dataset
 from ...shards.files.parallel import default_workers

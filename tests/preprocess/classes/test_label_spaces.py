@@ -71,10 +71,10 @@ def test_a_file_lists_classes_by_name_or_by_identifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        ("n01\nn02\n\nn01\n", "line 4: n01 stands on line 1 already"),
-        (f"hot dog\n{class_id('hot dog')}\n", f"line 2: {class_id('hot dog')} stands on line 1 already"),
-        ("# nothing\n\n", "names no class; wanted one class a line"),
-        ("", "names no class"),
+        ("n01\nn02\n\nn01\n", "line 4: n01 is on line 1 too"),
+        (f"hot dog\n{class_id('hot dog')}\n", f"line 2: {class_id('hot dog')} is on line 1 too"),
+        ("# nothing\n\n", "lists no class; wanted one class a line"),
+        ("", "lists no class"),
     ],
 )
 def test_lists_that_are_none_are_refused_by_file_and_line(tmp_path: Path, content: str, wanted: str) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from in21k.preprocess.classes.select import SelectSettings, read_names, split_members
 from in21k.preprocess.classes.taxonomy import Taxonomy
-from in21k.preprocess.sources.archive import Member
 from in21k.preprocess.sources.class_names import class_id
+from in21k.preprocess.sources.members import Member
 from in21k.shards.sample import checksum
 
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: name.isprintable())

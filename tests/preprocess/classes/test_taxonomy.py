@@ -92,7 +92,7 @@ def test_classes_that_are_no_synset_are_top_classes_and_the_log_names_them(
     assert tree.parents == (-1, -1, -1, -1)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "3 classes are no WordNet synset and become top classes: cat, n00000001, n015030610 "
+        "3 classes are not WordNet synsets and become roots of the tree: cat, n00000001, n015030610 "
         "(a file for --parents would place them)"
     )
     caplog.clear()
@@ -186,21 +186,21 @@ def test_a_name_may_hold_a_comma(tmp_path: Path) -> None:
         ("x,a\na,b\nb,a\n", "line 2: a cycle of parents: a -> b -> a"),
         ("a,a\n", "line 1: a cycle of parents: a -> a"),
         (f"{BIRD},x\nx,{SWAN}\n", f"line 1: a cycle of parents: {BIRD} -> x -> {SWAN} -> n01844917 -> "),
-        ("child,parent\na,b\nb,\na,c\n", "line 4: a has the parent c, and on line 2 b; wanted one row a child"),
+        ("child,parent\na,b\nb,\na,c\n", "line 4: a has the parent c, and on line 2 b; wanted one row for each child"),
         ("a,b,x\na,b,y\n", "line 2: a has the parent b and the name 'y', and on line 1 b and the name 'x'"),
         ("a,b\na,\n", "line 2: a has the parent (none), and on line 1 b"),
         ("a,b\nc\n", "line 2: 'c' has 1 columns; wanted child,parent[,name]"),
         ("a,b,c,d\n", "line 1: 'a,b,c,d' has 4 columns; wanted child,parent[,name] (a name that holds a comma"),
         ("a;b;c\n", "line 1: 'a;b;c' has 1 columns"),
-        ("Class,Parent,Name\n", "holds no rows"),
+        ("Class,Parent,Name\n", "is empty"),
         ("child;parent\n", "line 1: 'child;parent' has 1 columns"),
         ("parent,child\nb,a\n", "line 1: the columns are parent,child; wanted child,parent[,name], in this order"),
         ("\nClass,Name,Parent\na,x,b\n", "line 2: the columns are Class,Name,Parent; wanted child,parent[,name]"),
-        (",b\n", "line 1: ',b' names no child; wanted child,parent[,name]"),
+        (",b\n", "line 1: ',b' has no child; wanted child,parent[,name]"),
         ('a,b,"open\nc,d\n', "unexpected end of data; wanted child,parent[,name]"),
-        ("", "holds no rows; wanted child,parent[,name]"),
-        ("child,parent\n\n", "holds no rows"),
-        (b"a,b,\xff\xfe\n", "is no UTF-8 text"),
+        ("", "is empty; wanted child,parent[,name]"),
+        ("child,parent\n\n", "is empty"),
+        (b"a,b,\xff\xfe\n", "not UTF-8 text"),
     ],
 )
 def test_mistakes_in_the_csv_are_one_line_with_file_and_place(
@@ -221,9 +221,7 @@ def test_parents_that_nothing_is_known_of_are_logged(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.INFO):
         read(tmp_path, f"a,anmial\nb,{SWAN}\nc,b\nd,e\ne,\n")
     (record,) = caplog.records
-    assert record.getMessage().endswith(
-        "1 parents have no row of their own, are no WordNet synset, and so have nothing above them: anmial"
-    )
+    assert record.getMessage().endswith("1 parents have no row and are not WordNet synsets; they become roots: anmial")
 
 
 def test_what_read_is_given_is_what_it_reads(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_of_several_hypernyms_without_a_choice_the_smallest_is_taken_and_the_log
     assert parent_of("n00000003", wordnet, {"n00000003": "n00000002"}) == "n00000002"
     assert caplog.records == []
     assert parent_of("n00000003", wordnet, {"n00000003": "n00000009"}) == "n00000001"
-    assert "n00000003 has 2 hypernyms and no choice is known: taking n00000001" in caplog.text
+    assert "n00000003 has 2 hypernyms, and none is known as its parent: taking n00000001" in caplog.text
 
 
 def test_synsets_have_names_definitions_and_hypernyms(wordnet: WordNet) -> None:

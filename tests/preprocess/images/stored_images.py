@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from in21k.preprocess.images.image import ImageSettings, RejectedImageError, StoredImage, store_image
+from in21k.preprocess.images.image import EncodedImage, ImageSettings, RejectedImageError, store_image
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -32,7 +32,7 @@ def difference(one: Image.Image, two: Image.Image) -> float:
     return float(np.abs(np.asarray(one.convert("RGB"), float) - np.asarray(two.convert("RGB"), float)).mean())
 
 
-def check_stored(stored: StoredImage) -> Image.Image:
+def check_stored(stored: EncodedImage) -> Image.Image:
     """Hold a stored image against what all of them are: a JPEG, RGB or L, upright, without EXIF, of the size said."""
     picture = Image.open(io.BytesIO(stored.data))
     picture.load()

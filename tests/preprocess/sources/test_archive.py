@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from in21k.preprocess.sources.archive import ClassTar, Member, Reject, list_members, readable
+from in21k.preprocess.sources.archive import ClassTar, list_class_tar
+from in21k.preprocess.sources.members import Member, Reject, readable
 from in21k.preprocess.sources.open import open_raw_tar
 
 TarOf = Callable[..., bytes]
@@ -31,7 +32,7 @@ def special(name: str, member_type: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def listed(data: bytes) -> tuple[list[Member], list[Reject]]:
-    return list_members(ClassTar(Path("raw.tar"), "n1", "n1.tar", 0, len(data)), data)
+    return list_class_tar(ClassTar(Path("raw.tar"), "n1", "n1.tar", 0, len(data)), data)[:2]
 
 
 def reasons(rejects: list[Reject]) -> dict[str, str]:

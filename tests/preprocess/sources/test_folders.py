@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from in21k.preprocess import run as run_module
+from in21k.preprocess import chunk_rows
 from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources import open as sources
 from in21k.preprocess.sources import stream
 from in21k.preprocess.sources.class_names import class_id
-from in21k.preprocess.sources.folders import Layout, Place, is_processed, place_of, read_layout
+from in21k.preprocess.sources.folders import ClassFolder, Layout, class_of_folder, is_processed, read_layout
 from in21k.preprocess.sources.groups import folder_of, group_of
 from in21k.preprocess.sources.labelled import read_class_folders
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
@@ -29,7 +29,7 @@ from ..conftest import WAYS, facts_of, tables_of, write_files, write_tar
 
 HandOver = Callable[[bytes, str], Path]
 ALL = SelectSettings(rare_threshold=0)
-NOWHERE = Place(None, "", None)
+NOWHERE = ClassFolder(None, "", None)
 
 
 def prepared_of(source: RawSource, out: Path, **options: Any) -> PreparedSet:
@@ -81,24 +81,24 @@ def test_a_split_without_class_folders_is_refused(folders: list[str], name: str)
     ("folder", "layout", "place"),
     [
         ("", Layout(), NOWHERE),
-        ("dog/x", Layout(), Place("dog", "dog", None)),
-        ("dog/x/y", Layout("dog"), Place("x", "dog/x", None)),
+        ("dog/x", Layout(), ClassFolder("dog", "dog", None)),
+        ("dog/x/y", Layout("dog"), ClassFolder("x", "dog/x", None)),
         ("dog", Layout("dog"), NOWHERE),
         ("docs", Layout("data"), NOWHERE),
-        ("a/n01440764/b", Layout(), Place("n01440764", "a/n01440764", None)),
-        ("n01440764/n01443537", Layout(), Place("n01443537", "n01440764/n01443537", None)),
-        ("train/dog/x", Layout("", "val"), Place("dog", "train/dog", "train")),
-        ("d/val/n01440764/x", Layout("d", "val"), Place("n01440764", "d/val/n01440764", "val")),
+        ("a/n01440764/b", Layout(), ClassFolder("n01440764", "a/n01440764", None)),
+        ("n01440764/n01443537", Layout(), ClassFolder("n01443537", "n01440764/n01443537", None)),
+        ("train/dog/x", Layout("", "val"), ClassFolder("dog", "train/dog", "train")),
+        ("d/val/n01440764/x", Layout("d", "val"), ClassFolder("n01440764", "d/val/n01440764", "val")),
         ("train", Layout("", "val"), NOWHERE),
         ("bus/x", Layout("", "val"), NOWHERE),
         ("test/dog", Layout("", "val", ("test",)), NOWHERE),
-        ("/data/dog", Layout("data"), Place("dog", "/data/dog", None)),
+        ("/data/dog", Layout("data"), ClassFolder("dog", "/data/dog", None)),
         ("..", Layout(), NOWHERE),
-        ("x/imagenet21k_train/a/b", Layout(processed=True), Place("a", "x/imagenet21k_train/a", "train")),
+        ("x/imagenet21k_train/a/b", Layout(processed=True), ClassFolder("a", "x/imagenet21k_train/a", "train")),
     ],
 )
-def test_a_folders_place_follows_from_the_layout(folder: str, layout: Layout, place: Place) -> None:
-    assert place_of(folder, layout) == place
+def test_a_folders_place_follows_from_the_layout(folder: str, layout: Layout, place: ClassFolder) -> None:
+    assert class_of_folder(folder, layout) == place
 
 
 PATHS = st.lists(st.sampled_from(["train", "val", "test", "cat", "dog", "n01440764", "x"]), max_size=4).map("/".join)
@@ -112,7 +112,7 @@ def test_every_folder_with_images_has_a_class_or_is_named_as_outside(folders: li
         assert {"train", "val", "test"} & {part for folder in folders for part in folder.split("/")}
         return
     for folder in folders:
-        place = place_of(folder, layout)
+        place = class_of_folder(folder, layout)
         if place.name is None:
             assert folder in ("", layout.root) or layout.val is not None or layout.root.startswith(f"{folder}/")
         else:
@@ -144,7 +144,7 @@ def photo_of(draw: Callable[..., Image.Image], encode: Callable[..., bytes]) -> 
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "CHUNK_IMAGES", 3)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 3)
-    monkeypatch.setattr(run_module, "MERGED_ROWS", 3)
+    monkeypatch.setattr(chunk_rows, "MERGED_ROWS", 3)
 
 
 class Everywhere:
@@ -238,8 +238,8 @@ def test_further_splits_are_ignored_by_name_and_counted(
     found = everywhere.prepare(names)
     assert found.num_samples == {"train": 4, "val": 4}
     assert found.info["ignored"] == {"test/": 6}
-    assert caplog.text.count("its folders train/ and val/ are its split") == 1 + len(WAYS)
-    assert caplog.text.count("its folder test/ is ignored") == 1 + len(WAYS)
+    assert caplog.text.count("reading its folders train/ and val/ as splits") == 1 + len(WAYS)
+    assert caplog.text.count("ignoring its folder test/") == 1 + len(WAYS)
     assert len(everywhere.finetuned(names)) == 8
 
 

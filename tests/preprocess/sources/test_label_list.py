@@ -98,7 +98,7 @@ def test_json_lines_take_numbers_and_labels_with_commas(tmp_path: Path) -> None:
 def test_other_columns_of_a_csv_do_not_count_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = 'id,path,split,labels\n1,"a, b.jpg",train,"ant,red thing"\n2,c.jpg,val,-\n'
     assert listed(tmp_path, content) == [("a, b.jpg", ("ant", "red thing")), ("c.jpg", ())]
-    assert "columns beside path and label are ignored: id, split" in caplog.text
+    assert "ignoring the list's columns other than path and label: id, split" in caplog.text
 
 
 def test_a_path_whose_bytes_are_not_utf8_stays_that_path(tmp_path: Path) -> None:

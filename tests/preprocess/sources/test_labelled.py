@@ -271,7 +271,7 @@ def test_missing_files_count_as_rejects(tmp_path: Path, save: Save) -> None:
     assert pack_labelled(data, tmp_path / "out", max_reject_rate=0.5).shards.num_samples == {"train": 2}
     for each in here:
         each.unlink()
-    with pytest.raises(ValueError, match=r"none of the images listed is there \(the first: (here|there|gone)\.jpg\)"):
+    with pytest.raises(ValueError, match=r"none of the listed images exists \(the first: (here|there|gone)\.jpg\)"):
         pack_labelled(data_of(read_labelled(tmp_path / "list.txt")), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -281,13 +281,13 @@ def test_splits_that_do_not_fit_are_refused(tmp_path: Path, save: Save) -> None:
         save(name)
     with pytest.raises(ValueError, match="has a folder for validation, and"):
         read_labelled(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match="none to train on, such as 'dog'"):
+    with pytest.raises(ValueError, match="no training images, such as 'dog'"):
         read_labelled(tmp_path / "b", tmp_path / "c")
     for data, val_data in (("a", None), ("b", "b")):
         with pytest.raises(ValueError, match=r"a share of 0\.5 to hold back was given too; leave it out"):
             read_labelled(tmp_path / data, val_data and tmp_path / val_data, val_share=0.5)
     images = [image._replace(split="val") for image in read_labelled(tmp_path / "b")]
-    with pytest.raises(ValueError, match="holds no image to train on"):
+    with pytest.raises(ValueError, match="has no training images"):
         pack_labelled(data_of(images), tmp_path / "out")
 
 
@@ -312,7 +312,7 @@ def test_a_class_whose_images_to_train_on_are_all_rejected_is_named(tmp_path: Pa
         save(f"mine/{name}", seed=number)
     (tmp_path / "mine" / "train" / "hot dog" / "1.jpg").write_bytes(b"no image")
     data = data_of(read_labelled(tmp_path / "mine"))
-    with pytest.raises(ValueError, match="class 'hot dog' has no image to train on: of its 2 1 are for") as found:
+    with pytest.raises(ValueError, match="class 'hot dog' has no training image: of its 2 1 are for") as found:
         pack_labelled(data, tmp_path / "out", max_reject_rate=0.5, workers=2)
     assert "--" not in str(found.value)  # no option of another command
     assert not (tmp_path / "out").exists()
@@ -321,7 +321,7 @@ def test_a_class_whose_images_to_train_on_are_all_rejected_is_named(tmp_path: Pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("{} -", "all images to train on have no label, so there is nothing to learn"),
+        ("{} -", "all training images have no label, so there is nothing to learn"),
         ("{} cat", "have the same labels, cat, so there is nothing to learn"),
         ("{} cat,owl", "have the same labels, cat,owl, so"),
     ],
@@ -335,7 +335,7 @@ def test_images_that_differ_in_no_label_are_refused(tmp_path: Path, lines: str, 
 def test_validation_without_a_label_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("0.jpg cat\n1.jpg -\n")
     (tmp_path / "val.txt").write_text("2.jpg -\n3.jpg -\n")
-    with pytest.raises(ValueError, match="none of the 2 images for validation has a label"):
+    with pytest.raises(ValueError, match="none of the 2 validation images has a label"):
         read_labelled(tmp_path / "list.txt", tmp_path / "val.txt")
 
 
@@ -369,6 +369,6 @@ def test_files_that_are_known_to_be_no_images_are_left_out_of_folders_and_lists(
         with caplog.at_level("INFO"):
             images = read_labelled(source, val_share=0.34)
         assert sorted(image.name for image in images) == names
-        assert "ignored 3 files that are known to be no images (._* 1, @eaDir/ 1, __MACOSX/ 1)" in caplog.text
+        assert "ignored 3 files of kinds that are never images (._* 1, @eaDir/ 1, __MACOSX/ 1)" in caplog.text
         packed = pack_labelled(data_of(images), tmp_path / f"out of {source.name}", max_reject_rate=0)
         assert packed.shards.num_samples == {"train": 4, "val": 2}

@@ -12,16 +12,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from in21k.preprocess import run as run_module
+from in21k.preprocess import chunk_rows
+from in21k.preprocess.chunk_tasks import MergeTask
 from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources import open as sources
 from in21k.preprocess.sources import stream
-from in21k.preprocess.sources.folders import Place, place_of
+from in21k.preprocess.sources.folders import ClassFolder, class_of_folder
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.preprocess.sources.units import RawSource
-from in21k.preprocess.tasks import MergeTask
 from in21k.shards.dataset import PreparedSet, read_manifest
 from in21k.shards.files.parallel import run_tasks
 from in21k.shards.verify import verify
@@ -57,7 +57,7 @@ def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SLICE_IMAGES", 4)
     monkeypatch.setattr(stream, "CHUNK_BYTES", 2000)
     monkeypatch.setattr(sources, "SLICE_BYTES", 2000)
-    monkeypatch.setattr(run_module, "MERGED_ROWS", 4)
+    monkeypatch.setattr(chunk_rows, "MERGED_ROWS", 4)
 
 
 TARS: dict[str, Callable[[Images], bytes]] = {
@@ -236,7 +236,7 @@ def test_stopped_after_every_task_it_goes_on_to_equal_bytes_and_does_nothing_twi
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK_IMAGES", 4)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 4)
-    monkeypatch.setattr(run_module, "MERGED_ROWS", 1)
+    monkeypatch.setattr(chunk_rows, "MERGED_ROWS", 1)
     content = TARS[layout](images)
     undisturbed = Stopping(1000)
     prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / "undisturbed", run_tasks=undisturbed)
@@ -263,7 +263,7 @@ def test_images_of_chunks_go_as_their_classes_are_put_together(
     """Whatever the order of the classes: not all are there a second time."""
     monkeypatch.setattr(stream, "CHUNK_IMAGES", 2)
     monkeypatch.setattr(sources, "SLICE_IMAGES", 2)
-    monkeypatch.setattr(run_module, "MERGED_ROWS", 1)
+    monkeypatch.setattr(chunk_rows, "MERGED_ROWS", 1)
     backwards = dict(reversed(images.items()))
     most: list[int] = []
 
@@ -299,19 +299,19 @@ def test_what_a_worker_gets_of_a_class_in_chunks_is_that_class_alone(
 @pytest.mark.parametrize(
     ("folder", "place"),
     [
-        ("", Place(None, "", None)),
-        ("n01440764", Place("n01440764", "n01440764", None)),
-        ("a/n01440764/b", Place("n01440764", "a/n01440764", None)),
-        ("n01440764/n01443537", Place("n01443537", "n01440764/n01443537", None)),
-        ("cats/black", Place("black", "cats/black", None)),
-        ("black cats", Place("black cats", "black cats", None)),
-        ("n01440764/black cats", Place("n01440764", "n01440764", None)),
-        ("x/imagenet21k_train/n01440764", Place("n01440764", "x/imagenet21k_train/n01440764", "train")),
-        ("imagenet21k_small_classes/cat", Place("cat", "imagenet21k_small_classes/cat", "small")),
+        ("", ClassFolder(None, "", None)),
+        ("n01440764", ClassFolder("n01440764", "n01440764", None)),
+        ("a/n01440764/b", ClassFolder("n01440764", "a/n01440764", None)),
+        ("n01440764/n01443537", ClassFolder("n01443537", "n01440764/n01443537", None)),
+        ("cats/black", ClassFolder("black", "cats/black", None)),
+        ("black cats", ClassFolder("black cats", "black cats", None)),
+        ("n01440764/black cats", ClassFolder("n01440764", "n01440764", None)),
+        ("x/imagenet21k_train/n01440764", ClassFolder("n01440764", "x/imagenet21k_train/n01440764", "train")),
+        ("imagenet21k_small_classes/cat", ClassFolder("cat", "imagenet21k_small_classes/cat", "small")),
     ],
 )
-def test_a_folders_path_tells_class_and_split(folder: str, place: Place) -> None:
-    assert place_of(folder) == place
+def test_a_folders_path_tells_class_and_split(folder: str, place: ClassFolder) -> None:
+    assert class_of_folder(folder) == place
 
 
 def processed(images: Images, prefix: str = "data/", *, shuffled: bool = False) -> Entries:

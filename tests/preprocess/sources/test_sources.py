@@ -22,15 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from in21k.preprocess import chunk_rows
 from in21k.preprocess import run as run_module
 from in21k.preprocess.classes.select import SelectSettings
 from in21k.preprocess.images.image import ImageSettings
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources import open as sources
 from in21k.preprocess.sources import stream
-from in21k.preprocess.sources.archive import UselessError
 from in21k.preprocess.sources.class_names import class_id
-from in21k.preprocess.sources.folders import Layout, place_of, read_layout
+from in21k.preprocess.sources.folders import Layout, class_of_folder, read_layout
+from in21k.preprocess.sources.members import UselessError
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.preprocess.sources.units import RawSource
 from in21k.shards.dataset import PreparedSet, read_manifest
@@ -108,7 +109,7 @@ def build(item: Odd | OddTar, contents: dict[str, bytes]) -> tuple[str, bytes | 
 
 
 def class_of(folder: str, layout: Layout) -> str | None:
-    name = place_of(folder, layout).name
+    name = class_of_folder(folder, layout).name
     return None if name is None else class_id(name)
 
 
@@ -134,7 +135,7 @@ def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]
 
 
 REFUSALS = (
-    r"no class has more than|none of its|would have no training image|holds no classes|nothing is left|"
+    r"no class has more than|none of its|would have no training image|holds no classes|no class is left|"
     r"holds none of the"
 )
 
@@ -176,7 +177,7 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "CHUNK_IMAGES", chunk_images)
         patch.setattr(sources, "SLICE_IMAGES", chunk_images)
-        patch.setattr(run_module, "MERGED_ROWS", chunk_images)
+        patch.setattr(chunk_rows, "MERGED_ROWS", chunk_images)
         for name in ("raw.tar", "raw.tar.gz"):
             out = folder / f"out of {name}"
             try:
@@ -390,7 +391,7 @@ class TestFolders:
         (tmp_path / "raw.tar").write_bytes(write_tar([("cats/1.jpg", photo)]))
         (tmp_path / "raw.tar.gz").write_bytes(gzip.compress(b"cats/1.jpg cat"))
         for name in ("raw.tar", "raw.tar.gz"):
-            with pytest.raises(ValueError, match=rf"{name}: is no text; wanted a folder, or a list"):
+            with pytest.raises(ValueError, match=rf"{name}: not a text file; wanted a folder, or a list"):
                 open_folder(tmp_path / name)
         with pytest.raises(OSError, match="nowhere"):
             open_folder(tmp_path / "nowhere")
@@ -462,9 +463,9 @@ class TestLists:
             ("\n\n", "lists nothing; wanted lines of a path and a label"),
             (
                 "gone.jpg cat\nlost.jpg dog\n",
-                r"none of the 2 files listed is .*the first: gone\.jpg, missing\); paths begin",
+                r"none of the 2 listed files is .*the first: gone\.jpg, missing\); paths begin",
             ),
-            ("notes.txt cat\n", r"none of the 1 files listed is .*the first: notes\.txt, no image suffix\)"),
+            ("notes.txt cat\n", r"none of the 1 listed files is .*the first: notes\.txt, no image suffix\)"),
         ],
     )
     def test_a_list_of_no_images_is_refused_by_what_it_lists(self, content: str, wanted: str, tmp_path: Path) -> None:
@@ -476,7 +477,7 @@ class TestLists:
 
 def test_a_pipe_by_name_is_sent_to_standard_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=r"pipe: is no file .*standard input"):
+    with pytest.raises(ValueError, match=r"pipe: not a regular file .*standard input"):
         open_raw_tar(tmp_path / "pipe")
 
 
@@ -519,7 +520,7 @@ class TestRunsInSequence:
         entries = class_folders(images)
         with pytest.raises(KeyboardInterrupt):
             streamed(entries, 3)
-        with pytest.raises(ValueError, match="chunk 0 holds other bytes than an earlier run"):
+        with pytest.raises(ValueError, match="chunk 0 differs from what an earlier run"):
             streamed(entries[1:])
         with pytest.raises(ValueError, match="lacks chunk 1 and 1 more that an earlier run"):
             streamed(entries[:2])

@@ -79,7 +79,7 @@ def test_a_gzipped_archive_whose_checksum_does_not_fit_keeps_nothing(
         if way == "standard input":
             monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
             source = Path("-")
-        with pytest.raises(ValueError, match=r"(raw\.tar\.gz|standard input): its checksum does not fit"):
+        with pytest.raises(ValueError, match=r"(raw\.tar\.gz|standard input): its checksum does not match"):
             prepare(open_raw_tar(source), tmp_path / "out", select=select, image=image_settings)
     assert not (tmp_path / "out").exists()
 
@@ -87,7 +87,7 @@ def test_a_gzipped_archive_whose_checksum_does_not_fit_keeps_nothing(
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ({"n1": 2, "n2": 3}, "n1 holds other bytes than an earlier run"),
+        ({"n1": 2, "n2": 3}, "n1 differs from what an earlier run"),
         ({"n2": 1}, "lacks n1 and 0 more that an earlier"),
     ],
 )

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_read_or_stored_is_named_in_one_line(
     ("name", "message"),
     [
         ("CIFAR1000", "has no data set 'CIFAR1000'; nearest: CIFAR100"),
-        ("CIFAR100", "torchvision finds it not there"),
+        ("CIFAR100", "torchvision does not find it there"),
         ("EuroSAT", "has no parts to train and to validate on"),
         ("EMNIST", "has no part for train"),
     ],
