@@ -239,7 +239,7 @@ def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
         (("--exclude", "NOTHING"), "lists nothing"),
         (("--val-list", "WORD"), "line 1: 'word'; wanted a key"),
         (("--val-list", "SWANS"), "would have no training image"),
-        (("--drop-subtree", "swan"), "--drop-subtree swan: is no WordNet synset"),
+        (("--drop-subtree", "swan"), "--drop-subtree swan: not a WordNet synset"),
         (("--drop-subtree", BIRD, "--drop-subtree", SUN), "below --drop-subtree, so no class is left"),
         (("--parents", "NOTHING"), "is empty"),
         (("--val-per-class", -1), "val_per_class is -1"),

@@ -124,7 +124,7 @@ def test_when_every_class_is_dropped_the_subtrees_are_named(choose: Callable[...
 
 
 def test_a_subtree_that_nobody_knows_is_refused(choose: Callable[..., PreparedSet], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--drop-subtree n00000001: is no WordNet synset"):
+    with pytest.raises(ValueError, match="--drop-subtree n00000001: not a WordNet synset"):
         choose(drop_subtree=("n00000001",))
     assert not (tmp_path / "out").exists()
 

@@ -93,7 +93,7 @@ def test_classes_that_are_no_synset_are_top_classes_and_the_log_names_them(
     (record,) = caplog.records
     assert record.getMessage() == (
         "3 classes are not WordNet synsets and become roots of the tree: cat, n00000001, n015030610 "
-        "(a file for --parents would place them)"
+        "(a --parents file would place them)"
     )
     caplog.clear()
     build_tree([f"class-{number}" for number in range(7)], packaged)
@@ -190,7 +190,7 @@ def test_a_name_may_hold_a_comma(tmp_path: Path) -> None:
         ("a,b,x\na,b,y\n", "line 2: a has the parent b and the name 'y', and on line 1 b and the name 'x'"),
         ("a,b\na,\n", "line 2: a has the parent (none), and on line 1 b"),
         ("a,b\nc\n", "line 2: 'c' has 1 columns; wanted child,parent[,name]"),
-        ("a,b,c,d\n", "line 1: 'a,b,c,d' has 4 columns; wanted child,parent[,name] (a name that holds a comma"),
+        ("a,b,c,d\n", "line 1: 'a,b,c,d' has 4 columns; wanted child,parent[,name] (put a name with a comma"),
         ("a;b;c\n", "line 1: 'a;b;c' has 1 columns"),
         ("Class,Parent,Name\n", "is empty"),
         ("child;parent\n", "line 1: 'child;parent' has 1 columns"),
