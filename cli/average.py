@@ -31,10 +31,10 @@ _ALIKE = ("model", "model_args", "image_size", "normalize", "crop_pct")
 def average(
     checkpoints: tuple[Path, ...], weights: Literal["last", "best", "ema"], overwrite: bool, as_json: bool
 ) -> None:
-    """Average the weights of several trained networks into the folder OUT, as `in21k export` leaves it.
+    """Average the weights of several trained networks into the folder OUT, in the form of `in21k export`.
 
-    RUN_OR_CHECKPOINT are run folders, checkpoint files (`--set keep_last=5` keeps several of a run) or exports of one
-    architecture and the same classes. Batch norms get the mean of the statistics too, which is an approximation.
+    RUN_OR_CHECKPOINT are run folders, checkpoint files (`--set keep_last=5` keeps several of a run) or exports, all of
+    one architecture and the same classes. Batch norms get the mean of the statistics, which is an approximation.
     """
     from ..models.average import average_weights
 

@@ -16,30 +16,30 @@ from .progress import ProgressLine
 if TYPE_CHECKING:
     from torch import nn
 
-Precision = Literal["float32", "bf16", "fp16"]  # as `models.speed` has it, which would import torch
+Precision = Literal["float32", "bf16", "fp16"]  # a copy of `models.speed`'s, whose import would load torch
 CPU_BATCH, GPU_BATCH = 16, 256
 
 
 @click.command("bench-model")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--image-size", type=click.IntRange(1, 8192), help="Pixels.  [default: each network's own]")
-@click.option("--num-classes", type=click.IntRange(1), help="Of named networks.  [default: each one's own]")
+@click.option("--image-size", type=click.IntRange(1, 8192), help="Side of images in pixels.  [default: the network's]")
+@click.option("--num-classes", type=click.IntRange(1), help="Classes of named networks.  [default: the network's]")
 @click.option(
     "--batch-size",
     type=click.IntRange(2, 65_536),
-    help=f"Images of a step and of a pass.  [default: {CPU_BATCH} on a CPU; on a GPU {GPU_BATCH}, or what fits]",
+    help=f"Images in a batch.  [default: {CPU_BATCH} on a CPU; on a GPU {GPU_BATCH}, or fewer if these do not fit]",
 )
 @click.option(
     "--precision",
     "precisions",
     type=click.Choice(get_args(Precision)),
     multiple=True,
-    help="May be given several times: a row for each.  [default: bf16 on a GPU, float32 on a CPU]",
+    help="Precision; repeatable, a row for each.  [default: bf16 on a GPU, float32 on a CPU]",
 )
 @click.option("--channels-last", is_flag=True, help="Lay images and weights out channels last.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile with torch.compile.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each network.")
-@click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="Of each measurement.")
+@click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="Time of each measurement.")
 @device_option
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @json_option
@@ -59,10 +59,10 @@ def bench_model(
 ) -> None:
     """Count and measure networks: each NAME is a timm architecture, ours, or a trained run.
 
-    Parameters; multiplications with their additions (MACs, half of the FLOPs that torch counts) and activations of an
-    image; the largest batch that trains (on a GPU, found by trying); images a second of training (forward, backward,
-    SGD) and of inference, the median of the rounds and how far they lie apart; and how long a batch of 1 and of 64
-    takes. The images are random numbers that lie on the device. Several networks have their turns one after the other.
+    Counted: parameters, and for an image MACs (half of the FLOPs that torch counts) and activations. Measured: images a
+    second of training (forward, backward, SGD) and of inference (median, minimum and maximum of the rounds), the time
+    of a batch of 1 and of 64, and on a GPU the largest batch that trains. The images are random numbers on the device.
+    Several networks take turns.
     """
     import torch
 
@@ -99,7 +99,7 @@ def bench_model(
             if on_gpu:
                 try:
                     settings, fitting = fit_batch(network, settings, num_images=batch_size)
-                except (RuntimeError, ValueError) as error:  # the others are measured all the same
+                except (RuntimeError, ValueError) as error:  # the other networks are measured
                     failed[key] = str(error).splitlines()[0]
                     continue
             contenders[key] = Contender(network, settings)
@@ -138,7 +138,7 @@ def _open(name: str, image_size: int | None, num_classes: int | None) -> tuple[n
         from ..training import load_run
 
         if num_classes is not None:
-            raise ValueError(f"{name}: is a run, and has the classes that it was trained on; leave --num-classes out")
+            raise ValueError(f"{name}: is a run, whose classes are fixed; leave --num-classes out")
         saved = load_run(path)
         return saved.model, image_size or saved.settings.image_size or 224
     return create_model_for(name, image_size, num_classes)

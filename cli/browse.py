@@ -15,15 +15,15 @@ from .pictures import check_picture, save_picture
 @click.command()
 @click.argument("shards", type=PATH_OR_URL)
 @click.argument("out", metavar="OUT.png", type=PATH)
-@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only this one; may be given several times.")
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Draw only this one; repeatable.")
 @click.option(
     "--augment", default="none", show_default=True, metavar="NAME", help="none, miil, inception, inception-ra."
 )
-@click.option("--split", default="train", show_default=True, help="train, in an epoch's order; or val.")
-@click.option("--images", default=8, show_default=True, help="How many.")
-@click.option("--image-size", type=int, help="Pixels.  [default: the size that the shards hold]")
-@click.option("--seed", default=0, show_default=True, help="Of the order and the augmentation.")
-@click.option("--epoch", default=0, show_default=True, help="Of the order and the augmentation.")
+@click.option("--split", default="train", show_default=True, help="train, in the order of an epoch; or val.")
+@click.option("--images", default=8, show_default=True, help="Number of images.")
+@click.option("--image-size", type=int, help="Side of the images in pixels.  [default: that of the shards]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order and the augmentation.")
+@click.option("--epoch", default=0, show_default=True, help="Epoch whose order and augmentation to show.")
 @overwrite_option
 @json_option
 def browse(
@@ -39,10 +39,10 @@ def browse(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Draw a contact sheet of SHARDS: the first images of an epoch as stored, over what each backend hands out.
+    """Draw a contact sheet of SHARDS: the first images of an epoch as stored, above the batches of each backend.
 
-    All backends have the same samples and the same draws, so the rows have to agree: how far they are apart is printed
-    in grey levels (0 to 255), on average and where it is most.
+    All backends get the same samples and the same random draws, so their rows have to agree. The mean and the largest
+    difference are printed in grey levels (0 to 255).
     """
     import torch
 
@@ -71,7 +71,7 @@ def browse(
     result = {
         "path": str(out),
         **settings,
-        "samples": [{"key": each.key, "wnid": each.wnid, "name": each.name} for each in sheet.samples],
+        "samples": [{"key": sample.key, "wnid": sample.wnid, "name": sample.name} for sample in sheet.samples],
         "compared_with": next(iter(differences)),
         "backends": [
             {"backend": name, "mean_difference": far.mean, "largest_difference": far.largest}
@@ -83,25 +83,25 @@ def browse(
 
 
 class _Once(logging.Filter):
-    """Lets each message through once: every loader has the same to say of the data."""
+    """Lets each message through once, as every loader logs the same about the data."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._messages: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the message is new."""
+        """Return whether the message is new."""
         message = record.getMessage()
-        new = message not in self._said
-        self._said.add(message)
+        new = message not in self._messages
+        self._messages.add(message)
         return new
 
 
 def _render(result: dict[str, Any]) -> str:
     head = [f"grey levels from {result['compared_with']}", "mean", "largest"]
     rows = [
-        [each["backend"], f"{each['mean_difference']:.2f}", f"{each['largest_difference']}"]
-        for each in result["backends"]
+        [backend["backend"], f"{backend['mean_difference']:.2f}", f"{backend['largest_difference']}"]
+        for backend in result["backends"]
     ]
     drawn = f"{result['path']}: {len(result['samples'])} images of {result['split']}, augment {result['augment']}"
     failed = [f"{name}: failed ({reason})" for name, reason in result["failed"].items()]

@@ -1,4 +1,4 @@
-"""`in21k config`: what a training run's settings are, and where their values come from."""
+"""`in21k config`: recipes, the settings of a training, and their sources."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def config() -> None:
 
 @config.command("show")
 @click.argument("recipe", required=False)
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
-@click.option("--explain", is_flag=True, help="Also say what each setting means.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
+@click.option("--explain", is_flag=True, help="Also explain each setting.")
 @json_option
 def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool) -> None:
     """Print the settings of a training with RECIPE, and their sources.
@@ -40,7 +40,9 @@ def show(recipe: str | None, sets: tuple[str, ...], explain: bool, as_json: bool
         for name, value in asdict(settings).items()
     }
     emit(
-        {"recipe": recipe, "settings": rows}, lambda shown: _render(shown["settings"], explain=explain), as_json=as_json
+        {"recipe": recipe, "settings": rows},
+        lambda result: _render(result["settings"], explain=explain),
+        as_json=as_json,
     )
 
 
@@ -57,7 +59,7 @@ def list_(as_json: bool) -> None:
 
 
 def _render(rows: dict[str, dict[str, Any]], *, explain: bool) -> str:
-    """Return aligned lines of name, value (as `--set` takes it) and source, if asked with the meaning below each."""
+    """Return aligned lines of name, value (as `--set` takes it) and source; with `explain` the meaning below each."""
     values = {name: _value(row["value"]) for name, row in rows.items()}
     name_width, value_width = (max(map(len, column)) for column in (values, values.values()))
     lines: list[str] = []

@@ -60,14 +60,14 @@ def _version(package: str) -> str | None:
 
 
 def _is_pillow_simd() -> bool:
-    """Tell whether what `import PIL` gives is pillow-simd, by its files: both distributions can be left installed."""
+    """Return whether `import PIL` gives pillow-simd; the metadata may name both distributions."""
     import PIL
 
     return ".post" in PIL.__version__
 
 
 def _advice_on_machine(shared: tuple[int, int] | None, load: dict[str, float]) -> list[str]:
-    """Return what is to be done about small shared memory, and about more threads than a busy machine has cores for."""
+    """Return advice on small shared memory, and on more threads than a busy machine has cores for."""
     from ..datapipe.machine import describe_load, describe_shared_memory
 
     advice = []
@@ -77,8 +77,8 @@ def _advice_on_machine(shared: tuple[int, int] | None, load: dict[str, float]) -
             f"{describe_shared_memory()}; backends torch and webdataset need {needed / 1e6:,.0f} MB for batches of 256 "
             "images of 224 pixels, two for each worker: `docker run --shm-size=8g`, or take another backend"
         )
-    told = describe_load(**load)
-    return advice + ([told] if "OMP_NUM_THREADS" in told else [])
+    busy = describe_load(**load)
+    return advice + ([busy] if "OMP_NUM_THREADS" in busy else [])
 
 
 def _advice(versions: dict[str, str | None], pillow_simd: bool) -> list[str]:
@@ -100,7 +100,7 @@ def _advice(versions: dict[str, str | None], pillow_simd: bool) -> list[str]:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Tell what is installed, what is accelerated, and what to install."""
+    """Show what is installed, what is accelerated, and what to install."""
     import torch
     from PIL import features
 

@@ -1,4 +1,4 @@
-"""What the commands on cached features share."""
+"""Options and measures that the commands on cached features share."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def read_tree(path: Path | None) -> SemanticTree | None:
 
     if path is None:
         return None
-    inside = [path / "tree.json", path / "shards" / "tree.json"]  # the latter of what `finetune` packed
-    file = next((each for each in inside if each.is_file()), inside[0]) if path.is_dir() else path
+    inside = [path / "tree.json", path / "shards" / "tree.json"]  # the latter is where `finetune` packs
+    file = next((file for file in inside if file.is_file()), inside[0]) if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{file}: no such file; wanted a tree.json, or a folder that has one (shards, a run)")
     return SemanticTree.load(file)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they print."""
+"""Options that several commands share, and how commands print their results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _PathOrUrl(click.Path):
 
 
 PATH = _LocalPath(path_type=Path)
-PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays the string that it is
+PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays a string
 BATCH_SIZE = click.IntRange(1, 65_536)  # images at a time; guessed: as many of 224 pixels have 10 GB
 
 
@@ -52,7 +52,7 @@ def workers_option(command: Command) -> Command:
 def device_option(command: Command) -> Command:
     """Add `--device`."""
     return click.option(
-        "--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: the GPU where there is one]"
+        "--device", type=click.Choice(["cpu", "cuda"]), help="Device to compute on.  [default: the GPU if there is one]"
     )(command)
 
 
@@ -63,22 +63,22 @@ def weights_option(command: Command) -> Command:
         type=click.Choice(["last", "best", "ema"]),
         default="last",
         show_default=True,
-        help="Of a run: the last step's weights, their moving average, or the best on validation (of the moving "
-        "average, where there is one).",
+        help="Weights of a run: of the last step, the best on validation (with EMA on, the best EMA), or the EMA.",
     )(command)
 
 
 def num_workers(workers: int | None) -> int:
-    """Return the number of workers that was asked for, or one for each core."""
+    """Return the number of workers, which is one for each core by default."""
     from ..shards.files.parallel import default_workers
 
     return workers or default_workers()
 
 
 def emit(result: object, text: str | Callable[[Any], str], *, as_json: bool) -> None:
-    """Print a command's result on stdout: as JSON or as text.
+    """Print a command's result on stdout, as JSON or as text.
 
-    text: makes the text of the result, whose names it gets as lines that can be printed; or lines of such names.
+    text: the text, or a function that makes it from the result; the function gets names with control characters
+          escaped.
     """
     if as_json:
         click.echo(json_text(result, indent=1))

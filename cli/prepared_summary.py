@@ -12,9 +12,9 @@ _MOST_NAMES = 10  # of classes in a line; `--json` has all
 
 
 def summarize(prepared: PreparedSet) -> dict[str, Any]:
-    """Return what dataset.json says, the levels of the tree, and which classes lack wanted validation images.
+    """Return the content of dataset.json, the levels of the tree, and the classes that lack validation images.
 
-    A set that an older version made says less of what it lacks.
+    Sets of older versions lack some facts; they get the empty ones here.
     """
     settings = prepared.info["settings"]
     has_val = "val" in prepared.num_samples or settings["val_per_class"] or settings["val_list"]
@@ -33,7 +33,7 @@ def summarize(prepared: PreparedSet) -> dict[str, Any]:
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Return the summary as people read it: a line for each thing that there is."""
+    """Return the summary as text: a line for each fact that applies."""
     counts = summary["counts"]
     splits = " + ".join(f"{count['num_samples']:,} {split}" for split, count in counts["splits"].items())
     val_rejects = [f"{wnid} {count:,}" for wnid, count in summary["val_rejects"].items()]
@@ -56,13 +56,13 @@ def render(summary: Mapping[str, Any]) -> str:
 
 
 def _by_kind(counts: Mapping[str, int]) -> str:
-    """Return numbers by what they count, the largest first."""
-    kinds = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    """Return counts by kind, the largest first."""
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f" ({', '.join(f'{kind} {count:,}' for kind, count in kinds)})" if kinds else ""
 
 
 def _named(what: str, names: Iterable[str], most: int = _MOST_NAMES) -> str:
-    """Return how many there are, and their names."""
+    """Return the number of names, and the first of them."""
     names = list(names)
     more = ", ..." if len(names) > most else ""
     return f"{what}: {len(names):,} ({', '.join(names[:most])}{more})" if names else ""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, emit, json_option, num_workers, overwrite_option, workers_option
+from .options import PATH, emit, num_workers
+from .preprocess_options import preprocess_options
 from .progress import ProgressLine
 from .terminal import in_one_line
 
@@ -19,70 +19,6 @@ if TYPE_CHECKING:
     from ..preprocess.estimate import Estimate
     from ..preprocess.images.image import ImageSettings
     from ..preprocess.sources.units import RawSource
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_OPTIONS = (
-    click.option(
-        "--rare-threshold", default=500, show_default=True, help="Keep the classes that have more images than this."
-    ),
-    click.option("--classes", metavar="FILE|fall11p|winter21p|in12k", help="Keep exactly these classes instead."),
-    click.option("--drop-subtree", metavar="WNID", multiple=True, help="Drop a synset and all below it; repeatable."),
-    click.option("--exclude", type=PATH, help="A file of images not to store: keys, paths or checksums, one a line."),
-    click.option(
-        "--val-per-class",
-        type=int,
-        help="Images of each class for validation, the first by file name; 0: no validation split.  [default: 50, "
-        "unless SOURCE has folders train/ and val/]",
-    ),
-    click.option("--val-list", type=PATH, help="A file of the images for validation instead: keys or paths."),
-    click.option(
-        "--resize",
-        type=click.Choice(["squish", "short-edge", "none"]),
-        help="Stretch to size x size; or scale the shorter side to size; or keep. Images below the size keep theirs.  "
-        "[default: squish; none for the processed archive]",
-    ),
-    click.option("--size", default=224, show_default=True, help="Pixels."),
-    click.option(
-        "--resizer",
-        type=click.Choice(["pillow", "opencv"]),
-        default="pillow",
-        show_default=True,
-        help="pillow: antialiased bilinear; opencv: the reference scripts' cv2 steps, pixel for pixel.",
-    ),
-    click.option("--quality", default=95, show_default=True, help="JPEG quality of what is written."),
-    click.option(
-        "--max-reject-rate",
-        default=0.01,
-        show_default=True,
-        help="Fail when more of the kept classes' members are bad.",
-    ),
-    click.option("--parents", type=PATH, help="A parents.csv (child,parent[,name]) that places classes of your own."),
-    click.option("--wordnet", type=PATH, help="A folder of WordNet noun files.  [default: WordNet 3.0, packaged]"),
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="Worker processes here, or the nodes of a Ray cluster, which all see SOURCE and OUT under the same names.",
-    ),
-    click.option("--ray-address", help="Of a running Ray cluster.  [default: one is started here]"),
-    click.option(
-        "--dry-run",
-        is_flag=True,
-        help="Say what would be kept, the disk it needs and the hours it takes here; exit code 1: no room.",
-    ),
-    workers_option,
-    overwrite_option,
-    json_option,
-)
-
-
-def preprocess_options(command: Command) -> Command:
-    """Add what both layouts take."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -156,9 +92,9 @@ def _prepare(
     select, image = _settings(source, **settings)
     taxonomy = Taxonomy.read(wordnet, parents)
     if dry_run:
-        found = _estimate(source, out, select, image, taxonomy, num_workers(workers))
-        emit(found.as_dict(), replace(found, source=in_one_line(found.source)).render(), as_json=as_json)
-        raise SystemExit(0 if found.fits else 1)
+        estimate = _estimate(source, out, select, image, taxonomy, num_workers(workers))
+        emit(estimate.as_dict(), replace(estimate, source=in_one_line(estimate.source)).render(), as_json=as_json)
+        raise SystemExit(0 if estimate.fits else 1)
     with ProgressLine("preprocess") as progress, open_engine(engine, ray_address, workers) as run_tasks:
         prepared = prepare(
             source,
@@ -172,8 +108,7 @@ def _prepare(
             on_progress=progress,
         )
     warn_if_flat(prepared.tree)
-    summary = summarize(prepared)
-    emit(summary, render, as_json=as_json)
+    emit(summarize(prepared), render, as_json=as_json)
 
 
 def _settings(
@@ -201,7 +136,7 @@ def _settings(
         val_per_class=val_per_class,
         val_list=val_list,
     )
-    image_settings = ImageSettings(resize=resize or "none", **image)  # which checks the rest before a stream is touched
+    image_settings = ImageSettings(resize=resize or "none", **image)  # checks the rest before a stream is read
     if resize is None and not source.is_processed():
         image_settings = ImageSettings(resize="squish", **image)
     return select, image_settings

@@ -13,9 +13,9 @@ from .terminal import in_one_line
 
 @click.command("sample-data")
 @click.argument("out", type=PATH)
-@click.option("--classes", default=24, show_default=True, help="How many classes.")
-@click.option("--images-per-class", default=60, show_default=True, help="Images of each.")
-@click.option("--seed", default=0, show_default=True, help="Of the drawings.")
+@click.option("--classes", default=24, show_default=True, help="Number of classes.")
+@click.option("--images-per-class", default=60, show_default=True, help="Images of each class.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the drawings.")
 @click.option("--oddities", is_flag=True, help="Add what real archives hold: CMYK, mislabelled, rotated, broken files.")
 @overwrite_option
 @json_option
@@ -24,7 +24,7 @@ def sample_data(
 ) -> None:
     """Write OUT, an archive laid out like fall11_whole.tar, of drawn images with real wnids.
 
-    The classes lie several levels deep in the tree, and those of one branch look alike: there is something to learn.
+    The classes lie several levels deep in the tree. Classes of one branch look alike, so a network can learn the tree.
     """
     from ..preprocess.sample_data.archive import write_sample_archive
     from ..shards.files.parallel import Progress

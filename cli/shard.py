@@ -14,9 +14,9 @@ from .terminal import in_one_line
 @click.command()
 @click.argument("prepared", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--shard-samples", type=int, help="Most samples of a shard.  [default: 10000]")
-@click.option("--shard-bytes", type=int, help="Instead: about how many bytes of images a shard holds.")
-@click.option("--seed", default=0, show_default=True, help="Of the global shuffle.")
+@click.option("--shard-samples", type=int, help="Maximum samples in a shard.  [default: 10000]")
+@click.option("--shard-bytes", type=int, help="Instead: bytes of images in a shard, about.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the global shuffle.")
 @workers_option
 @overwrite_option
 @json_option

@@ -17,14 +17,14 @@ from .terminal import in_one_line
 @click.option(
     "--release",
     type=click.Choice(["fall11", "winter21"]),
-    help="Also compare classes and counts with what is known of that release of ImageNet and its 21K-P.",
+    help="Also compare classes and counts with that release of ImageNet and its 21K-P.",
 )
 @workers_option
 @json_option
 def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_json: bool) -> None:
     """Check PATH, a prepared data set or a shard set, against its manifest.
 
-    Each thing that is wrong is named; the exit code is then 1. So is each difference from a release.
+    Each problem and each difference from a release is a line; with any of them the exit code is 1.
     """
     from ..preprocess.classes.release import release_differences
     from ..shards.verify import open_any
@@ -33,7 +33,7 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
     dataset = open_any(path)
     with ProgressLine("verify") as progress:
         verdict = verify_dataset(dataset, deep=deep, workers=num_workers(workers), on_progress=progress)
-    # Without its class table, a problem that is named already, a data set cannot be compared with a release.
+    # A data set without its class table, which is a problem by now, cannot be compared with a release.
     lacks_classes = any(problem.startswith("classes.parquet") for problem in verdict.problems)
     compare_with = None if lacks_classes else release
     differences = release_differences(dataset, compare_with) if compare_with else []
@@ -46,8 +46,8 @@ def verify(path: Path, deep: bool, release: str | None, workers: int | None, as_
     ]
     result = {"path": str(path), "format": dataset.format, "deep": deep, **verdict.as_dict()}
     if compare_with:
-        found = f"{len(differences)} differences from" if differences else "equals"
-        lines += [*differences, f"{path}: {found} {compare_with} as it is known"]
+        outcome = f"{len(differences)} differences from" if differences else "equals"
+        lines += [*differences, f"{path}: {outcome} {compare_with} as published"]
         result |= {"release": compare_with, "release_differences": differences}
     emit(result, "\n".join(map(in_one_line, lines)), as_json=as_json)
     if verdict.problems or differences:

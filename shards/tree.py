@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import io
 import logging
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .files.atomic import parse_json, whole_file, write_json
+from .files.atomic import parse_json, whole_file, write_json, write_text
 from .files.shape import ANY, INDEX, TEXT, check_shape
 from .miil import read_miil
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "in21k-tree"
 VERSION = 1
+CSV_HEADER = "child,parent,name\n"
 MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
 FLAT = (
     "The tree has one level: no class lies below another, so semantic softmax is plain softmax with cross-entropy, and "
@@ -124,6 +126,15 @@ class SemanticTree:
             "parents": self.parents,
         }
         write_json(Path(path), content)
+
+    def save_csv(self, path: str | Path) -> None:
+        """Write `child,parent,name`, a class a line, in UTF-8; a top class has no parent."""
+        out = io.StringIO()
+        out.write(CSV_HEADER)
+        writer = csv.writer(out, lineterminator="\n")
+        for wnid, name, parent in zip(self.wnids, self.names, self.parents, strict=True):
+            writer.writerow([wnid, self.wnids[parent] if parent >= 0 else "", name])
+        write_text(Path(path), out.getvalue())
 
     def save_miil(self, path: str | Path) -> None:
         """Write the `.pth` dictionary that the reference's semantic softmax loads.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from in21k.cli.bench_loader import _best, _render_sweep
+from in21k.cli.bench_loader_table import _best, _render_sweep
 from in21k.datapipe import available_backends
 from in21k.datapipe.bench.summary import HEIGHT, WIDTH, best_of_sweep
 

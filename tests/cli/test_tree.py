@@ -101,7 +101,7 @@ def test_the_definition_of_a_class_without_a_table_is_wordnets(birds: Path) -> N
 
 def test_names_that_no_class_has_are_refused_with_what_may_be_meant(birds: Path) -> None:
     assert_refused(run("tree", "show", birds, "pelikan"), "no class is called 'pelikan'; did you mean pelican?")
-    assert_refused(run("tree", "show", birds, "n04146614"), "n04146614 (school bus)", "312 images", "was not kept")
+    assert_refused(run("tree", "show", birds, "n04146614"), "n04146614 (school bus)", "312 images", "was dropped")
 
 
 def test_show_opens_every_folder_with_a_tree(prepared: Path, shards: Path) -> None:
@@ -192,14 +192,14 @@ def test_verify_lists_what_differs_from_a_release_and_exits_with_1(prepared: Pat
         assert result.exit_code == 1
         assert "all is well" in result.stdout
         assert "classes kept: 8; fall11's 21K-P has 11,221 (11,213 fewer here)" in result.stdout
-        assert "differences from fall11 as it is known" in result.stdout.splitlines()[-1]
+        assert "differences from fall11 as published" in result.stdout.splitlines()[-1]
 
 
 def test_verify_exits_with_0_where_nothing_differs(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "release_differences", lambda *_: [])
     found = run_json("verify", prepared, "--release", "winter21", "--workers", 1)
     assert (found["release"], found["release_differences"], found["problems"]) == ("winter21", [], [])
-    assert "equals winter21 as it is known" in run("verify", prepared, "--release", "winter21", "--workers", 1).stdout
+    assert "equals winter21 as published" in run("verify", prepared, "--release", "winter21", "--workers", 1).stdout
     assert "release_differences" not in run_json("verify", prepared, "--workers", 1)
 
 
@@ -209,7 +209,7 @@ def test_verify_of_a_release_without_a_class_table_names_the_missing_table(prepa
     result = run("verify", damaged, "--release", "fall11")
     assert result.exit_code == 1
     assert "classes.parquet: missing" in result.stdout
-    assert "as it is known" not in result.stdout
+    assert "as published" not in result.stdout
 
 
 def test_the_releases_offered_are_those_that_are_known() -> None:
