@@ -108,7 +108,7 @@ def test_a_sweep_prints_a_table_and_the_best_and_says_nothing_of_hardware_that_i
     assert re.search(r"torch \d+ workers? \([\d,]+ img/s\)", best)
     assert "hardware" not in result.stdout
     assert "hw_decoder_load" not in result.stdout
-    noted = [line for line in lines if "of the same shards in another order" in line]
+    noted = [line for line in lines if "reads the same shards in another order" in line]
     assert [line.split(":")[0] for line in noted] == [name for name in ("webdataset",) if name in READY]
 
 
