@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .export import render_export
-from .export_folder import write_export
 from .options import PATH, emit, json_option, overwrite_option, weights_option
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ def average(
     one architecture and the same classes. Batch norms get the mean of the statistics, which is an approximation.
     """
     from ..models.average import average_weights
+    from ..training.runs.export import write_export
 
     *sources, out = checkpoints
     if len(sources) < 2:

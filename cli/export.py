@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import click
 
-from .export_folder import measured, write_export
 from .options import PATH, emit, json_option, overwrite_option, weights_option
 
 DESCRIBED = {
@@ -57,6 +56,7 @@ def export(
     from ..models.hub import check_hub, push_folder
     from ..models.onnx_file import check_onnx_installed
     from ..training import load_run
+    from ..training.runs.export import metrics_of, write_export
     from ..training.runs.run_folder import RunFolder
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license_id):
@@ -70,7 +70,7 @@ def export(
     if onnx:
         check_onnx_installed()
     saved = load_run(run_or_checkpoint, weights)
-    metrics = measured(run_or_checkpoint, weights, saved.config)
+    metrics = metrics_of(run_or_checkpoint, weights, saved.config)
     done, planned = metrics.get("num_epochs"), saved.settings.epochs
     ended = done == planned or (run_or_checkpoint.is_dir() and RunFolder(run_or_checkpoint).finished)
     unfinished = f"Training had not ended when these weights were saved: {done} of {planned} epochs were done."

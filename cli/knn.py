@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .on_features import MEASURES, read_tree, tree_option
-from .options import PATH, device_option, emit, json_option, table
+from .options import PATH, device_option, emit, json_option, table, tree_option
 from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from ..shards import SemanticTree
 
 
 @click.command()
@@ -27,7 +29,7 @@ def knn(
     test_features: Path,
     ks: tuple[int, ...],
     temperature: float,
-    tree: Path | None,
+    tree: SemanticTree | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -49,17 +51,20 @@ def knn(
             test,
             ks=ks or default_ks(len(train)),
             temperature=temperature,
-            tree=read_tree(tree),
+            tree=tree,
             device=where,
-            on_rows=lambda done, total: progress.show(f"{done:,} of {total:,} rows compared", done / total),
+            on_progress=progress,
         )
     emit(result, _render, as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:
-    shown = [name for name in MEASURES if name in result["results"][0]]
-    rows = [[str(row["k"]), *(f"{row[name]:.1f}" for name in shown)] for row in result["results"]]
+    from ..training.metric_names import measured
+
+    metrics = [metric for metric, _ in measured(result["results"][0])]
+    rows = [["k", *(f"{metric.title} %" for metric in metrics)]]
+    rows += [[str(row["k"]), *(f"{row[metric.name]:.1f}" for metric in metrics)] for row in result["results"]]
     return (
         f"{result['num_test']:,} rows by their nearest of {result['num_train']:,}: {result['num_features']:,} "
-        f"features, {result['num_classes']:,} classes\n\n{table([['k', *(MEASURES[name] for name in shown)], *rows])}"
+        f"features, {result['num_classes']:,} classes\n\n{table(rows)}"
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .terminal import in_lines, in_one_line, json_text, printable, width
+
+if TYPE_CHECKING:
+    from ..shards import SemanticTree
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,6 +57,39 @@ def device_option(command: Command) -> Command:
     return click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), help="Device to compute on.  [default: the GPU if there is one]"
     )(command)
+
+
+def backend_option(command: Command) -> Command:
+    """Add `--backend`."""
+    return click.option(
+        "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv or torch."
+    )(command)
+
+
+def batch_size_option(default: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds `--batch-size`, whose default the command's job knows; `default` describes it."""
+    return click.option("--batch-size", type=BATCH_SIZE, help=f"Images per rank.  [default: {default}]")
+
+
+def tree_option(command: Command) -> Command:
+    """Add `--tree`; the command gets the tree that lies there."""
+    return click.option(
+        "--tree",
+        type=PATH,
+        callback=lambda _context, _option, path: path and _read_tree(path),
+        help="Also semantic top-1, by the tree of shards, a run or a tree.json.",
+    )(command)
+
+
+def _read_tree(path: Path) -> SemanticTree:
+    """Read the tree of a folder that has one, or of a file; raises ValueError where there is none."""
+    from ..shards import SemanticTree
+
+    inside = [path / "tree.json", path / "shards" / "tree.json"]  # the latter: in a folder that `finetune` packed
+    file = next((file for file in inside if file.is_file()), inside[0]) if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; wanted a tree.json, or a folder that has one (shards, a run)")
+    return SemanticTree.load(file)
 
 
 def weights_option(command: Command) -> Command:

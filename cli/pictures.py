@@ -1,4 +1,4 @@
-"""PNG files that commands draw: they know their own again, and overwrite nothing else."""
+"""PNG files that commands draw; commands overwrite no other files than these."""
 
 from __future__ import annotations
 

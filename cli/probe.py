@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .on_features import MEASURES, read_tree, tree_option
-from .options import PATH, device_option, emit, json_option, table
+from .options import PATH, device_option, emit, json_option, table, tree_option
 from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from ..shards import SemanticTree
 
 
 @click.command()
@@ -40,7 +42,7 @@ def probe(
     linear: bool,
     rates: tuple[float, ...],
     epochs: int,
-    tree: Path | None,
+    tree: SemanticTree | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -75,35 +77,33 @@ def probe(
             linear=linear,
             learning_rates=rates or PROBE_LEARNING_RATES,
             epochs=epochs,
-            tree=read_tree(tree),
+            tree=tree,
             device=where,
-            on_work=progress.show,
+            on_progress=progress,
         )
     emit(result, _render, as_json=as_json)
 
 
 def _render(result: dict[str, Any]) -> str:
-    found = [*result["few_shot"], *(result[name] for name in ("ridge", "linear") if name in result)]
-    shown = [name for name in MEASURES if name in found[0]]
-    rows = [["classifier", *(MEASURES[name] for name in shown), "+-", "chosen"]]
-    for each in result["few_shot"]:
-        chosen = ", ".join(f"{seed['lambda']:g}" for seed in each["seeds"])
-        rows.append([f"ridge, {each['shots']} shots", *_scores(each, shown), _spread(each), f"lambda {chosen}"])
+    from ..training.metric_names import measured
+
+    fits = [*result["few_shot"], *(result[name] for name in ("ridge", "linear") if name in result)]
+    metrics = [metric for metric, _ in measured(fits[0])]
+    rows = [["classifier", *(f"{metric.title} %" for metric in metrics), "+-", "chosen"]]
+
+    def add(title: str, fit: dict[str, Any], chosen: str) -> None:
+        deviation = fit.get("top1_deviation")
+        spread = "" if deviation is None else f"{deviation:.1f}"
+        rows.append([title, *(f"{fit[metric.name]:.1f}" for metric in metrics), spread, chosen])
+
+    for fit in result["few_shot"]:
+        chosen = ", ".join(f"{seed['lambda']:g}" for seed in fit["seeds"])
+        add(f"ridge, {fit['shots']} shots", fit, f"lambda {chosen}")
     if "ridge" in result:
-        each = result["ridge"]
-        rows.append(["ridge, all images", *_scores(each, shown), "", f"lambda {each['lambda']:g}"])
+        add("ridge, all images", result["ridge"], f"lambda {result['ridge']['lambda']:g}")
     if "linear" in result:
-        each = result["linear"]
-        rows.append(["logistic, all images", *_scores(each, shown), "", f"lr {each['lr']:g}"])
+        add("logistic, all images", result["linear"], f"lr {result['linear']['lr']:g}")
     return (
         f"{result['num_train']:,} rows to fit, {result['num_test']:,} to test: {result['num_features']:,} features, "
         f"{result['num_classes']:,} classes\n\n{table(rows)}"
     )
-
-
-def _scores(found: dict[str, Any], shown: list[str]) -> list[str]:
-    return [f"{found[name]:.1f}" for name in shown]
-
-
-def _spread(found: dict[str, Any]) -> str:
-    return "" if found["top1_deviation"] is None else f"{found['top1_deviation']:.1f}"

@@ -112,6 +112,8 @@ class TrainLine(ProgressLine):
 
     def on_validation(self, line: Mapping[str, Any]) -> None:
         """Print the validation's line."""
+        from ..training.metric_names import describe_accuracy
+
         if is_quiet():
             return
         self._end_line()
@@ -121,16 +123,6 @@ class TrainLine(ProgressLine):
 
     def __exit__(self, *_: object) -> None:
         self._end_line()  # without a last line: a signal may have stopped the run before its end
-
-
-def describe_accuracy(validation: Mapping[str, Any]) -> str:
-    """Return the measures of a validation in a few words.
-
-    >>> describe_accuracy({"semantic_top1": 54.2, "top1": 3.7, "top5": 20.1})
-    'semantic top-1 54.2 %, top-1 3.7 %, top-5 20.1 %'
-    """
-    names = {"map": "mAP", "semantic_top1": "semantic top-1", "top1": "top-1", "top5": "top-5"}
-    return ", ".join(f"{title} {validation[name]:.1f} %" for name, title in names.items() if name in validation)
 
 
 def clock(seconds: float) -> str:

@@ -86,18 +86,6 @@ ImageNet-21K weights were trained on splits of their own, or on all images), the
 images that neither has seen.
 """
 
-# Of the measured values: how a table names them, and their unit.
-_METRICS = {
-    "semantic_top1": ("semantic top-1", " %"),
-    "top1": ("top-1 over all classes", " %"),
-    "top5": ("top-5 over all classes", " %"),
-    "semantic_top1_commonest": ("semantic top-1 of always answering the commonest class", " %"),
-    "map": ("mean average precision", " %"),
-    "cf1": ("F1 of mean precision and recall over labels, at 0.5 (CF1)", " %"),
-    "of1": ("F1 over all labels of all images, at 0.5 (OF1)", " %"),
-    "num_samples": ("validation images", ""),
-}
-
 
 def render_model_card(
     *,
@@ -107,7 +95,7 @@ def render_model_card(
     label_space: str | None,
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    metrics: Sequence[tuple[str, str]],
     teacher: str | None,
     notes: Sequence[str],
     license_id: str,
@@ -120,7 +108,7 @@ def render_model_card(
     label_space: the name of the known label space that the classes are, if any.
     data:        facts of the data set: num_samples per split, and what else there is.
     settings:    those of the training that are worth a line.
-    metrics:     what was measured of these very weights, percent; empty where nothing was.
+    metrics:     titles and values that were measured of these very weights; empty where nothing was measured.
     teacher:     who was distilled.
     notes:       paragraphs.
     """
@@ -135,11 +123,7 @@ def render_model_card(
     middle = (
         f"the middle {size} x {size} pixels of the image, its shorter side resized to {size / prepared['crop_pct']:.0f}"
     )
-    rows = [
-        f"| {name} | {metrics[key]:,.{1 if unit else 0}f}{unit} |"
-        for key, (name, unit) in _METRICS.items()
-        if key in metrics
-    ]
+    rows = [f"| {title} | {value} |" for title, value in metrics]
     paragraphs = [*([_OVERLAP.format(teacher=teacher)] if teacher else []), *(f"{note}\n" for note in notes)]
     return _CARD.format(
         license=license_id,

@@ -1,17 +1,18 @@
-"""`in21k report`: one page of what folders of ours are; it only assembles what each folder renders of itself."""
+"""`in21k report`: one page about data sets and runs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..options import (
     PATH,
     PATH_OR_URL,
+    backend_option,
     device_option,
     emit,
     json_option,
@@ -21,7 +22,6 @@ from ..options import (
 )
 from ..progress import ProgressLine
 from ..terminal import in_one_line
-from ..validation import open_data
 from .page import FolderReport, assemble, has_fingerprint, is_report, page_fingerprint
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ NUM_IMAGES, NUM_LOOKS = 120, 12  # images to show of a data set, and of runs
     help="Show where runs look in this image, or validation image by its key, and in no other; several times.",
 )
 @weights_option
-@click.option(
-    "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv, torch."
-)
+@backend_option
 @device_option
 @workers_option
 @overwrite_option
@@ -80,12 +78,9 @@ def report(
     data: Path | str | None,
     predictions: tuple[Path, ...],
     look: tuple[str, ...],
-    weights: Literal["last", "best", "ema"],
-    backend: str,
-    device: str | None,
-    workers: int | None,
     overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Write a page about each PATH, a prepared data set or a run, to OUT.html: one file, for any browser.
 
@@ -121,7 +116,7 @@ def report(
             "look": [Path(name).name for name in look],
             "images": [num_images, num_looks],
             "seed": seed,
-            "weights": weights,
+            "weights": settings["weights"],
         },
     )
     _may_write(paths, out, lambda path: has_fingerprint(path, fingerprint), overwrite=overwrite)
@@ -133,21 +128,13 @@ def report(
                     render_prepared(PreparedSet(path), num_images=num_images, seed=seed, on_progress=progress)
                 )
         elif runs and path is runs[0]:
-            from .runs.ask import Question
+            from ...training.jobs.inspect_runs import InspectSettings
             from .runs.render import render_runs
 
-            question = Question(
-                data=shards,
-                predictions=predictions,
-                chosen=look,
-                num_looks=num_looks,
-                seed=seed,
-                weights=weights,
-                device=device,
-                backend=backend,
-                workers=workers,
+            asking = InspectSettings(
+                **settings, data=shards, predictions=predictions, images=look, num_looks=num_looks, seed=seed
             )
-            folders.append(render_runs(runs, question))
+            folders.append(render_runs(runs, asking))
     page = assemble(folders, fingerprint)
     num_bytes = len(page.encode())
     if _may_write(paths, out, lambda path: path.read_bytes() == page.encode(), overwrite=overwrite):
@@ -160,7 +147,7 @@ def report(
 
 
 def _check_paths(paths: Sequence[Path]) -> None:
-    """Raise ValueError for what is no folder that a report is about."""
+    """Raise ValueError for a path that a report cannot be about."""
     for path in paths:
         if any((path / name).is_file() for name in ("dataset.json", "config.yaml")) or (path / ".work").exists():
             continue
@@ -184,11 +171,15 @@ def _may_write(
     return may_write_file(out, suffix=".html", what="a report", is_ours=is_report, is_same=is_same, overwrite=overwrite)
 
 
-def _one_shard_set(given: Sequence[Path | str]) -> ShardSet | None:
-    """Open what was given, which may be one shard set several times; raises ValueError for several."""
-    opened = {shards.fingerprint: shards for shards in (open_data(data).shards for data in given)}
+def _one_shard_set(places: Sequence[Path | str]) -> ShardSet | None:
+    """Open the shard set that was given once or several times, or none; raises ValueError for different ones."""
+    if not places:
+        return None
+    from ...training.jobs.setup import open_data
+
+    opened = {shards.fingerprint: shards for shards in (open_data(data).shards for data in places)}
     if len(opened) > 1:
-        names = ", ".join(map(str, given))
+        names = ", ".join(map(str, places))
         raise ValueError(f"the networks of runs are asked about one shard set, and {len(opened)} are given ({names})")
     return next(iter(opened.values()), None)
 
@@ -204,7 +195,7 @@ def _is_shard_set(path: Path) -> bool:
 def _check_without_runs(
     shard_sets: Sequence[Path], data: Path | str | None, predictions: Sequence[Path], look: Sequence[str]
 ) -> None:
-    """Raise ValueError for what only runs have a use for."""
+    """Raise ValueError for options that only runs can use."""
     if shard_sets:
         raise ValueError(
             f"{shard_sets[0]}: is a shard set; a report shows the prepared data set that it was made from, and runs, "

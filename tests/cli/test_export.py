@@ -249,7 +249,7 @@ def test_an_export_of_several_labels_says_so_and_answers_as_its_run_does(
     run_json("export", labels_run, out)
     card = (out / "README.md").read_text()
     assert "# resnet10t, 5 labels" in card
-    assert "| mean average precision |" in card
+    assert "| mAP |" in card
     assert "semantic tree" not in card
     assert "WordNet 3.0's" not in card
     asked = ("--threshold", 0, "--device", "cpu")

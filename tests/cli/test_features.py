@@ -304,8 +304,8 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
         (("knn", "TRAIN", "VAL", "--temperature", "nan"), "temperature is nan; wanted a number above 0"),
         (("retrieve", "nothere", "n9_9"), "nothere: does not exist; wanted features that `in21k features` wrote"),
         (("retrieve", "TRAIN", "n9_9"), "no key in"),
-        (("retrieve", "TRAIN", "IMAGE"), "say by --model what made"),
-        (("retrieve", "TRAIN", "n9_9", "--picture", "out.png"), "say by --data"),
+        (("retrieve", "TRAIN", "IMAGE"), "give by --model the network that made"),
+        (("retrieve", "TRAIN", "n9_9", "--picture", "out.png"), "give the shards by --data"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageChops
 
-from in21k.cli.image_sources import OtherFiles, count_ahead, image_sources
 from in21k.models import create_model
 from in21k.models.export import save_weights, timm_config
 from in21k.preprocess.classes.wordnet import WordNet
 from in21k.training.inference.images import UnreadableImageError
+from in21k.training.jobs.image_sources import SkippedFiles, count_sources, image_sources
 
 from .conftest import run, run_json
 
@@ -265,10 +265,10 @@ def test_files_that_are_known_to_be_no_images_are_passed_over_unless_they_are_na
         (tmp_path / "mine" / name).write_bytes(data)
     (tmp_path / "mine.tar").write_bytes(tar_of(files))
     for source in (tmp_path / "mine", tmp_path / "mine.tar"):
-        others = OtherFiles()
+        others = SkippedFiles()
         assert [each.name for each in image_sources([source], others)] == [f"{source}/a.jpg"]
         assert str(others) == "4 files (.jpg 3, .tar 1)"
-    assert count_ahead([tmp_path / "mine"]) == (1, 0)
+    assert count_sources([tmp_path / "mine"]) == (1, 0)
     named = tmp_path / "mine" / "._a.jpg"
     assert [each.name for each in image_sources([named])] == [str(named)]
 
@@ -292,14 +292,14 @@ def test_files_of_other_kinds_are_counted_at_the_end(
         (photos / name).write_bytes(encode(draw(), "TIFF"))
     result = run("predict", trained, photos, "--jsonl")
     assert len(result.stdout.splitlines()) == 8
-    last = "passed over, as their names are not those of images: 7 files (.tif 2, .txt 2, no suffix 1, ...)"
+    last = "skipped, as their names are not those of images: 7 files (.tif 2, .txt 2, no suffix 1, ...)"
     assert result.stderr.splitlines()[-1] == last
-    assert "passed over" not in run("predict", trained, photos / "b.jpg").stderr
+    assert "skipped" not in run("predict", trained, photos / "b.jpg").stderr
     (tmp_path / "scans").mkdir()
     (photos / "scan.tif").rename(tmp_path / "scans" / "scan.tif")
     alone = run("predict", trained, tmp_path / "scans")
     assert alone.exit_code == 2
-    assert "no image in what was named, but 1 file (.tif 1); wanted JPEG, PNG, GIF" in alone.stderr
+    assert "no image in the paths given, but 1 file (.tif 1); wanted JPEG, PNG, GIF" in alone.stderr
 
 
 def test_a_name_with_a_line_break_stays_in_its_line(
@@ -311,9 +311,7 @@ def test_a_name_with_a_line_break_stays_in_its_line(
         result = run("predict", model, tmp_path)
         assert result.stdout.startswith(f"{tmp_path}/a\\nswan\\x1b[2J.jpg: ")
         assert "swan" not in result.stdout.partition("\n")[2]
-        assert (
-            result.stderr == f"{tmp_path}/b\\nbroken.jpg: not an image; wanted JPEG, PNG, GIF, BMP, WEBP; passed over\n"
-        )
+        assert result.stderr == f"{tmp_path}/b\\nbroken.jpg: not an image; wanted JPEG, PNG, GIF, BMP, WEBP; skipped\n"
     (row, _) = json.loads(run("predict", trained, tmp_path, "--json").stdout)
     assert row["image"] == f"{tmp_path}/a\nswan\x1b[2J.jpg"
 
@@ -421,7 +419,7 @@ def test_an_export_of_several_labels_answers_as_its_run(labels_run: Path, tmp_pa
     ("words", "said"),
     [
         (("nowhere.jpg",), "nowhere.jpg: does not exist"),
-        ((".",), "there is no image in what was named"),
+        ((".",), "no image in the paths given"),
         ((".", "--json", "--jsonl"), "give one of them"),
         ((".", "--picture", "out.jpg"), "ends in .png"),
         ((".", "--out", "no/out.parquet"), "the folder no does not exist"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,14 @@ from ..tracker import Batch
 from .validate import answered
 
 MAX_SCORES = 1 << 28  # of a validation, images x labels: every rank holds all of them, 1 GB of logits
+_PER_LABEL = pa.schema(
+    [
+        ("wnid", pa.string()),
+        ("name", pa.string()),
+        ("num_samples", pa.int64()),
+        ("average_precision", pa.float64()),
+    ]
+)
 
 
 def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
@@ -126,6 +135,11 @@ def evaluate_labels(
             )
         ],
     }
+
+
+def per_label(result: Mapping[str, Any]) -> pa.Table:
+    """Return the rows of `per_label` in a result of `evaluate_labels` as a table; its columns are their names."""
+    return pa.Table.from_pylist(result["per_label"], schema=_PER_LABEL)
 
 
 def check_num_scores(num_scores: int, num_labels: int) -> None:

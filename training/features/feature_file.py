@@ -234,6 +234,16 @@ class FeatureFile:
         return column.flatten().to_numpy().reshape(-1, self.num_features)
 
 
+def check_memory(batch_size: int, image_size: int) -> None:
+    """Raise ValueError where the pixels of a batch alone do not fit into the memory that is free."""
+    needed, free = 3 * batch_size * image_size**2, free_bytes()
+    if needed > free:
+        raise ValueError(
+            f"a batch of {batch_size:,} images of {image_size} pixels takes {needed / 1e9:,.1f} GB of memory or more, "
+            f"and {free / 1e9:,.1f} GB are free; lower --batch-size or --image-size"
+        )
+
+
 def finished_features(path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False) -> FeatureFile | None:
     """Return the features file that lies at a path already; None where there is none, or one to be overwritten.
 

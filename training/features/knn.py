@@ -4,13 +4,14 @@ DINO evaluates (https://github.com/facebookresearch/dino, eval_knn.py)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...shards.files.parallel import OnProgress, Progress, ignore_progress
 from ...shards.tree import SemanticTree
 from ..losses.levels import Levels
 from ..metrics import SemanticAccuracy
@@ -38,7 +39,7 @@ def knn(
     temperature: float = TEMPERATURE,
     tree: SemanticTree | None = None,
     device: torch.device | None = None,
-    on_rows: Callable[[int, int], object] | None = None,
+    on_progress: OnProgress = ignore_progress,
     block_rows: int | None = None,
 ) -> dict[str, Any]:
     """Classify the test rows by the votes of their k nearest training rows.
@@ -48,7 +49,7 @@ def knn(
     answer, so a level where nobody votes counts as wrong. Votes are compared by their logarithms, so that at the lowest
     temperature, too, the nearest neighbour's class wins, and the classes behind it keep their order.
 
-    on_rows:    called with the training rows compared so far and those there will be.
+    on_progress: told the share of the training rows compared.
     block_rows: test rows at a time; None: as many as take 2 GB.
 
     Returns {num_train, num_test, num_classes, num_features, temperature, results}, results per k {k, top1, top5} in
@@ -70,8 +71,7 @@ def knn(
     def on_chunk(num_rows: int) -> None:
         nonlocal done
         done += num_rows
-        if on_rows:
-            on_rows(done, total)
+        on_progress(Progress(done / total, 0, 0, f"{done:,} of {total:,} rows compared"))
 
     for queries in _blocks(test, block):
         found = nearest(unit_rows(queries, device), train.chunks(), max(ks), on_chunk)

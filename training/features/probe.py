@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...shards.files.parallel import OnProgress, Progress, ignore_progress
 from ...shards.tree import SemanticTree
 from ..losses.levels import Levels
 from ..metrics import SemanticAccuracy
@@ -44,7 +45,7 @@ def probe(
     epochs: int = EPOCHS,
     tree: SemanticTree | None = None,
     device: torch.device | None = None,
-    on_work: Callable[[str, float], object] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
     """Fit linear classifiers to training rows and measure each once on the test rows.
 
@@ -54,7 +55,7 @@ def probe(
     linear:       also logistic regression of all rows (`LinearProbe`).
     tree:         also the semantic top-1: the answer of a level is the ancestor-or-self there of the class that scores
                   highest among all that reach the level (no classifier has learnt scores for ancestors).
-    on_work:      called with what is being done, and how much of all is done (0..1).
+    on_progress:  told the share of the classifiers fitted, and the one at work.
 
     Lambda and learning rate are those that do best (top-1; of equal ones the larger lambda, the smaller learning rate)
     on a part of train that is held back (`draw`): never on test. The shots of a few-shot regression are none of that
@@ -76,8 +77,7 @@ def probe(
     done = 0
 
     def say(what: str, part: float = 0.0) -> None:
-        if on_work:
-            on_work(what, (done + part) / num_jobs)
+        on_progress(Progress((done + part) / num_jobs, 0, 0, what))
 
     result: dict[str, Any] = {
         "num_train": len(train),

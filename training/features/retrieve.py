@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...shards.files.parallel import OnProgress, Progress, ignore_progress
 from .feature_file import FeatureFile
 from .neighbours import nearest, unit_rows
 
@@ -20,13 +21,13 @@ def retrieve(
     *,
     own_rows: Sequence[int | None] | None = None,
     device: torch.device | None = None,
-    on_rows: Callable[[int, int], object] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[list[dict[str, Any]]]:
     """Return for each query its nearest images of a file by cosine, nearest first: {key, wnid, similarity}.
 
     queries:  features (D,) each.
-    own_rows: of a query that is in the file its row, which is no answer to it.
-    on_rows:  called with the rows compared so far and those there are.
+    own_rows: for each query its row where it is in the file, which is left out of its answers; else None.
+    on_progress: told the share of the rows compared.
 
     Raises ValueError where the file has not as many images, or a query is of another width.
     """
@@ -41,8 +42,7 @@ def retrieve(
     def on_chunk(num_rows: int) -> None:
         nonlocal done
         done += num_rows
-        if on_rows:
-            on_rows(done, len(file))
+        on_progress(Progress(done / len(file), 0, 0, f"{done:,} of {len(file):,} rows compared"))
 
     vectors = unit_rows(np.stack(queries), device or torch.device("cpu"))
     found = nearest(vectors, file.chunks(), min(count + 1, len(file)), on_chunk)

@@ -36,6 +36,11 @@ class Classified(NamedTuple):
     prediction: dict[str, Any] | None
     error: str | None
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """The image's name with its prediction, or with its `error`."""
+        return {"image": self.source.name, **(self.prediction or {"error": self.error})}
+
 
 class Classifier:
     """Says what images show: `Classifier("run/")("swan.jpg")[0]["chain"]`.

@@ -32,19 +32,21 @@ _UNSAFE = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".
 class OpenModel:
     """A trained network in evaluation mode on the CPU, and how its images are prepared.
 
-    name:       the architecture, with timm's tag where it has one; says no path.
+    name:       the architecture, with timm's tag where it has one; never a path.
+    source:     the word that it was opened by: a path or timm's name; empty where it was not opened by one.
     mean, std:  per RGB channel of pixels in 0..1.
     image_size: side in pixels.
     crop_pct:   the shorter side is resized to image_size / crop_pct and the middle taken; None: the whole image is
                 stretched to a square.
     interpolation: how its images are resized: `bilinear`, `bicubic`, ...; always antialiased.
-    classes:    what its outputs stand for; None where nobody knows.
+    classes:    what its outputs stand for; None where that is unknown.
     tree:       of a run, the tree of its classes.
     run:        of a run, all that is known of it.
     """
 
     model: nn.Module
     name: str
+    source: str = ""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     image_size: int
@@ -105,7 +107,7 @@ def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
     """
     text, path = str(name), Path(name)
     if _is_run(path):
-        return _from_run(load_run(path, weights))
+        return _from_run(text, load_run(path, weights))
     if timm_name := _timm_name(text):
         if weights not in ("last", "ema-or-last"):
             raise ValueError(f"--weights {weights} goes with runs; {name} is a model of timm")
@@ -124,7 +126,7 @@ def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
 def num_published(name: str) -> int | None:
     """Return how many outputs a model has whose weights `open_model` would fetch, without fetching them.
 
-    None: it is no such model, or timm knows it only when it is open.
+    None: the name is not of such a model, or timm knows the number only once the model is open.
     """
     timm_name = None if _is_run(Path(name)) else _timm_name(name)
     if timm_name is None or not timm.is_model_pretrained(timm_name):
@@ -144,12 +146,13 @@ def _timm_name(name: str) -> str | None:
     return name if timm.is_model(name) or name.startswith(_SOURCES) else None
 
 
-def _from_run(run: SavedRun) -> OpenModel:
+def _from_run(source: str, run: SavedRun) -> OpenModel:
     settings = run.settings
     mean, std = mean_std(settings.normalize)
     return OpenModel(
         model=run.model,
         name=settings.model,
+        source=source,
         mean=mean,
         std=std,
         image_size=settings.image_size or 224,
@@ -178,6 +181,7 @@ def _from_timm(name: str, timm_name: str) -> OpenModel:
     return OpenModel(
         model=model,
         name=".".join(filter(None, (config.get("architecture"), config.get("tag")))) or name,
+        source=name,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         image_size=config["input_size"][-1],

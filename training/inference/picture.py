@@ -9,6 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ...shards.fonts import Font, drawable
+from .classifier import Classified
+from .images import UnreadableImageError, read_image
 
 IMAGE_SIDE, PANEL_WIDTH, MARGIN = 480, 520, 32  # pixels
 TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP, NAME_HEIGHT = 34, 52, 8, 18, 32
@@ -50,6 +52,14 @@ def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str
     for answer in top:
         panel.row(answer, OTHER, indent=0)
     return picture
+
+
+def draw_classified(classified: Classified) -> Image.Image:
+    """Draw an image that has a prediction, which is read again; see `draw_prediction`."""
+    source, prediction = classified.source, classified.prediction
+    assert prediction is not None
+    assert not isinstance(source.picture, UnreadableImageError)
+    return draw_prediction(read_image(source.picture), prediction, source.name.rpartition("/")[2])
 
 
 def lay_out(pictures: Sequence[Image.Image]) -> Image.Image:

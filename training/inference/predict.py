@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 from torch import Tensor
 
 from ...shards.tree import SemanticTree
@@ -83,7 +84,7 @@ class LabelDescriber:
     The probability is the sigmoid of a label's logit; those of an image add up to nothing in particular.
 
     wnids, names, definitions: as of `Describer`.
-    threshold: 0 lists every label. Raises ValueError where it is no probability.
+    threshold: 0 lists every label. Raises ValueError for one that is not a probability.
     """
 
     def __init__(
@@ -113,10 +114,31 @@ class LabelDescriber:
         return {"labels": answers[:num_present], "top5": answers[:NUM_TOP]}
 
 
+def prediction_schema(*, multi_label: bool) -> pa.Schema:
+    """Return the columns of a table of predictions, {image, what a describer returns, error}."""
+    answer = [
+        ("wnid", pa.string()),
+        ("name", pa.string()),
+        ("definition", pa.string()),
+        ("probability", pa.float32()),
+    ]
+    answers = pa.list_(pa.struct(answer))
+    at_level = pa.list_(pa.struct([("level", pa.int32()), *answer]))
+    described = [("labels", answers)] if multi_label else [("levels", at_level), ("chain", at_level)]
+    return pa.schema(
+        [
+            pa.field("image", pa.string(), nullable=False),
+            *(pa.field(*column) for column in described),
+            pa.field("top5", answers),
+            pa.field("error", pa.string()),
+        ]
+    )
+
+
 def _describe_outputs(
     wnids: Sequence[str | None], names: Sequence[str], definitions: Mapping[str, str] | None
 ) -> list[dict[str, Any]]:
-    """Return what is said of each output beside its probability."""
+    """Return the facts of each output that stand beside its probability."""
     outputs: list[dict[str, Any]] = [{"wnid": wnid, "name": name} for wnid, name in zip(wnids, names, strict=True)]
     if definitions is not None:
         for output in outputs:

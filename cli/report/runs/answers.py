@@ -1,4 +1,4 @@
-"""The classes that runs know best and worst, and those that they take for each other."""
+"""The classes that runs know best and worst, and the pairs that they confuse."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from ....shards import SemanticTree
 from ....training.evaluation.measure import own_level_answers, per_class
 from ....training.evaluation.predictions import Predictions
+from ....training.jobs.inspect_runs import Inspection, RunAnswers
+from ....training.metric_names import BASELINES, METRICS, measured
 from ..markup import bars, figure, number, plural, short, table, text
 from ..prepared.sheet import data_uri
-from .ask import Answer, Asked
-from .shown import Shown, notes
+from .report_run import ReportRun, notes
 
 NUM_CLASSES = 10
 NUM_PAIRS = 8
@@ -24,48 +25,43 @@ HOW = (
     "This needs the networks' answers: give the shards by <code>--data SHARDS</code>, or what <code>in21k validate "
     "--save-predictions FILE</code> wrote by <code>--predictions FILE</code>."
 )
-MEASURES = (
-    ("semantic top-1", "semantic_top1", "%"),
-    ("top-1", "top1", "%"),
-    ("top-5", "top5", "%"),
-    ("precision, mean over classes", "macro_precision", "%"),
-    ("recall, mean over classes", "macro_recall", "%"),
-    ("F1, mean over classes", "macro_f1", "%"),
-    ("calibration error", "calibration_error", "%"),
-    ("steps from a wrong answer to the class", "mistake_distance", ""),
-)
 
 
-def problems(answers: Sequence[Answer]) -> str:
-    """Say which runs could not be asked."""
+def problems(answers: Sequence[RunAnswers]) -> str:
+    """Return why runs have no predictions."""
     return notes([short(answer.problem) for answer in answers if answer.problem])
 
 
-def classes(runs: Sequence[Shown], asked: Asked) -> str:
-    """What the runs' answers measure, and their best and worst classes."""
-    answered = [(run, answer) for run, answer in zip(runs, asked.answers, strict=True) if answer.predictions]
+def classes(runs: Sequence[ReportRun], inspection: Inspection) -> str:
+    """Return the metrics of the runs' answers, and their best and worst classes."""
+    answered = [(run, answer) for run, answer in zip(runs, inspection.answers, strict=True) if answer.predictions]
     if not answered:
-        return problems(asked.answers) or notes([HOW])
+        return problems(inspection.answers) or notes([HOW])
     return (
-        problems(asked.answers)
+        problems(inspection.answers)
         + _measured(answered)
         + "".join(_best_and_worst(run, answer, len(runs) > 1) for run, answer in answered)
     )
 
 
-def _measured(answered: Sequence[tuple[Shown, Answer]]) -> str:
-    found = [answer.measures for _, answer in answered]
-    rows = [
-        (text(title), *("–" if each[name] is None else f"{each[name]:.2f} {unit}".strip() for each in found))
-        for title, name, unit in MEASURES
+def _measured(answered: Sequence[tuple[ReportRun, RunAnswers]]) -> str:
+    results = [dict(measured(answer.metrics)) for _, answer in answered]
+    metrics = [
+        metric
+        for metric in METRICS
+        if metric.digits and metric.name not in BASELINES and any(metric in result for result in results)
     ]
-    count = number(found[0]["num_samples"])
+    rows = [
+        (text(metric.title), *(metric.text(result[metric], 2) if metric in result else "–" for result in results))
+        for metric in metrics
+    ]
+    count = number(answered[0][1].metrics["num_samples"])
     caption = f"The answers to {count} validation images; a calibration error is in 15 bins of the likeliest class's."
     body = f'<div class="measures">{table(["", *(run.name for run, _ in answered)], rows)}</div>'
     return figure("The answers, measured", body, caption, wide=True)
 
 
-def _best_and_worst(run: Shown, answer: Answer, several: bool) -> str:
+def _best_and_worst(run: ReportRun, answer: RunAnswers, several: bool) -> str:
     predictions, tree = answer.predicted
     rows = [row for row in per_class(predictions, tree).to_pylist() if row["num_samples"]]
     # Of equally many right answers the surer ones are the better.
@@ -92,53 +88,53 @@ def _bars(rows: Sequence[tuple[str, Mapping[str, Any]]], kind: str) -> str:
     return bars([(label, row["top1"], note) for (label, row), note in zip(rows, of, strict=True)], 100, kind)
 
 
-def mistakes(runs: Sequence[Shown], asked: Asked) -> str:
+def mistakes(runs: Sequence[ReportRun], inspection: Inspection) -> str:
     """The most confused pairs with images."""
-    answered = [(run, answer) for run, answer in zip(runs, asked.answers, strict=True) if answer.predictions]
+    answered = [(run, answer) for run, answer in zip(runs, inspection.answers, strict=True) if answer.predictions]
     if not answered:
-        return problems(asked.answers) or notes([HOW])
+        return problems(inspection.answers) or notes([HOW])
     several = len(runs) > 1
-    return "".join(_mistakes_of(run, answer, asked, several) for run, answer in answered)
+    return "".join(_mistakes_of(run, answer, inspection, several) for run, answer in answered)
 
 
-def _mistakes_of(run: Shown, answer: Answer, asked: Asked, several: bool) -> str:
+def _mistakes_of(run: ReportRun, answer: RunAnswers, inspection: Inspection, several: bool) -> str:
     predictions, tree = answer.predicted
-    confusions = answer.measures["confusions"]
+    confusions = answer.metrics["confusions"]
     title = f"Most confused pairs{f', {run.name}' if several else ''}"
     if not confusions:
         caption = "At the level of its class every image got it."
         return figure(title, '<p class="none">No wrong answer.</p>', caption, wide=True)
-    given = own_level_answers(predictions, tree)
-    pairs = "".join(_pair(each, predictions, given, tree, asked) for each in confusions[:NUM_PAIRS])
+    answers = own_level_answers(predictions, tree)
+    pairs = "".join(_pair(pair, predictions, answers, tree, inspection) for pair in confusions[:NUM_PAIRS])
     caption = (
         "Of how many images of the first class the second was the likeliest class of its level, and how many steps "
         "through the tree lie between the two (2: neighbours below one class)."
     )
-    if not asked.data:
+    if not inspection.data:
         caption += " Images of them need <code>--data SHARDS</code>."
     details = table(
         ["class", "taken for", "images", "steps"],
         [
-            (short(each["name"]), short(each["answer_name"]), number(each["count"]), str(each["distance"]))
-            for each in confusions
+            (short(pair["name"]), short(pair["answer_name"]), number(pair["count"]), str(pair["distance"]))
+            for pair in confusions
         ],
     )
     return figure(title, f'<ul class="pairs">{pairs}</ul>', caption, details, wide=True)
 
 
 def _pair(
-    confusion: Mapping[str, Any], predictions: Predictions, given: Tensor, tree: SemanticTree, asked: Asked
+    confusion: Mapping[str, Any], predictions: Predictions, answers: Tensor, tree: SemanticTree, inspection: Inspection
 ) -> str:
-    """Return a pair with some of the images in which `given`, the answers at their own levels, confuse it."""
+    """Return a pair with some of the images in which `answers`, those at the levels of their classes, confuse it."""
     label, other = tree.wnids.index(confusion["wnid"]), tree.wnids.index(confusion["answer_wnid"])
     of_class = int((predictions.labels == label).sum())
     name, taken = short(confusion["name"]), short(confusion["answer_name"])
     images = ""
-    if asked.data:
-        wrong = predictions.rows[(predictions.labels == label) & (given == other)][:NUM_WRONG].tolist()
-        right = predictions.rows[(predictions.labels == other) & (given == other)][:NUM_RIGHT].tolist()
-        images = _thumbnails(f"{name}, taken for {taken}", wrong, asked) + _thumbnails(
-            f"{taken}, known as such", right, asked
+    if inspection.data:
+        wrong = predictions.rows[(predictions.labels == label) & (answers == other)][:NUM_WRONG].tolist()
+        right = predictions.rows[(predictions.labels == other) & (answers == other)][:NUM_RIGHT].tolist()
+        images = _thumbnails(f"{name}, taken for {taken}", wrong, inspection) + _thumbnails(
+            f"{taken}, known as such", right, inspection
         )
     count = f"{number(confusion['count'])} of {plural(of_class, 'image', 'images')}"
     steps = plural(confusion["distance"], "step", "steps")
@@ -148,11 +144,11 @@ def _pair(
     )
 
 
-def _thumbnails(caption: str, rows: Sequence[int], asked: Asked) -> str:
+def _thumbnails(caption: str, rows: Sequence[int], inspection: Inspection) -> str:
     """Return images of the split under their caption, both HTML; nothing for none."""
     listed = "".join(
         f'<li><img src="{data_uri(Image.fromarray(pixels))}" alt="{caption}" decoding="async"></li>'
-        for pixels in asked.images(rows)
+        for pixels in inspection.images(rows)
         if pixels is not None
     )
     return f'<div><ul class="row">{listed}</ul><small>{caption}</small></div>' if listed else ""

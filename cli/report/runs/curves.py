@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ....training.metric_names import METRICS, Metric
 from ....training.runs.run_log import Curve, thin
 from ..charts import SIDE, Axis, plot
 from ..markup import brief, embedded_json, figure, number, text
-from .shown import Shown
+from .report_run import ReportRun
 
 MOST_POINTS, LEAST_POINTS, ALL_POINTS = 400, 100, 3000  # of a curve; of all curves of a chart together
 STEPS_PER_POINT = 8  # where there are enough: so few that all is seen, and so many that the mean says something
@@ -29,7 +30,7 @@ class Line(NamedTuple):
     has_dots: bool = False
 
 
-def curves(runs: Sequence[Shown]) -> str:
+def curves(runs: Sequence[ReportRun]) -> str:
     """Loss, accuracies, learning rate, speed and so on over the steps."""
     if not any(len(run.record.log.steps) for run in runs):
         return figure("Loss", '<p class="none">No step is logged yet.</p>', "log.jsonl holds no step.", wide=True)
@@ -41,10 +42,7 @@ def curves(runs: Sequence[Shown]) -> str:
         across.scalar("Loss", "loss", f"What training minimises; the mean over all ranks' batches.{apart}", wide=True),
         across.scalar("Loss of the labels", "label_loss", "The part of the loss that the labels have."),
         across.scalar("Distillation", "kd_loss", "The part of the loss that the teacher has, before its weight."),
-        across.validated("Semantic top-1", "semantic_top1", "An image counts once for each level that its class has."),
-        across.validated("Mean average precision", "map", "The mean over labels, of the validation images."),
-        across.validated("Top-1", "top1", "The likeliest of all classes is the right one."),
-        across.validated("Top-5", "top5", "The right class is among the five likeliest."),
+        *(across.validated(metric) for metric in METRICS if metric.meaning),
         across.scalar("Learning rate", "lr", "Of the tensors that the layer decay leaves at the whole rate."),
         across.scalar("Gradient norm", "grad_norm", "Over all parameters, before it is clipped."),
         across.scalar("Images per second", "images_per_s", "Of all ranks together."),
@@ -57,12 +55,12 @@ def curves(runs: Sequence[Shown]) -> str:
 class Across:
     """Charts over the steps of runs; where their steps take different numbers of images, over the images seen."""
 
-    def __init__(self, title: str, runs: Sequence[Shown], *, by_image: bool) -> None:
+    def __init__(self, title: str, runs: Sequence[ReportRun], *, by_image: bool) -> None:
         self._title, self._runs, self._by_image = title, runs, by_image
         self._most = max(self._scale(run, int(run.record.log.steps[-1])) for run in runs if len(run.record.log.steps))
         self._num_points = max(LEAST_POINTS, min(MOST_POINTS, ALL_POINTS // len(runs)))
 
-    def _scale(self, run: Shown, steps: Any) -> Any:
+    def _scale(self, run: ReportRun, steps: Any) -> Any:
         return steps * run.record.images_per_step if self._by_image else steps
 
     def scalar(
@@ -78,22 +76,23 @@ class Across:
                 lines.append(Line(run.name, run.kind, curve))
         return self._chart(title, lines, caption, unit, wide=wide)
 
-    def validated(self, title: str, name: str, caption: str) -> str:
-        """Draw what each validation has, of the weights and of their moving average; nothing where no run has it."""
+    def validated(self, metric: Metric) -> str:
+        """Draw a metric of each validation, of the weights and of their moving average; empty where no run has it."""
         lines: list[Line] = []
         for run in self._runs:
             for averaged in (False, True):
-                found = [
-                    (self._scale(run, each.step), values[name])
-                    for each in run.record.log.validations
-                    if name in (values := each.values.get("ema", {}) if averaged else each.values)
+                points = [
+                    (self._scale(run, validation.step), values[metric.name])
+                    for validation in run.record.log.validations
+                    if metric.name in (values := validation.values.get("ema", {}) if averaged else validation.values)
                 ]
-                if found:
-                    places, values = np.array(found, np.float64).T
+                if points:
+                    places, values = np.array(points, np.float64).T
                     curve = thin(places, values, self._num_points)
                     called = f"{run.name}, moving average" if averaged else run.name
                     lines.append(Line(called, run.kind, curve, is_dashed=averaged, has_dots=True))
-        return self._chart(title, lines, caption, "%")
+        title = f"{metric.title[0].upper()}{metric.title[1:]}" if metric.title[1].islower() else metric.title
+        return self._chart(title, lines, metric.meaning, metric.unit)
 
     def _chart(self, title: str, lines: list[Line], caption: str, unit: str, *, wide: bool = False) -> str:
         lines = [line for line in lines if len(line.curve.means)]
@@ -103,20 +102,22 @@ class Across:
         return figure(title, chart(title, lines, x, unit), caption, wide=wide)
 
 
-def epoch_times(runs: Sequence[Shown]) -> str:
-    """How long the epochs took."""
+def epoch_times(runs: Sequence[ReportRun]) -> str:
+    """Return the curve of the epochs' times."""
     lines: list[Line] = []
     for run in runs:
         whole = run.record.whole_epochs()
         if whole:
-            places, seconds = (np.array(each) for each in zip(*((e.number, e.seconds) for e in whole), strict=True))
+            places = np.array([epoch.number for epoch in whole])
+            seconds = np.array([epoch.seconds for epoch in whole])
             lines.append(Line(run.name, run.kind, thin(places, seconds, MOST_POINTS), has_dots=True))
     if not lines:
         return ""
     longest = max(float(line.curve.means.max()) for line in lines)
-    unit, seconds = next((each for each in (("h", 3600), ("min", 60)) if longest >= 2 * each[1]), ("s", 1))
+    unit, seconds = next((unit for unit in (("h", 3600), ("min", 60)) if longest >= 2 * unit[1]), ("s", 1))
     scaled = [
-        line._replace(curve=Curve(line.curve.places, *(each / seconds for each in line.curve[1:]))) for line in lines
+        line._replace(curve=Curve(line.curve.places, *(values / seconds for values in line.curve[1:])))
+        for line in lines
     ]
     x = Axis.linear(max(1.0, *(float(line.curve.places[-1]) for line in lines)), "epoch")
     caption = (
@@ -185,8 +186,8 @@ def _band(line: Line, x: Axis, y: Axis) -> str:
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
-    found = [float(f"{value:.4g}") if abs(value) < 1000 else round(float(value)) for value in values]
-    return [int(value) if value == int(value) else value for value in found]
+    rounded = [float(f"{value:.4g}") if abs(value) < 1000 else round(float(value)) for value in values]
+    return [int(value) if value == int(value) else value for value in rounded]
 
 
 def with_unit(value: float, unit: str) -> str:

@@ -12,11 +12,11 @@ from PIL.Image import Resampling
 
 from ....shards import SemanticTree
 from ....training.features.feature_map import NUM_NEIGHBOURS
+from ....training.jobs.inspect_runs import FlatFeatures, Inspection, Picture, RunAnswers
 from ..charts import SIDE
 from ..markup import figure, number, percent, plural, short, text
 from ..prepared.sheet import data_uri
-from .ask import Answer, Asked, FlatFeatures, Picture
-from .shown import Shown, notes
+from .report_run import ReportRun, notes
 
 LOOK_PIXELS = 112
 # From where it does not look to where it does: RGB at places 0..1. Blue to yellow by way of red is told apart in
@@ -33,22 +33,22 @@ HOW_LOOKS = "This needs images: validation images by <code>--data SHARDS</code>,
 HOW_FEATURES = "This needs the networks' features of validation images: give the shards by <code>--data SHARDS</code>."
 
 
-def looks(runs: Sequence[Shown], asked: Asked) -> str:
+def looks(runs: Sequence[ReportRun], inspection: Inspection) -> str:
     """The images, and where each run looks in them."""
-    wanted = notes([short(answer.look_problem) for answer in asked.answers if answer.look_problem])
-    answered = [(run, answer) for run, answer in zip(runs, asked.answers, strict=True) if answer.looks]
+    reasons = notes([short(answer.look_problem) for answer in inspection.answers if answer.look_problem])
+    answered = [(run, answer) for run, answer in zip(runs, inspection.answers, strict=True) if answer.looks]
     if not answered:
-        return wanted or notes([HOW_LOOKS])
+        return reasons or notes([HOW_LOOKS])
     several = len(runs) > 1
     items = "".join(
-        f'<li><h4>{_title(picture, asked)}</h4><div class="row">{_tile(picture.pixels, "as it is", "")}'
+        f'<li><h4>{_title(picture, inspection)}</h4><div class="row">{_tile(picture.pixels, "as it is", "")}'
         + "".join(_look(run, answer, place, picture, several) for run, answer in answered)
         + "</div></li>"
-        for place, picture in enumerate(asked.pictures)
+        for place, picture in enumerate(inspection.pictures)
     )
     kinds = {answer.looks.kind for _, answer in answered if answer.looks}
     caption = " ".join(MEANING[kind] for kind in sorted(kinds)) + " Each from its own lowest to its own highest."
-    return wanted + figure(
+    return reasons + figure(
         "Where the networks look",
         f'<ul class="looks" style="--tiles:{1 + len(answered)}">{items}</ul>',
         caption,
@@ -56,14 +56,14 @@ def looks(runs: Sequence[Shown], asked: Asked) -> str:
     )
 
 
-def _title(picture: Picture, asked: Asked) -> str:
-    if picture.wnid is None or asked.data is None:
+def _title(picture: Picture, inspection: Inspection) -> str:
+    if picture.wnid is None or inspection.data is None:
         return short(picture.name)
-    tree = asked.data.tree
+    tree = inspection.data.tree
     return f"{short(tree.names[tree.wnids.index(picture.wnid)])} <small>{short(picture.name)}</small>"
 
 
-def _look(run: Shown, answer: Answer, place: int, picture: Picture, several: bool) -> str:
+def _look(run: ReportRun, answer: RunAnswers, place: int, picture: Picture, several: bool) -> str:
     assert answer.looks is not None
     assert answer.outputs is not None
     maps, answers, probabilities, kind = answer.looks
@@ -71,16 +71,16 @@ def _look(run: Shown, answer: Answer, place: int, picture: Picture, several: boo
     is_known, is_right = picture.wnid in answer.outputs.wnids, answer.outputs.wnids[index] == picture.wnid
     # A mark for those whom colours do not tell apart.
     mark, verdict = ("", "") if not is_known else ("✓ ", "right") if is_right else ("✗ ", "wrong")
-    said = f"{mark}{short(answer.outputs.names[index])} <small>{100 * float(probabilities[place]):.0f} %</small>"
+    caption = f"{mark}{short(answer.outputs.names[index])} <small>{100 * float(probabilities[place]):.0f} %</small>"
     name = run.label if several else ""
-    return _tile(overlay(picture.pixels, maps[place].numpy()), f"{kind} of {run.name}", f"{said}{name}", verdict)
+    return _tile(overlay(picture.pixels, maps[place].numpy()), f"{kind} of {run.name}", f"{caption}{name}", verdict)
 
 
-def _tile(pixels: NDArray[np.uint8], alt: str, said: str, verdict: str = "") -> str:
+def _tile(pixels: NDArray[np.uint8], alt: str, caption: str, verdict: str = "") -> str:
     uri = data_uri(_shown_size(Image.fromarray(pixels)))
     return (
         f'<figure class="look {verdict}"><img src="{uri}" alt="{text(alt)}" decoding="async">'
-        f"<span>{said or text(alt)}</span></figure>"
+        f"<span>{caption or text(alt)}</span></figure>"
     )
 
 
@@ -100,26 +100,26 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.
     return (0.45 * grey + 0.55 * colours).round().clip(0, 255).astype(np.uint8)
 
 
-def features(runs: Sequence[Shown], asked: Asked) -> str:
+def features(runs: Sequence[ReportRun], inspection: Inspection) -> str:
     """A map of features a run, coloured by branch."""
-    said = [answer.feature_problem for answer in asked.answers if answer.feature_problem]
-    wanted = notes([short(problem) for problem in said])
-    mapped = [(run, answer.flat) for run, answer in zip(runs, asked.answers, strict=True) if answer.flat]
-    if not mapped or not asked.data or not asked.val:
-        return wanted or notes([HOW_FEATURES])
-    tree = asked.data.tree
-    of_class, names = _branch_of(tree, asked.val.classes)
+    problems = [answer.feature_problem for answer in inspection.answers if answer.feature_problem]
+    reasons = notes([short(problem) for problem in problems])
+    mapped = [(run, answer.flat) for run, answer in zip(runs, inspection.answers, strict=True) if answer.flat]
+    if not mapped or not inspection.data or not inspection.val:
+        return reasons or notes([HOW_FEATURES])
+    tree = inspection.data.tree
+    of_class, names = _branch_of(tree, inspection.val.classes)
     several = len(runs) > 1
     figures = "".join(
         figure(
             f"Features{f', {run.name}' if several else ''}",
-            _scatter(flat, asked, of_class) + _key(names),
+            _scatter(flat, inspection, of_class) + _key(names),
             _feature_caption(flat),
             wide=not several,
         )
         for run, flat in mapped
     )
-    return wanted + figures
+    return reasons + figures
 
 
 def _feature_caption(flat: FlatFeatures) -> str:
@@ -154,20 +154,20 @@ def coloured_branches(tree: SemanticTree, counts: Sequence[int]) -> list[int]:
         children = [child for child in tree.children[node] if below[child]]
         is_large = below[node] > sum(counts) / NUM_COLOURED
         if is_large and node in nodes and children and len(nodes) - 1 + len(children) <= NUM_COLOURED:
-            nodes = [each for each in nodes if each != node] + children
+            nodes = [other for other in nodes if other != node] + children
     return sorted((node for node in nodes if below[node]), key=lambda index: (-below[index], index))[:NUM_COLOURED]
 
 
-def _scatter(flat: FlatFeatures, asked: Asked, of_class: Mapping[int, int]) -> str:
+def _scatter(flat: FlatFeatures, inspection: Inspection, of_class: Mapping[int, int]) -> str:
     """Draw a dot for each image, a path for each class: its title says which."""
-    assert asked.data is not None
-    assert asked.val is not None
-    tree = asked.data.tree
+    assert inspection.data is not None
+    assert inspection.val is not None
+    tree = inspection.data.tree
     low, high = flat.places.amin(dim=0), flat.places.amax(dim=0)
     spread = (high - low).clamp(min=1e-12)
     places = ((flat.places - low) / spread * 0.96 + 0.02) * SIDE
     dots: dict[int, str] = {}
-    for label, (x, y) in zip(asked.val.classes[flat.rows].tolist(), places.tolist(), strict=True):
+    for label, (x, y) in zip(inspection.val.classes[flat.rows].tolist(), places.tolist(), strict=True):
         dots[label] = f"{dots.get(label, '')}M{x:.0f} {y:.0f}h0"
     kinds = {label: f"branch-{of_class.get(label, 'other')}" for label in dots}
     paths = "".join(

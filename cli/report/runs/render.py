@@ -1,52 +1,52 @@
-"""The part of a report that is about runs: what `in21k.training.report` found, as sections of HTML."""
+"""The part of a report that is about runs, as sections of HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ....training.jobs.inspect_runs import Inspection, InspectSettings, inspect_runs
 from ....training.runs.run_record import read_record
+from ...progress import ProgressLine
 from ..charts import chart_style
 from ..markup import plural
 from ..prepared.render import FolderReport, Section
 from .answers import classes, mistakes
-from .ask import Asked, Question, ask
 from .curves import curves, epoch_times
 from .look import features, looks
-from .results import levels, results, settings
-from .shown import Shown
-
-__all__ = ["Question", "named", "render_runs"]
+from .report_run import ReportRun
+from .results import levels, results
+from .results import settings as run_settings
 
 HERE = Path(__file__).parent
 
 
-def render_runs(paths: Sequence[Path], question: Question) -> FolderReport:
+def render_runs(paths: Sequence[Path], settings: InspectSettings) -> FolderReport:
     """Render runs, all in one and over one another; raises ValueError for a folder that is no run.
 
-    question: what to ask the networks; what cannot be asked of one is said in the page, and logged. Where none of
-              several runs can be asked, that is a ValueError too.
+    question: what to ask the networks; what cannot be inspection of one is said in the page, and logged. Where none of
+              several runs can be inspection, that is a ValueError too.
     """
-    runs = [Shown(name, place, read_record(path)) for place, (name, path) in enumerate(named(paths))]
-    asked = ask(runs, question)
+    runs = [ReportRun(name, place, read_record(path)) for place, (name, path) in enumerate(named(paths))]
+    inspection = inspect_runs({run.name: run.record for run in runs}, settings, watch=ProgressLine)
     return FolderReport(
         kind="Training run" if len(runs) == 1 else plural(len(runs), "training run", "training runs"),
         subject=", ".join(run.name for run in runs),
-        sections=list(_sections(runs, asked)),
+        sections=list(_sections(runs, inspection)),
         styles=(chart_style(), (HERE / "runs.css").read_text(encoding="utf-8")),
         scripts=((HERE / "runs.js").read_text(encoding="utf-8"),),
     )
 
 
-def _sections(runs: Sequence[Shown], asked: Asked) -> Iterator[Section]:
+def _sections(runs: Sequence[ReportRun], inspection: Inspection) -> Iterator[Section]:
     yield Section("results", "Results", results(runs))
     yield Section("curves", "Curves", curves(runs) + epoch_times(runs))
     yield Section("levels", "Levels", levels(runs))
-    yield Section("classes", "Classes", classes(runs, asked))
-    yield Section("mistakes", "Mistakes", mistakes(runs, asked))
-    yield Section("looks", "Where it looks", looks(runs, asked))
-    yield Section("features", "Features", features(runs, asked))
-    yield Section("run-settings", "Settings", settings(runs))
+    yield Section("classes", "Classes", classes(runs, inspection))
+    yield Section("mistakes", "Mistakes", mistakes(runs, inspection))
+    yield Section("looks", "Where it looks", looks(runs, inspection))
+    yield Section("features", "Features", features(runs, inspection))
+    yield Section("run-settings", "Settings", run_settings(runs))
 
 
 def named(paths: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -1,24 +1,25 @@
-"""Where runs stand, what they reached, level by level, and the settings that tell them apart."""
+"""The state of runs, their results, also level by level, and the settings in which they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ....training.metric_names import BY_NAME, METRICS
 from ....training.runs.run_record import RunRecord, telling_settings
 from ...progress import clock
 from ..markup import bars, figure, number, short, table, text
-from .shown import Shown, notes
+from .report_run import ReportRun, notes
 
 MAX_NAMED = 12  # samples of a lost batch
 
 Cell = tuple[float | None, str]  # a value that is better the higher it is, where rows compare; and what is shown of it
 
 
-def results(runs: Sequence[Shown]) -> str:
+def results(runs: Sequence[ReportRun]) -> str:
     """Tiles, a table of all measures, and what went wrong."""
     records = [run.record for run in runs]
     rows = [(text(title), [measure(record) for record in records]) for title, measure in MEASURES]
@@ -32,20 +33,20 @@ def results(runs: Sequence[Shown]) -> str:
     body = figure("Measures", f'<div class="measures">{table(head, shown)}</div>', caption, wide=True)
     return (
         (_tiles(records[0]) if len(runs) == 1 else "")
-        + notes([said for run in runs if (said := _state_note(run))])
+        + notes([note for run in runs if (note := _state_note(run))])
         + body
     )
 
 
-def _state_note(run: Shown) -> str:
-    """Say where a run stands that is not finished."""
+def _state_note(run: ReportRun) -> str:
+    """Return where a run that is not finished stands; empty for a finished one."""
     record = run.record
     lost = record.nonfinite
     if lost:
-        samples = [each for rank in lost.get("ranks", []) for each in rank["samples"]]
+        samples = [sample for rank in lost.get("ranks", []) for sample in rank["samples"]]
         more = f" and {number(len(samples) - MAX_NAMED)} more" if len(samples) > MAX_NAMED else ""
-        batch = f" The batch held {', '.join(f'<code>{short(each)}</code>' for each in samples[:MAX_NAMED])}{more}."
-        why = f"{run.label}: the loss of step {number(lost['step'])} was no number, and the run stopped."
+        batch = f" The batch held {', '.join(f'<code>{short(sample)}</code>' for sample in samples[:MAX_NAMED])}{more}."
+        why = f"{run.label}: the loss of step {number(lost['step'])} was not finite, and the run stopped."
         return why + (batch if samples else "")
     return "" if record.metrics is not None else f"{run.label} is not finished: {_state(record)[1]}."
 
@@ -56,7 +57,7 @@ def _tiles(record: RunRecord) -> str:
     state = "finished" if record.metrics is not None else "lost" if record.nonfinite else "unfinished"
     tiles = [("state", state, f"{steps}, {number(record.config['epochs'])} epochs planned")]
     if headline and validation:
-        what = {"map": "mAP", "semantic_top1": "semantic top-1"}[headline]
+        what = BY_NAME[headline].title
         averaged = _averages(record)
         note = f"best{' of the moving average' if averaged else ''} {_best(averaged=averaged)(record)[1]}"
         tiles.append((what, _percent(validation[headline]), note))
@@ -101,8 +102,8 @@ def _percent(value: float | None) -> str:
 
 def _validated(name: str, *, averaged: bool = False) -> Callable[[RunRecord], Cell]:
     def measure(record: RunRecord) -> Cell:
-        found = record.validation or {}
-        value = (found.get("ema", {}) if averaged else found).get(name)
+        validation = record.validation or {}
+        value = (validation.get("ema", {}) if averaged else validation).get(name)
         return value, _percent(value)
 
     return measure
@@ -126,9 +127,9 @@ def _best(*, averaged: bool) -> Callable[[RunRecord], Cell]:
     return measure
 
 
-def _number(found: Callable[[RunRecord], Any]) -> Callable[[RunRecord], Cell]:
+def _number(count: Callable[[RunRecord], Any]) -> Callable[[RunRecord], Cell]:
     def measure(record: RunRecord) -> Cell:
-        value = found(record)
+        value = count(record)
         return None, "" if value is None else number(value)
 
     return measure
@@ -167,20 +168,25 @@ def _memory(record: RunRecord) -> Cell:
     return None, f"{number(float(memory.max()))} MB" if len(memory) else ""
 
 
+def _metric_rows() -> Iterator[tuple[str, Callable[[RunRecord], Cell]]]:
+    """Yield the rows of the metrics that training follows, each with its moving average and its baseline."""
+    for metric in METRICS:
+        if metric.meaning:
+            yield metric.title, _validated(metric.name)
+            yield f"{metric.title}, moving average", _validated(metric.name, averaged=True)
+        if metric.meaning and metric.baseline:
+            title = f"{metric.title}, {BY_NAME[metric.baseline].title}"
+            yield title, _not_compared(_validated(metric.baseline))
+
+
 MEASURES: tuple[tuple[str, Callable[[RunRecord], Cell]], ...] = (
     ("model", lambda record: (None, record.config["model"])),
     ("state", _state),
     ("epochs with steps", _number(lambda record: len(record.epochs()))),
     ("steps", _number(lambda record: record.log.steps[-1] if len(record.log.steps) else None)),
-    ("semantic top-1", _validated("semantic_top1")),
-    ("semantic top-1, moving average", _validated("semantic_top1", averaged=True)),
-    ("the same, always the commonest", _not_compared(_validated("semantic_top1_commonest"))),
-    ("mAP", _validated("map")),
-    ("mAP, moving average", _validated("map", averaged=True)),
+    *_metric_rows(),
     ("best of all epochs", _best(averaged=False)),
     ("best of all epochs, moving average", _best(averaged=True)),
-    ("top-1", _validated("top1")),
-    ("top-5", _validated("top5")),
     ("validation images", _number(lambda record: (record.validation or {}).get("num_samples"))),
     ("loss of the last steps", _loss),
     ("images/s, median", _rate),
@@ -190,18 +196,18 @@ MEASURES: tuple[tuple[str, Callable[[RunRecord], Cell]], ...] = (
 )
 
 
-def levels(runs: Sequence[Shown]) -> str:
+def levels(runs: Sequence[ReportRun]) -> str:
     """Top-1 of each level of the tree, a bar a run."""
-    by_level: dict[int, list[tuple[Shown, dict[str, Any]]]] = {}
+    by_level: dict[int, list[tuple[ReportRun, dict[str, Any]]]] = {}
     for run in runs:
         for row in (run.record.validation or {}).get("per_level", []):
             if row["top1"] is not None:
                 by_level.setdefault(row["level"], []).append((run, row))
     rows: list[tuple[str, float, str]] = []
     kinds: list[str] = []
-    for level, found in sorted(by_level.items()):
-        label = f"level {level} <small>{number(found[0][1]['num_classes'])} classes</small>"
-        for run, row in found:
+    for level, of_runs in sorted(by_level.items()):
+        label = f"level {level} <small>{number(of_runs[0][1]['num_classes'])} classes</small>"
+        for run, row in of_runs:
             rows.append((label, row["top1"], f"{row['top1']:.1f} %"))
             kinds.append(run.kind)
             label = ""
@@ -222,7 +228,7 @@ def levels(runs: Sequence[Shown]) -> str:
     return figure("Top-1 by level", body, caption, wide=True)
 
 
-def settings(runs: Sequence[Shown]) -> str:
+def settings(runs: Sequence[ReportRun]) -> str:
     """The settings that tell runs apart, and below them all."""
     configs = [run.record.config for run in runs]
     telling = telling_settings(configs)

@@ -438,7 +438,7 @@ def test_unfinished_runs_are_shown_as_far_as_they_came(
     results = page.sections["results"]
     assert "unvalidated is not finished: step 7 in epoch 1" in results
     assert "begun is not finished: not begun" in results
-    assert "lost: the loss of step 6 was no number" in results
+    assert "lost: the loss of step 6 was not finite" in results
     assert "and 9 more" in results
     assert "averaged, moving average" in page.sections["curves"]
     rows = page.rows("results")

@@ -118,8 +118,10 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FeatureFile, 
 
 def test_a_probe_says_what_it_chose_and_what_that_reaches(pair: tuple[FeatureFile, FeatureFile]) -> None:
     tree = SemanticTree.from_parents([f"n{i}" for i in range(6)], list("abcdef"), [-1, 0, 1, 0, -1, 4])
-    told: list[float] = []
-    result = probe(*pair, shots=[1, 5], seeds=[0, 1], tree=tree, on_work=lambda _, part: told.append(part))
+    shares: list[float] = []
+    result = probe(
+        *pair, shots=[1, 5], seeds=[0, 1], tree=tree, on_progress=lambda progress: shares.append(progress.fraction)
+    )
     assert (result["num_train"], result["num_test"], result["num_classes"], result["num_features"]) == (240, 60, 6, 12)
     one, five = result["few_shot"]
     assert (one["shots"], one["num_train"], five["num_train"]) == (1, 6, 30)
@@ -134,8 +136,8 @@ def test_a_probe_says_what_it_chose_and_what_that_reaches(pair: tuple[FeatureFil
     assert result["linear"]["lr"] in linear_probe.LEARNING_RATES
     assert result["ridge"]["lambda"] in ridge.LAMBDAS
     assert abs(result["linear"]["top1"] - result["ridge"]["top1"]) < 15
-    assert told == sorted(told)
-    assert told[-1] == 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
     assert probe(*pair, shots=[1, 5], seeds=[0, 1], tree=tree) == result
 
 

@@ -1,4 +1,4 @@
-"""What `in21k export` and `in21k average` leave: a folder for timm, the Hugging Face hub, and in21k itself."""
+"""Exports: folders of a trained network for timm, the Hugging Face hub, and in21k itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,29 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..training.runs.saved_run import SavedRun
+import yaml
+
+from ...models import known_label_spaces, label_space_of
+from ...models.card import render_model_card
+from ...models.export import (
+    CHECKSUMS,
+    changed_files,
+    read_checksums,
+    save_weights,
+    weights_fingerprint,
+    write_checksums,
+)
+from ...models.onnx_file import export_onnx
+from ...models.trial import try_images
+from ...shards.files.atomic import read_json, write_json, write_text
+from ...shards.files.output import check_folder, check_same, foreign_files, publish, staged_folder
+from ..metric_names import measured
+from ..settings import TrainSettings
+from .checkpoint import load_checkpoint
+from .run_folder import EXPORT_JSON, RunFolder, network_config
+from .saved_run import SavedRun
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +69,11 @@ def write_export(
     described: which weights these are, a sentence for the model card.
     metrics:   what was measured of these very weights; it becomes `metrics.json`.
 
-    A folder that was made from the same is left as it is. Raises ValueError where `out` is anything else, unless it is
-    an older export and `overwrite`, whose own files are then replaced; where other files are in the way; and where the
-    ONNX file does not compute the same.
+    A finished export of the same weights and settings is left as it is.
+
+    Raises ValueError where `out` holds anything else (unless it is an export and `overwrite`, whose files are then
+    replaced), where other files are in the way, and where the ONNX file computes other logits.
     """
-    from ..models.export import CHECKSUMS, read_checksums, weights_fingerprint
-    from ..models.trial import try_images
-    from ..shards.files.output import publish, staged_folder
-    from ..training.runs.run_folder import EXPORT_JSON
 
     provenance = {
         "fingerprint": weights_fingerprint(saved.model),
@@ -77,10 +93,6 @@ def write_export(
 
 def _existing(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
-    from ..models.export import changed_files
-    from ..shards.files.atomic import read_json
-    from ..shards.files.output import check_folder, check_same, foreign_files
-    from ..training.runs.run_folder import EXPORT_JSON
 
     if not check_folder(out):
         return None
@@ -91,7 +103,7 @@ def _existing(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> d
         return None
     check_same(out, {key: content.get(key) for key in _PROVENANCE}, provenance)
     if changed := changed_files(out):
-        raise ValueError(f"{out}: {changed[0]} is not what was exported; give --overwrite to make the folder anew")
+        raise ValueError(f"{out}: {changed[0]} is not what was exported; give --overwrite to write the folder again")
     return content
 
 
@@ -104,13 +116,6 @@ def _fill(
     metrics: Mapping[str, Any],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    import yaml
-
-    from ..models.card import render_model_card
-    from ..models.export import save_weights, write_checksums
-    from ..models.onnx_file import export_onnx
-    from ..shards.files.atomic import write_json, write_text
-    from ..training.runs.run_folder import EXPORT_JSON, network_config
 
     settings = saved.settings
     config = _portable({**saved.config, "ema": None})  # what lies here is one set of weights
@@ -128,7 +133,7 @@ def _fill(
         label_space=_label_space(saved.tree.wnids),
         data=config["data"],
         settings=_worth_a_line(config),
-        metrics=metrics,
+        metrics=[(metric.title, metric.text(value)) for metric, value in measured(metrics)],
         teacher=config.get("teacher"),
         notes=notes,
         license_id=provenance["license"],
@@ -146,18 +151,17 @@ def _fill(
 
 
 def _portable(value: Any) -> Any:
-    """Return plain values whose paths are cut to their last part: they say where things lie on one machine."""
+    """Return plain values with paths cut to their last part, as the rest is true of one machine alone."""
     if isinstance(value, dict):
-        return {name: _portable(each) for name, each in value.items()}
+        return {name: _portable(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_portable(each) for each in value]
+        return [_portable(part) for part in value]
     if isinstance(value, str) and ("/" in value or "\\" in value) and not value.startswith("hf-hub:"):
         return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return value
 
 
 def _label_space(wnids: Sequence[str]) -> str | None:
-    from ..models import known_label_spaces, label_space_of
 
     name = known_label_spaces().get(len(wnids))
     return name if name and set(label_space_of(len(wnids)).wnids) == set(wnids) else None
@@ -165,7 +169,6 @@ def _label_space(wnids: Sequence[str]) -> str | None:
 
 def _worth_a_line(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a reader of the card wants, and all that are not the defaults."""
-    from ..training import TrainSettings
 
     defaults = asdict(TrainSettings())
     always = ("loss", "optimizer", "lr", "schedule", "epochs", "batch_size", "augment")
@@ -174,21 +177,17 @@ def _worth_a_line(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**lines, "ranks": config["data"]["world_size"]}
 
 
-def measured(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run says of the weights that `load_run(path, weights)` gives: steps, epochs, and their validation.
+def metrics_of(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps, epochs and validation of the weights that `load_run(path, weights)` returns.
 
-    Weights of a checkpoint that was not validated just then have no validation.
+    Weights of a checkpoint that was not validated at that step have no validation.
     """
-    from ..shards.files.atomic import read_json
-    from ..training.runs.checkpoint import load_checkpoint
-    from ..training.runs.run_folder import RunFolder
 
     averaged = weights == "ema"
     if path.is_dir():
         run = RunFolder(path)
         if run.finished and weights != "best":
-            found = read_json(path / "metrics.json")
-            return _of_weights(found, averaged=averaged)
+            return _of_weights(read_json(path / "metrics.json"), averaged=averaged)
         averaged = averaged or (weights == "best" and config.get("ema") is not None)
         checkpoint = run.best if weights == "best" else run.last
     else:
@@ -200,19 +199,19 @@ def measured(path: Path, weights: str, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _of_weights(validation: Mapping[str, Any], *, averaged: bool) -> dict[str, Any]:
-    """Return the part of a validation that is of the averaged weights, or of those of the last step."""
+    """Return the part of a validation that is about the averaged weights, or about the last step's."""
     kept = {name: validation[name] for name in ("num_epochs", "num_steps") if name in validation}
     own = validation.get("ema", {}) if averaged else validation
-    # The run's best is not of these weights.
+    # `best_*` is about other weights.
     return {**kept, **{name: value for name, value in own.items() if name != "ema" and not name.startswith("best_")}}
 
 
 def _validation_at(log_file: Path, step: int) -> dict[str, Any]:
-    """Return the last validation that a log tells of after a step; nothing where there is none."""
-    found: dict[str, Any] = {}
+    """Return the last validation that a log has of a step; empty where it has none."""
+    validation: dict[str, Any] = {}
     if log_file.is_file():
         with log_file.open(encoding="utf-8") as lines:
             for line in lines:
-                if '"validation"' in line and (told := json.loads(line))["step"] == step:
-                    found = told["validation"]
-    return found
+                if '"validation"' in line and (content := json.loads(line))["step"] == step:
+                    validation = content["validation"]
+    return validation

@@ -10,8 +10,8 @@ from ..markup import short
 NUM_COLOURS = 8
 
 
-class Shown(NamedTuple):
-    """A run in a page: its name, its place among the runs (0..), and what its folder tells."""
+class ReportRun(NamedTuple):
+    """A run in a page: its name, its place among the runs (0..), and the record in its folder."""
 
     name: str
     place: int
@@ -19,7 +19,7 @@ class Shown(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The class of its marks in the page."""
+        """The CSS class of its colour in the page."""
         return f"run-{self.place % NUM_COLOURS}"
 
     @property
@@ -29,5 +29,5 @@ class Shown(NamedTuple):
 
 
 def notes(texts: list[str]) -> str:
-    """Return paragraphs of HTML that say what is not shown, or what happened; nothing for none."""
-    return "".join(f'<p class="card note-card">{each}</p>' for each in texts)
+    """Return paragraphs of HTML, for what is not shown and why; empty for no text."""
+    return "".join(f'<p class="card note-card">{text}</p>' for text in texts)

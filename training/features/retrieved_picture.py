@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..shards.fonts import Font, drawable
+from ...shards.fonts import Font, drawable
 
 COLUMNS = 10
 TILE, GAP, MARGIN, CAPTION, TITLE, BETWEEN, APART = 128, 8, 24, 44, 64, 20, 28  # pixels; APART: query from answers
@@ -19,31 +19,31 @@ Pixels = NDArray[np.uint8]
 
 
 def draw_retrieved(
-    found: Sequence[Mapping[str, Any]], images: Mapping[str, Pixels | None], title: str, subtitle: str
+    rows: Sequence[Mapping[str, Any]], images: Mapping[str, Pixels | None], title: str, subtitle: str
 ) -> Image.Image:
     """Draw queries and their nearest images as an RGB picture; a green line is under those of the query's class.
 
-    found:  per query {query, nearest}, and `wnid` and `name` where its class is known; nearest: {key, wnid,
+    rows:   per query {query, nearest}, and `wnid` and `name` where its class is known; nearest: {key, wnid,
             similarity}, and `name` where that is known.
     images: by query and key, uint8 (height, width, 3); None for what is corrupt.
     """
-    columns = min(COLUMNS, max(len(row["nearest"]) for row in found))
-    heights = [-(-len(row["nearest"]) // columns) * (TILE + CAPTION) for row in found]
+    columns = min(COLUMNS, max(len(row["nearest"]) for row in rows))
+    heights = [-(-len(row["nearest"]) // columns) * (TILE + CAPTION) for row in rows]
     width = max(2 * MARGIN + (columns + 1) * (TILE + GAP) - GAP + APART, 640)
-    height = 2 * MARGIN + TITLE + sum(heights) + BETWEEN * (len(found) - 1)
+    height = 2 * MARGIN + TITLE + sum(heights) + BETWEEN * (len(rows) - 1)
     sheet = _Sheet(Image.new("RGB", (width, height), PAPER))
     sheet.text(MARGIN, MARGIN - 4, title, INK, 22, width - 2 * MARGIN)
     sheet.text(MARGIN, MARGIN + 26, subtitle, FAINT, 14, width - 2 * MARGIN)
     top = MARGIN + TITLE
-    for row, row_height in zip(found, heights, strict=True):
+    for row, row_height in zip(rows, heights, strict=True):
         sheet.tile(MARGIN, top, images[row["query"]])
         sheet.caption(MARGIN, top, _name(row, "query"), row["query"].rpartition("/")[2])
-        for place, each in enumerate(row["nearest"]):
+        for place, answer in enumerate(row["nearest"]):
             x = MARGIN + TILE + GAP + APART + place % columns * (TILE + GAP)
             y = top + place // columns * (TILE + CAPTION)
-            sheet.tile(x, y, images[each["key"]])
-            sheet.caption(x, y, _name(each, each["wnid"]), f"{each['similarity']:.3f}  {each['key']}")
-            if each["wnid"] == row.get("wnid"):
+            sheet.tile(x, y, images[answer["key"]])
+            sheet.caption(x, y, _name(answer, answer["wnid"]), f"{answer['similarity']:.3f}  {answer['key']}")
+            if answer["wnid"] == row.get("wnid"):
                 sheet.underline(x, y)
         top += row_height + BETWEEN
     return sheet.picture
