@@ -337,4 +337,4 @@ def test_another_network_is_no_judge_of_an_image(
     torch.save(checkpoint, tmp_path / "other.pt")
     refused = run("retrieve", cached["train"], tmp_path / "some.png", "--model", tmp_path / "other.pt")
     assert refused.exit_code == 2
-    assert "has other weights than what made" in refused.stderr
+    assert "has other weights than the network that made" in refused.stderr

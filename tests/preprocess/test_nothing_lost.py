@@ -19,7 +19,7 @@ from in21k.preprocess.images.image import ImageSettings, RejectedImageError, sto
 from in21k.preprocess.run import prepare
 from in21k.preprocess.sources.open import open_folder, open_raw_tar
 from in21k.shards.dataset import PreparedSet
-from in21k.shards.files.atomic import atomic, output
+from in21k.shards.files import atomic, output
 
 TarOf = Callable[..., bytes]
 FilesOf = Callable[[Path], dict[str, bytes]]

@@ -1,4 +1,4 @@
-"""ImageNet-1K with a head that learnt ImageNet-21K, and without any training: over the classes that both have."""
+"""ImageNet-1K measured with a head that learnt ImageNet-21K, over the classes that both have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SharedClasses:
     lacking: tuple[str, ...]
 
     def labels_of(self, wnids: Sequence[str]) -> Tensor:
-        """Return for each class its place among the shared ones, -1 where it is none of them: int64."""
+        """Return for each class its place among the shared ones, -1 for other classes: int64."""
         place = {wnid: number for number, wnid in enumerate(self.wnids)}
         return torch.tensor([place.get(wnid, -1) for wnid in wnids], dtype=torch.int64)
 
@@ -38,7 +38,7 @@ class SharedClasses:
 def shared_with_imagenet1k(wnids: Sequence[str]) -> SharedClasses:
     """Find the classes of ImageNet-1K among those of a network, which are in the order of its outputs.
 
-    Raises ValueError where there is none.
+    Raises ValueError where they share none.
     """
     place = {wnid: number for number, wnid in enumerate(wnids)}
     known = label_space_of(1_000).wnids
@@ -61,7 +61,7 @@ def evaluate_imagenet1k(
     """Validate on ImageNet-1K; every rank has to call it, and gets the result of all.
 
     model:  from images to the logits of the shared classes, on the ranks' device.
-    loader: this rank's batches; labels as `SharedClasses.labels_of` has them. Those of other classes (-1) do not count.
+    loader: this rank's batches; labels as `SharedClasses.labels_of` has them; -1 does not count.
 
     Returns {top1, top5 (percent, the answer is the likeliest of the shared classes), num_samples, num_left_out,
     num_classes, num_imagenet1k_classes, lacking}. Raises ValueError where no image is of a shared class.

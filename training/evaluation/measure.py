@@ -1,4 +1,4 @@
-"""Every metric of a validation, out of what the model answered: no model is needed any more."""
+"""Every metric of a validation, computed from the predictions; the model is not needed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
     macro_precision, macro_recall, macro_f1: means over the classes that have an image or were answered.
     calibration_error:  the expected one of the likeliest class of all, over 15 bins of equal width.
     mistake_distance:   how many steps through the tree lie between class and answer, the mean over confused images;
-                        None where there is none.
+                        None without confused images.
     confusions:         the commonest pairs {wnid, name, answer_wnid, answer_name, count, distance}, 20 at most.
 
     An image is confused when the likeliest class of its own class's level is another one (`own_level_answers`). The
-    likeliest of all tells of levels more than of likeness: semantic softmax never learns which of swan and bird is the
-    likelier, and mostly it is the ancestor. So it is for every network, that any two may be compared: of one trained
-    with one softmax over all classes the answers on other levels are no confusions either, and count in top-1,
-    precision and recall alone.
+    overall argmax mostly reflects a class's level: semantic softmax never compares swan with bird, and the ancestor
+    mostly wins. The rule is the same for every network, so that any two can be compared: answers on other levels count
+    in top-1, precision and recall alone, also for a network that was trained with one softmax over all classes.
 
-    What precision, recall and F1 are made of, and the calibration error, are torchmetrics'. Beside the predictions 0.3
-    GB do for 21,841 classes and 50 images of each.
+    torchmetrics computes the counts behind precision, recall and F1, and the calibration error. It takes 0.3 GB beside
+    the predictions for 21,841 classes with 50 images each.
     """
     labels, first = predictions.labels, predictions.answers.top[:, 0]
     semantic, top = SemanticAccuracy(tree), TopAccuracy(len(tree))
@@ -46,18 +45,18 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
     of_classes = _precision_and_recall(first, labels, len(tree))
     there = of_classes.is_there
     confused = list(_confusions(predictions, tree))
-    distances = [path_distance(tree, each.label, each.answer) for each in confused]
-    steps = sum(each.times * distance for each, distance in zip(confused, distances, strict=True))
+    distances = [path_distance(tree, pair.label, pair.answer) for pair in confused]
+    steps = sum(pair.times * distance for pair, distance in zip(confused, distances, strict=True))
     return {
         **summary(semantic, top, tree),
         "macro_precision": 100 * float(of_classes.precision[there].mean()),
         "macro_recall": 100 * float(of_classes.recall[there].mean()),
         "macro_f1": 100 * float(of_classes.f1[there].mean()),
         "calibration_error": 100 * _calibration_error(predictions),
-        "mistake_distance": steps / sum(each.times for each in confused) if confused else None,
+        "mistake_distance": steps / sum(pair.times for pair in confused) if confused else None,
         "confusions": [
-            {**_named(each, tree), "distance": distance}
-            for each, distance in zip(confused[:NUM_CONFUSIONS], distances, strict=False)
+            {**_named(pair, tree), "distance": distance}
+            for pair, distance in zip(confused[:NUM_CONFUSIONS], distances, strict=False)
         ],
     }
 
@@ -75,8 +74,8 @@ def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:
     num_answered = torch.bincount(answers.top[:, 0], minlength=num_classes)
     hits = (answers.top == labels[:, None]).any(dim=1)
     worst: dict[int, _Confusion] = {}
-    for each in _confusions(predictions, tree):  # the commonest come first
-        worst.setdefault(each.label, each)
+    for confusion in _confusions(predictions, tree):  # the commonest come first
+        worst.setdefault(confusion.label, confusion)
     wrong = [worst.get(index) for index in range(num_classes)]
     top1 = _percent(of_classes.recall, num_samples)
     sums = torch.zeros(2, num_classes, dtype=torch.float64)
@@ -97,8 +96,8 @@ def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:
             "recall": top1,
             "f1": _percent(of_classes.f1, num_samples),
             "mean_probability": _percent(means[1], num_samples),
-            "confused_with": pa.array([each and tree.wnids[each.answer] for each in wrong], pa.string()),
-            "num_confused": pa.array([each.times if each else 0 for each in wrong], pa.int64()),
+            "confused_with": pa.array([pair and tree.wnids[pair.answer] for pair in wrong], pa.string()),
+            "num_confused": pa.array([pair.times if pair else 0 for pair in wrong], pa.int64()),
         }
     )
 
@@ -106,7 +105,7 @@ def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:
 def own_level_answers(predictions: Predictions, tree: SemanticTree) -> Tensor:
     """Return for each image the likeliest class of the level of its own class, int64 (N,).
 
-    It is -1 where that level is no hierarchy: a class that is alone on its level is confused with nothing.
+    -1 where the level has one class alone, which cannot be confused.
     """
     place_of = {level: place for place, level in enumerate(Levels(tree).numbers)}
     places = torch.tensor([place_of.get(level, -1) for level in tree.levels])[predictions.labels]
@@ -170,7 +169,10 @@ def _precision_and_recall(answers: Tensor, labels: Tensor, num_classes: int) -> 
     for first in range(0, num_classes, BLOCK):
         size = min(BLOCK, num_classes - first)
         # All classes but these count as one, the last.
-        mine = [each.sub(first).where((each >= first) & (each < first + size), size) for each in (answers, labels)]
+        mine = [
+            classes.sub(first).where((classes >= first) & (classes < first + size), size)
+            for classes in (answers, labels)
+        ]
         counts = multiclass_stat_scores(*mine, num_classes=size + 1, average="none", validate_args=False)
         parts.append(counts[:size])
     right, wrong, _, missed, _ = torch.cat(parts).double().unbind(dim=1)

@@ -1,4 +1,4 @@
-"""Validation of networks that answer each label with yes or no: mean average precision, precision and recall."""
+"""Multi-label validation: mean average precision, precision and recall."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
     """
     from torchmetrics.functional.classification import multilabel_average_precision
 
-    found = torch.full((logits.shape[1],), float("nan"), dtype=torch.float64)
+    precisions = torch.full((logits.shape[1],), float("nan"), dtype=torch.float64)
     held = targets.any(dim=0)
     # In double precision no two logits of float32 in -36..36 get one probability.
     scores = logits[:, held].double().sigmoid()
@@ -45,12 +45,12 @@ def average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
         else:
             of_held = targets[:, held]
         values: Any = multilabel_average_precision(scores, of_held.long(), scores.shape[1], average="none")
-        found[held.cpu()] = values[:num_held].double().cpu()
-    return found
+        precisions[held.cpu()] = values[:num_held].double().cpu()
+    return precisions
 
 
 def precision_and_recall(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return what is compared for MS-COCO beside the mean average precision, percent: {cp, cr, cf1, op, or, of1}.
+    """Return the other usual metrics of MS-COCO, percent: {cp, cr, cf1, op, or, of1}.
 
     A label is taken as present from the probability 0.5 on.
 
@@ -72,11 +72,11 @@ def precision_and_recall(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "c": (float(precisions[num_held > 0].mean()), float(recalls[num_held > 0].mean())),
         "o": (float(right.sum() / (right + wrong).sum().clamp(min=1)), float(right.sum() / num_held.sum())),
     }
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for word, (precision, recall) in means.items():
         f1 = 2 * precision * recall / (precision + recall) if precision or recall else 0.0
-        found |= {f"{word}p": 100 * precision, f"{word}r": 100 * recall, f"{word}f1": 100 * f1}
-    return found
+        result |= {f"{word}p": 100 * precision, f"{word}r": 100 * recall, f"{word}f1": 100 * f1}
+    return result
 
 
 def evaluate_labels(
@@ -99,8 +99,8 @@ def evaluate_labels(
     samples would give: the mean share of samples that have a label. per_label is a list of {wnid, name, num_samples,
     average_precision}, the last in percent, None where no sample has it.
 
-    Every rank holds all logits, 4 bytes per sample and label: 13 MB for MS-COCO. Raises ValueError where there is no
-    sample with a label, and above `MAX_SCORES`.
+    Every rank holds all logits, 4 bytes per sample and label: 13 MB for MS-COCO. Raises ValueError where no
+    sample has a label, and above `MAX_SCORES`.
     """
     ranks = ranks or Ranks()
     all_logits: list[Tensor] = [torch.empty(0, len(tree))]

@@ -1,7 +1,7 @@
-"""What a model answered for every image of a validation set: collected over any number of ranks, and kept in a file.
+"""The predictions of a model for every validation image, collected over any number of ranks and kept in a file.
 
-They are what all metrics need and no more: per image 5 classes of all and one a level, each with its probability. All
-logits of 21K-P's validation images would take 25 GB.
+They hold what the metrics need: for each image the 5 likeliest classes and the likeliest class of each level, with
+probabilities. All logits of 21K-P's validation images would take 25 GB.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def collect(
     ranks: Ranks | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> Predictions:
-    """Ask a model that lies on the ranks' device for its answers; every rank has to call it, and gets those of all.
+    """Collect the predictions of a model on the ranks' device; every rank has to call it, and gets those of all ranks.
 
     loader:     this rank's batches: images as the model takes them, and the number (0..) of each, int64 (B,).
     classes:    int64, the class of each number.
     by_sigmoid: what the probabilities are; see `OpenModel.by_sigmoid`.
 
-    The other arguments are those of `evaluate`. Ranks whose batches are, one after another, those of a single rank give
-    its very answers. Raises ValueError where there is no image.
+    The other arguments are those of `evaluate`. Ranks whose batches together are a single rank's give
+    exactly its predictions. Raises ValueError without images.
     """
     ranks = ranks or Ranks()
     levels, classes = Levels(tree).to(ranks.device), classes.to(ranks.device)
@@ -78,13 +78,13 @@ def collect(
     shares = [torch.empty(0, width, device=ranks.device)]
     for logits, rows in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
         labels = classes[rows]
-        found = answers_of(logits, levels, by_sigmoid=by_sigmoid)
+        answers = answers_of(logits, levels, by_sigmoid=by_sigmoid)
         of_label = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, labels[:, None])
-        whole.append(torch.cat([rows[:, None], labels[:, None], found.top, found.levels], dim=1))
-        shares.append(torch.cat([of_label, found.top_probabilities, found.level_probabilities], dim=1))
+        whole.append(torch.cat([rows[:, None], labels[:, None], answers.top, answers.levels], dim=1))
+        shares.append(torch.cat([of_label, answers.top_probabilities, answers.level_probabilities], dim=1))
     numbers, probabilities = ranks.gather_rows(torch.cat(whole), torch.cat(shares))
     if not len(numbers):
-        raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
+        raise ValueError("no validation sample; wanted at least one (shards with a val split)")
     order = numbers[:, 0].argsort()
     return _unpacked(numbers[order], probabilities[order], len(levels.numbers))
 
@@ -138,7 +138,7 @@ def save_predictions(
 
 
 def load_predictions(path: str | Path) -> PredictionFile:
-    """Read a file of `save_predictions`; raises ValueError where it is none."""
+    """Read a file that `save_predictions` wrote; raises ValueError for any other."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; wanted one that `in21k validate --save-predictions` wrote")

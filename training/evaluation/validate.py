@@ -1,4 +1,4 @@
-"""How good a model is on a validation set, exactly, over any number of ranks."""
+"""Validation of a model over any number of ranks, each sample counted once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
 
     Returns {semantic_top1, semantic_top1_commonest, top1, top5 (percent), num_samples, per_level}, in which
     semantic_top1_commonest is what always answering each level's commonest class would give. `collect` and `measure`
-    give more. Raises ValueError where there is no sample, or the model has another number of classes than the tree.
+    give more. Raises ValueError without samples, and where the model has another number of classes than the tree.
     """
     ranks = ranks or Ranks()
     semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(len(tree), ranks.device)
@@ -72,7 +72,7 @@ def answered(
 def summary(semantic: SemanticAccuracy, top: TopAccuracy, tree: SemanticTree) -> dict[str, Any]:
     """Return what `evaluate` returns, of what was counted on all ranks."""
     if not int(top.class_counts.sum()):
-        raise ValueError("there is no validation sample; wanted at least one (shards with a val split)")
+        raise ValueError("no validation sample; wanted at least one (shards with a val split)")
     return {
         "semantic_top1": 100 * semantic.compute(),
         "semantic_top1_commonest": 100 * commonest(tree, top.class_counts),

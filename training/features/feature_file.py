@@ -54,7 +54,7 @@ def keys_path(path: Path) -> Path:
 
 
 def check_name(path: Path) -> None:
-    """Raise ValueError where a path's ending tells of no form of features."""
+    """Raise ValueError for a path whose suffix is not that of a features file."""
     if path.suffix not in (".parquet", ".npy") or path.name.endswith(".keys.parquet"):
         raise ValueError(f"{path}: features are NAME.parquet or NAME.npy (with NAME.keys.parquet beside it)")
 
@@ -165,12 +165,12 @@ class FeatureFile:
                 same_class = column.filter(pc.starts_with(column, key.partition("_")[0] + "_"))[:2000]
                 near = difflib.get_close_matches(key, same_class.to_pylist(), 2)
                 hint = f"; near ones: {', '.join(near)}" if near else f"; it begins with {column[0]}"
-                raise ValueError(f"{key}: is no image file, and no key in {self.path}{hint}")
+                raise ValueError(f"{key}: neither an image file nor a key in {self.path}{hint}")
         return rows
 
     def names(self, rows: list[int]) -> list[tuple[str, str]]:
         """Return key and wnid of some rows."""
-        found: dict[int, tuple[str, str]] = {}
+        names: dict[int, tuple[str, str]] = {}
         first, wanted = 0, sorted(set(rows))
         with pq.ParquetFile(keys_path(self.path)) as file:
             for group in range(file.num_row_groups):
@@ -179,9 +179,9 @@ class FeatureFile:
                 if here:
                     table = file.read_row_group(group, columns=["key", "wnid"]).take([row - first for row in here])
                     named = zip(table["key"].to_pylist(), table["wnid"].to_pylist(), strict=True)
-                    found |= dict(zip(here, named, strict=True))
+                    names |= dict(zip(here, named, strict=True))
                 first = end
-        return [found[row] for row in rows]
+        return [names[row] for row in rows]
 
     def chunks(self) -> Iterator[Rows]:
         """Yield the features in order, a few tens of megabytes at a time: (n, D)."""
@@ -197,13 +197,13 @@ class FeatureFile:
 
     def rows(self, wanted: list[int]) -> Rows:
         """Return the features of some rows, (n, D), in their order."""
-        found = np.empty((len(wanted), self.num_features), np.float32)
+        features = np.empty((len(wanted), self.num_features), np.float32)
         numbers, first = np.array(wanted, np.int64), 0
         for chunk in self.chunks():
             here = (numbers >= first) & (numbers < first + len(chunk))
-            found[here] = chunk[numbers[here] - first]
+            features[here] = chunk[numbers[here] - first]
             first += len(chunk)
-        return found
+        return features
 
     def array(self) -> Rows:
         """Return all features, (N, D): of an .npy mapped from the file, of a Parquet file in memory.
@@ -245,10 +245,10 @@ def check_memory(batch_size: int, image_size: int) -> None:
 
 
 def finished_features(path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False) -> FeatureFile | None:
-    """Return the features file that lies at a path already; None where there is none, or one to be overwritten.
+    """Return the finished features file at a path; None where it has to be written, also over an older one.
 
-    Raises ValueError where the path is no name for one, where something else lies there, or (unless `overwrite`)
-    features made from something else.
+    Raises ValueError for a path with another suffix, for another file there, and (unless `overwrite`) for features of
+    another provenance.
     """
     check_name(path)
     wanted = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(provenance)))}
@@ -274,21 +274,21 @@ def _opens(path: Path) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Return what stands in the metadata of a features file; empty where it is none."""
+    """Return the content of a features file's metadata; empty for any other file."""
     try:
-        found: Any = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
+        content: Any = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return {}
-    return found if (found.get("format"), found.get("version")) == (FORMAT, VERSION) else {}
+    return content if (content.get("format"), content.get("version")) == (FORMAT, VERSION) else {}
 
 
 def open_features(path: str | Path) -> FeatureFile:
-    """Open a file that `in21k features` wrote; raises ValueError where it is none."""
+    """Open a file that `in21k features` wrote; raises ValueError for any other."""
     path = Path(path)
     check_name(path)
-    for each in (path, keys_path(path)):
-        if not each.is_file():
-            raise ValueError(f"{each}: no such file; wanted features that `in21k features` wrote")
+    for part in (path, keys_path(path)):
+        if not part.is_file():
+            raise ValueError(f"{part}: no such file; wanted features that `in21k features` wrote")
     provenance = _metadata(keys_path(path))
     try:
         if not provenance:

@@ -26,7 +26,7 @@ class RowLoader(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place."""
+        """Resume from a place."""
         ...
 
 
@@ -42,17 +42,17 @@ def collect_features(
     ranks: Ranks | None = None,
     on_rows: Callable[[int], object] | None = None,
 ) -> None:
-    """Fill a store with the features of every sample, from the place on where an earlier call stopped.
+    """Fill a store with the features of every sample, resuming where an earlier call stopped.
 
     extractor: on the ranks' device.
-    store:     of rank 0, which is handed the features of all; None on the others.
+    store:     on rank 0, which gathers the features of all ranks; None on the others.
     normalize: makes of uint8 images what the network takes.
     num_features: of an image.
     dtype:     of the features.
     amp:       `off`, `bf16` or `fp16`.
     on_rows:   called with the number of rows after each batch, on rank 0.
 
-    Raises ValueError where a feature is no number, or too large for the dtype.
+    Raises ValueError for a feature that is not finite in the dtype.
     """
     ranks = ranks or Ranks()
     place = ranks.gather_json(store.place if store else None)[0]
@@ -65,10 +65,10 @@ def collect_features(
             if len(rows):
                 with torch.inference_mode(), autocast(ranks.device, amp):
                     features = extractor(normalize(images.to(ranks.device, non_blocking=True))).to(dtype)
-            numbers, found = (each.numpy() for each in ranks.gather_rows(rows, features))
+            numbers, values = (part.numpy() for part in ranks.gather_rows(rows, features))
             if store:
-                _check_finite(found)
-                store.put(numbers, found)
+                _check_finite(values)
+                store.put(numbers, values)
                 place = loader.state_dict()
                 store.save(place)
                 if on_rows:
@@ -82,6 +82,6 @@ def _check_finite(features: NDArray[Any]) -> None:
     num_good = int(np.isfinite(features).all(axis=1).sum())
     if num_good < len(features):
         raise ValueError(
-            f"{len(features) - num_good} of {len(features)} images have features that are no numbers, or too large for "
+            f"{len(features) - num_good} of {len(features)} images have features that are not finite, or too large for "
             f"{features.dtype} (over {np.finfo(features.dtype).max:,.0f}); give --dtype float32, or --amp off"
         )

@@ -22,12 +22,12 @@ from .probe_data import check_pair, wnids_of
 KS, TEMPERATURE = (10, 20, 100, 200), 0.07
 BLOCK_BYTES = 2 << 30  # of test rows and their neighbours on the device at a time: each block reads all of train once
 COLDEST = 1e-300  # below it nothing changes, and at last numbers end
-NO_ANSWER = -2  # which is no class, nor -1, which stands for the lack of a right one
+NO_ANSWER = -2  # neither a class nor -1, which stands for the lack of a right one
 VOTES = 1 << 25  # at a time: 256 MB
 
 
 def default_ks(num_train: int) -> list[int]:
-    """Return how many neighbours are asked where nobody says: 10, 20, 100 and 200, or all rows where they are fewer."""
+    """Return the default numbers of neighbours: 10, 20, 100 and 200, or all rows where they are fewer."""
     return [k for k in KS if k <= num_train] or [num_train]
 
 
@@ -45,8 +45,8 @@ def knn(
     """Classify the test rows by the votes of their k nearest training rows.
 
     Each neighbour votes for its class with exp(cosine / temperature). With a tree it also votes for the ancestors of
-    its class, and the answer of a level is the class there with most votes; one that no neighbour lies below is no
-    answer, so a level where nobody votes counts as wrong. Votes are compared by their logarithms, so that at the lowest
+    its class, and the answer of a level is the class there with most votes; a level
+    without votes counts as wrong. Votes are compared by their logarithms, so that at the lowest
     temperature, too, the nearest neighbour's class wins, and the classes behind it keep their order.
 
     on_progress: told the share of the training rows compared.
@@ -63,7 +63,7 @@ def knn(
         raise ValueError(f"temperature is {temperature}; wanted a number above 0 (at 1000 all votes are about equal)")
     device = device or torch.device("cpu")
     wnids = wnids_of(train, test, tree)
-    train_labels, test_labels = (torch.from_numpy(each.labels(wnids)).to(device) for each in (train, test))
+    train_labels, test_labels = (torch.from_numpy(file.labels(wnids)).to(device) for file in (train, test))
     counts = {k: _Counts(len(wnids), tree, device) for k in sorted(set(ks))}
     block = block_rows or max(1, BLOCK_BYTES // (4 * test.num_features + 36 * max(ks)))
     done, first, total = 0, 0, len(train) * -(-len(test) // block)
@@ -74,15 +74,15 @@ def knn(
         on_progress(Progress(done / total, 0, 0, f"{done:,} of {total:,} rows compared"))
 
     for queries in _blocks(test, block):
-        found = nearest(unit_rows(queries, device), train.chunks(), max(ks), on_chunk)
+        neighbours = nearest(unit_rows(queries, device), train.chunks(), max(ks), on_chunk)
         labels = test_labels[first : first + len(queries)]
         for part in range(0, len(labels), size := max(1, VOTES // (len(wnids) + max(ks) * 12))):
-            voters = train_labels[found.rows[part : part + size]]
-            similarity = found.similarity[part : part + size].double()
+            voters = train_labels[neighbours.rows[part : part + size]]
+            similarity = neighbours.similarity[part : part + size].double()
             # Of the nearest 0, so that no number is too large.
             logs = (similarity - similarity[:, :1]) / max(temperature, COLDEST)
-            for k, each in counts.items():
-                each.update(voters[:, :k], logs[:, :k], labels[part : part + size])
+            for k, counter in counts.items():
+                counter.update(voters[:, :k], logs[:, :k], labels[part : part + size])
         first += len(queries)
     return {
         "num_train": len(train),
@@ -90,7 +90,7 @@ def knn(
         "num_classes": len(wnids),
         "num_features": train.num_features,
         "temperature": temperature,
-        "results": [{"k": k, **each.compute()} for k, each in counts.items()],
+        "results": [{"k": k, **counter.compute()} for k, counter in counts.items()],
     }
 
 
@@ -128,8 +128,8 @@ class _Counts:
             votes = _log_votes(above.clamp(min=0).flatten(1), cast.flatten(1), self._num_classes)
             best = [part.max(dim=1) for part in self._levels.split(votes)]
             answers = [
-                classes[found.indices].where(found.values > -math.inf, NO_ANSWER)
-                for classes, found in zip(self._levels.classes, best, strict=True)
+                classes[likeliest.indices].where(likeliest.values > -math.inf, NO_ANSWER)
+                for classes, likeliest in zip(self._levels.classes, best, strict=True)
             ]
             self._semantic.count(torch.stack(answers, dim=1), labels)
 

@@ -59,9 +59,9 @@ def _merge(
     queries: Tensor, there: Tensor, similarity: Tensor, rows: Tensor, first: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """Return the k nearest of those so far and of those `there`, whose rows begin at `first`."""
-    found = (queries @ there.T).topk(min(k, len(there)), dim=1)
-    similarity = torch.cat([similarity, found.values], dim=1)
-    rows = torch.cat([rows, found.indices + first], dim=1)
+    nearest_there = (queries @ there.T).topk(min(k, len(there)), dim=1)
+    similarity = torch.cat([similarity, nearest_there.values], dim=1)
+    rows = torch.cat([rows, nearest_there.indices + first], dim=1)
     best = similarity.topk(min(k, similarity.shape[1]), dim=1)
     return best.values, rows.gather(1, best.indices)
 

@@ -87,15 +87,15 @@ def probe(
         "few_shot": [],
     }
     for count in shots:
-        found: list[dict[str, Any]] = []
+        fits: list[dict[str, Any]] = []
         num_train = 0
         for seed in seeds:
             say(f"{count}-shot ridge regression, seed {seed}")
             drawn = draw(work.labels, count, seed)
             num_train = len(drawn.shots)
-            found.append({"seed": seed, **work.ridge(drawn.held_back, drawn.shots, refit=False)})
+            fits.append({"seed": seed, **work.ridge(drawn.held_back, drawn.shots, refit=False)})
             done += 1
-        result["few_shot"].append({"shots": count, "num_train": num_train, "seeds": found, **_summary(found)})
+        result["few_shot"].append({"shots": count, "num_train": num_train, "seeds": fits, **_summary(fits)})
     rest = draw(work.labels, None, seeds[0])
     if ridge:
         say("ridge regression of all rows")
@@ -242,12 +242,12 @@ def _fitting(shots: Sequence[int] | None, train: FeatureFile, wnids: list[str]) 
     return shots
 
 
-def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(fits: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of each measure over the seeds, and the deviation of top-1 (None for one seed)."""
     means = {
-        name: statistics.fmean(each[name] for each in found)
+        name: statistics.fmean(fit[name] for fit in fits)
         for name in ("top1", "top5", "semantic_top1")
-        if name in found[0]
+        if name in fits[0]
     }
-    top1 = [each["top1"] for each in found]
+    top1 = [fit["top1"] for fit in fits]
     return {**means, "top1_deviation": statistics.stdev(top1) if len(top1) > 1 else None}

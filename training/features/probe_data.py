@@ -33,9 +33,9 @@ def check_pair(train: FeatureFile, test: FeatureFile) -> None:
     same = [name for name in ("shards", "split") if train.provenance.get(name) == test.provenance.get(name)]
     if len(same) == 2:
         raise ValueError(f"{train.path} and {test.path} hold the same images; the test has to be of another split")
-    for each in (train, test):
-        if not len(each):
-            raise ValueError(f"{each.path}: holds no rows; wanted at least one")
+    for file in (train, test):
+        if not len(file):
+            raise ValueError(f"{file.path}: holds no rows; wanted at least one")
 
 
 def wnids_of(train: FeatureFile, test: FeatureFile, tree: SemanticTree | None) -> list[str]:

@@ -45,10 +45,10 @@ def retrieve(
         on_progress(Progress(done / len(file), 0, 0, f"{done:,} of {len(file):,} rows compared"))
 
     vectors = unit_rows(np.stack(queries), device or torch.device("cpu"))
-    found = nearest(vectors, file.chunks(), min(count + 1, len(file)), on_chunk)
+    neighbours = nearest(vectors, file.chunks(), min(count + 1, len(file)), on_chunk)
     answers = [
         [pair for pair in zip(rows, similarity, strict=True) if pair[0] != itself][:count]
-        for rows, similarity, itself in zip(found.rows.tolist(), found.similarity.tolist(), own, strict=True)
+        for rows, similarity, itself in zip(neighbours.rows.tolist(), neighbours.similarity.tolist(), own, strict=True)
     ]
     names = iter(file.names([row for pairs in answers for row, _ in pairs]))
     return [

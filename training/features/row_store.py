@@ -1,4 +1,4 @@
-"""Rows that come in any order, on disk until all are there: a work file that the next run goes on with."""
+"""Rows that come in any order, on disk until all are there: a work file that the next run resumes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained network at work on images, files or in memory: what they show, or their features."""
+"""A trained network applied to images in files or in memory: predictions, or features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ALONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarra
 
 
 class Classified(NamedTuple):
-    """What became of an image: its prediction (see `Classifier`), or the reason why it could not be read."""
+    """An image with its prediction (see `Classifier`), or with the reason why it could not be read."""
 
     source: Source
     prediction: dict[str, Any] | None
@@ -43,14 +43,14 @@ class Classified(NamedTuple):
 
 
 class Classifier:
-    """Says what images show: `Classifier("run/")("swan.jpg")[0]["chain"]`.
+    """Predicts what images show: `Classifier("run/")("swan.jpg")[0]["chain"]`.
 
-    What it says of an image follows from the network: {levels, chain, top5} (see `Describer`), and of one that was
-    trained on images of several labels {labels, top5} (see `LabelDescriber`).
+    A prediction is {levels, chain, top5} (see `Describer`), and {labels, top5} (see `LabelDescriber`) of a network that
+    was trained on images of several labels.
 
     model:       what `open_model` takes, or what it gave.
     weights:     of a run: `last`, `best` or `ema`.
-    tree:        over the classes of a network that is no run's, whose levels nobody knows otherwise.
+    tree:        over the classes of a network that is not a run's, whose levels are unknown otherwise.
     definitions: by wnid; where given, each answer has its `definition`.
     device:      where the network computes; None: the GPU where there is one.
     batch_size:  images at a time.
@@ -115,9 +115,9 @@ class Classifier:
         return predictions
 
     def stream(self, sources: Iterable[Source]) -> Iterator[Classified]:
-        """Yield what becomes of each source, in their order, as they are read; few of them are in memory at a time.
+        """Yield the result for each source, in their order, as the sources are read; a few are in memory at a time.
 
-        Raises ValueError for a source whose picture is nothing that can be read as one.
+        Raises ValueError for a source whose picture is of another type than `Classifier.__call__` takes.
         """
         for batch in self._read(map(_checked, sources)):
             predictions = iter(() if batch.pixels is None else self._describe(self._logits(batch.pixels)))
@@ -160,12 +160,12 @@ def extract_features(
         with torch.inference_mode():
             parts.append(extractor(opened.normalize(_whole(batch).to(own))).float().cpu())
     if not parts:
-        raise ValueError("there is no image; wanted at least one")
+        raise ValueError("no image; wanted at least one")
     return torch.cat(parts)
 
 
 def class_names(opened: OpenModel) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
-    """Return wnid (None where nobody knows it) and name of each output of a network: by its run, else by timm."""
+    """Return wnid (None where it is unknown) and name of each output of a network: by its run, else by timm."""
     if opened.tree:
         return opened.tree.wnids, opened.tree.names
     config: dict[str, Any] = getattr(opened.model, "pretrained_cfg", None) or {}

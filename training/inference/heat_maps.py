@@ -60,10 +60,10 @@ def heat_maps(model: nn.Module, images: Tensor, *, by_sigmoid: bool = False) -> 
 
 def _attention(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return per block its attention (B, tokens, tokens), the mean over heads, and the logits; or no attention."""
-    found: list[Tensor] = []
+    maps: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        found.append(output.mean(dim=1))
+        maps.append(output.mean(dim=1))
 
     blocks = getattr(model, "blocks", None)
     blocks = cast(list[Any], [*blocks] if isinstance(blocks, nn.Sequential | nn.ModuleList) else [])
@@ -79,8 +79,8 @@ def _attention(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
             hook.remove()
     # Attention between other things (windows, channels, a class token of late blocks) does not multiply through.
     num_tokens = _num_own_tokens(model) + getattr(getattr(model, "patch_embed", None), "num_patches", 0)
-    between_tokens = [each.shape == (len(images), num_tokens, num_tokens) for each in found]
-    return (found, logits) if len(found) == len(blocks) and all(between_tokens) else ([], logits)
+    between_tokens = [tokens.shape == (len(images), num_tokens, num_tokens) for tokens in maps]
+    return (maps, logits) if len(maps) == len(blocks) and all(between_tokens) else ([], logits)
 
 
 def _num_own_tokens(model: nn.Module) -> int:
@@ -90,7 +90,7 @@ def _num_own_tokens(model: nn.Module) -> int:
 
 @contextmanager
 def _plain_attention(model: nn.Module) -> Generator[None]:
-    """Have attention computed step by step: fused kernels give nobody their weights."""
+    """Have attention computed step by step: fused kernels do not return their weights."""
     fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
@@ -146,7 +146,7 @@ def _features_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Te
                     raise ValueError(f"the features of {type(model).__name__} have no places in the image")
                 logits = network.forward_head(keep(model, None, features))
             else:
-                raise ValueError(f"{type(model).__name__} is no network of timm's: its features cannot be told")
+                raise ValueError(f"{type(model).__name__} is not a timm network: its features cannot be located")
             (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), kept[-1])
     finally:
         if hook:

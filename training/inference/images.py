@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # those that preprocessing takes
 MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded
-# What Pillow's decoders were seen to raise, and their kin; not MemoryError, which is no fault of the image.
+# What Pillow's decoders were seen to raise, and their kin; not MemoryError, which is not the image's fault.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -42,7 +42,8 @@ class UnreadableImageError(ValueError):
 def read_image(picture: Picture) -> Image.Image:
     """Return an image upright and RGB: transparency is dropped, of 16 bits a channel the upper eight stay.
 
-    Raises UnreadableImageError for what is no JPEG, PNG, GIF, BMP or WebP, or damaged, or has over 100 million pixels.
+    Raises UnreadableImageError for other formats than JPEG, PNG, GIF, BMP and WebP, for damaged images, and above 100
+    million pixels.
     """
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture).convert("RGB")

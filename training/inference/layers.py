@@ -1,4 +1,4 @@
-"""What a network makes of images inside it: one vector an image, of any layer."""
+"""The features that a network computes inside: one vector an image, of any layer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FeatureExtractor(nn.Module):
         self.model, self.layer = model, layer
         if layer == PRE_LOGITS:
             if not hasattr(model, "forward_head"):
-                raise ValueError(f"{type(model).__name__} is no network of timm's, and has no {PRE_LOGITS} layer")
+                raise ValueError(f"{type(model).__name__} is not a timm network, and has no {PRE_LOGITS} layer")
         elif layer not in dict(model.named_modules()) or not layer:
             raise ValueError(f"the network has no layer {layer!r}; {_near(model, layer)} (--layer list shows all)")
 
@@ -53,20 +53,20 @@ class FeatureExtractor(nn.Module):
         if self.layer == PRE_LOGITS:
             output = model.forward_head(model.forward_features(images), pre_logits=True)
             return pooled(output, len(images), self.model, self.layer)
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def keep(*call: Any) -> None:
             # At once, as what comes next may write over it (activations in place).
-            found.append(pooled(call[-1], len(images), self.model, self.layer))
+            outputs.append(pooled(call[-1], len(images), self.model, self.layer))
 
         hook = self.model.get_submodule(self.layer).register_forward_hook(keep)
         try:
             model(images)
         finally:
             hook.remove()
-        if not found:
+        if not outputs:
             raise ValueError(f"layer {self.layer} is not used when the network answers; take another (--layer list)")
-        return found[-1]
+        return outputs[-1]
 
 
 def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
@@ -98,7 +98,7 @@ def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
 
 
 def pooled(output: object, num_images: int, model: nn.Module, layer: str) -> Tensor:
-    """Return a layer's output for a batch averaged over space: (B, D); raises ValueError for what is no such output."""
+    """Return a layer's output for a batch averaged over space: (B, D); raises ValueError for other outputs."""
     wanted = "wanted a tensor of 2 to 4 dimensions, the first of them the images (--layer list)"
     if not isinstance(output, Tensor):
         raise ValueError(f"layer {layer} gives a {type(output).__name__}; {wanted}")

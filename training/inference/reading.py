@@ -46,9 +46,9 @@ def read_batches(
     threads = ThreadPoolExecutor(workers, "in21k-read")
     try:
         read = _in_order(threads, sources, opened, 2 * batch_size + workers)
-        while taken := list(islice(read, batch_size)):
-            pixels = [found for _, found in taken if isinstance(found, Tensor)]
-            rows = [(source, None if isinstance(found, Tensor) else found) for source, found in taken]
+        while batch := list(islice(read, batch_size)):
+            pixels = [result for _, result in batch if isinstance(result, Tensor)]
+            rows = [(source, None if isinstance(result, Tensor) else result) for source, result in batch]
             yield ReadBatch(rows, torch.stack(pixels) if pixels else None)
     finally:
         threads.shutdown(wait=True, cancel_futures=True)

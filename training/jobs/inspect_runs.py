@@ -97,9 +97,9 @@ class RunAnswers:
 
     problem:         why it has no predictions.
     tree:            of the classes of the predictions.
-    look_problem:    why there are no heat maps.
+    look_problem:    why the heat maps are missing.
     outputs:         the tree of the network's own classes.
-    feature_problem: why there is no map of features.
+    feature_problem: why the map of features is missing.
     """
 
     problem: str = ""

@@ -56,10 +56,10 @@ class Validation:
     def save_predictions(self, path: str | Path) -> None:
         """Write a row for each image into a Parquet file, which `measure_saved` reads.
 
-        Raises ValueError where images have several labels.
+        Raises ValueError where images have several labels, and for predictions that come from a file.
         """
         if self.answered is None or self.answered.keys is None:
-            raise ValueError("only the answers of a network that gives each image one class can be saved")
+            raise ValueError("no answers to save; wanted a validation, on shards, of a network with one class an image")
         save_predictions(Path(path), self.answered.predictions, self.answered.tree, self.answered.keys, self.provenance)
 
 

@@ -56,7 +56,7 @@ class ImageNumbers:
 
 
 def _counted(column: pa.ChunkedArray) -> Counter[str]:
-    return Counter({each["values"]: each["counts"] for each in pc.value_counts(column).to_pylist()})
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
 
 
 def _without_numbers(change: str) -> str:

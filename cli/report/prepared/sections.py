@@ -338,7 +338,7 @@ def changes(facts: Facts) -> str:
     done += [(short(name), count, _counted(count, whole)) for name, count in _common(images.changes)]
     warned = sum(count for name, count in images.changes.items() if name.startswith("warning:"))
     change_caption = "What was done to the stored images; one image can count in several rows." + (
-        " A decoder's warning is no change; the image is stored as it was decoded." if warned else ""
+        " A decoder's warning changes nothing; the image is stored as it was decoded." if warned else ""
     )
     return figure("Formats in the source", bars(formats, whole), format_caption) + figure(
         "Changes made", bars(done, whole), change_caption

@@ -22,10 +22,11 @@ HERE = Path(__file__).parent
 
 
 def render_runs(paths: Sequence[Path], settings: InspectSettings) -> FolderReport:
-    """Render runs, all in one and over one another; raises ValueError for a folder that is no run.
+    """Render runs, all in one page and over one another.
 
-    question: what to ask the networks; what cannot be inspection of one is said in the page, and logged. Where none of
-              several runs can be inspection, that is a ValueError too.
+    settings: what to ask the networks. The page and the log say what a network could not be asked.
+
+    Raises ValueError for a folder that does not hold a run, and where the settings fit none of several networks.
     """
     runs = [ReportRun(name, place, read_record(path)) for place, (name, path) in enumerate(named(paths))]
     inspection = inspect_runs({run.name: run.record for run in runs}, settings, watch=ProgressLine)

@@ -105,7 +105,7 @@ def test_what_is_no_features_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it is float16 \(5, 4\), its keys are of float16 \(9, 4\)"):
         open_features(tmp_path / "out.npy")
     file = write(tmp_path / "out.parquet", features, labels)
-    with pytest.raises(ValueError, match=r"n1_99: is no image file, and no key in .*; near ones: n1_"):
+    with pytest.raises(ValueError, match=r"n1_99: neither an image file nor a key in .*; near ones: n1_"):
         file.find(["n1_99"])
     with pytest.raises(ValueError, match=r"images of 2 classes that are not among the 1 \(n1, n2\)"):
         file.labels(["n0"])
