@@ -84,8 +84,8 @@ def test_what_a_validation_cannot_use_is_refused_before_any_work(
     ):
         with pytest.raises(ValueError, match=reason):
             jobs.validate(model, data, SETTINGS)
-    with pytest.raises(ValueError, match="share none"):
-        jobs.validate_imagenet1k(run, shard_set.path, SETTINGS)
+    with pytest.raises(ValueError, match="has no folder of images named by a wnid of ImageNet-1K"):
+        jobs.validate_imagenet1k(run, tmp_path, SETTINGS)
 
 
 def test_features_are_those_of_every_image_and_a_second_call_leaves_them(
