@@ -112,13 +112,13 @@ def _take_first(loader: Loader, epoch: int, labels: NDArray[np.int32]) -> Pixels
     """Return the pixels of a loader's first batch; raises ValueError where it is not the one that was planned."""
     loader.set_epoch(epoch)
     try:
-        images, found = next(iter(loader))
+        images, batch_labels = next(iter(loader))
         num_bad, images = loader.num_bad, images.permute(0, 2, 3, 1).cpu().numpy().copy()
     finally:
         loader.close()
     if len(images) != len(labels):
         raise ValueError(f"gave {len(images)} of {len(labels)} images; the others are corrupt, and left out")
-    if not num_bad and found.tolist() != labels.tolist():
+    if not num_bad and batch_labels.tolist() != labels.tolist():
         raise ValueError("gave other samples than the first of the epoch; it follows no plan")
     return images
 
@@ -133,18 +133,18 @@ def first_batch(split: ShardSplit, size: int, *, seed: int, epoch: int) -> Plann
 
 
 def _originals(shards: ShardSet, split: ShardSplit, batch: PlannedBatch) -> list[BrowseSample]:
-    reader, tree, shown = SampleReader(split), shards.tree, list[BrowseSample]()
+    reader, tree, samples = SampleReader(split), shards.tree, list[BrowseSample]()
     for position in batch.positions.tolist():
         label = int(split.labels[position])
         try:
             original = decode(reader.image(position))
         except ValueError:  # corrupt: in training another stands in for it, which the backends' rows then show
             original = None
-        shown.append(
+        samples.append(
             BrowseSample(key=split.key(position), wnid=tree.wnids[label], name=tree.names[label], original=original)
         )
     reader.close()
-    return shown
+    return samples
 
 
 # The picture.

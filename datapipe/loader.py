@@ -1,4 +1,4 @@
-"""What every loader is: how it is told what to hand out, how it is iterated, and what it makes of corrupt samples."""
+"""What all loaders share: their settings, iteration, saved position, and the count of corrupt samples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .to_device import one_ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
-# The rate of corrupt samples is taken of this many at least, or the epoch would stop at the first one (guessed).
+# The rate is taken over at least this many samples, or the first corrupt one would stop the epoch (guessed).
 MIN_RATED = 10_000
-MIN_BAD = 3  # as many are let pass in a split of any size (guessed)
+MIN_BAD = 3  # always tolerated, in a split of any size (guessed)
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,10 @@ class CorruptSampleCounter:
     """Counts the corrupt samples of an epoch, each once, and names them in the log.
 
     rate:        `max_bad_rate`.
-    num_samples: of the epoch.
-    instead:     what becomes of one.
-    way_out:     how a message ends.
-    describe:    names a sample for messages.
+    num_samples: samples in the epoch.
+    instead:     what happens to a corrupt sample, for the log.
+    way_out:     what the user can do, for the end of a message.
+    describe:    returns the name of a sample for messages.
     """
 
     def __init__(
@@ -118,37 +118,37 @@ class CorruptSampleCounter:
     ) -> None:
         self._rate, self._num_rated = rate, min(MIN_RATED, num_samples)
         self._instead, self._way_out, self._describe = instead, way_out, describe
-        self._met: set[Hashable] = set()
+        self._samples: set[Hashable] = set()
 
     def __len__(self) -> int:
-        return len(self._met)
+        return len(self._samples)
 
     def add(self, sample: Hashable, reason: str, handed: int) -> None:
-        """Count a sample met among the first `handed` of the epoch; raises ValueError once there are too many."""
-        if sample in self._met:
+        """Count a sample among the first `handed` of the epoch; raises ValueError once there are too many."""
+        if sample in self._samples:
             return
-        self._met.add(sample)
-        if len(self._met) > (self._rate and max(MIN_BAD, self._rate * max(handed, self._num_rated))):
-            found = f"{len(self._met)} of {handed:,} samples are corrupt"
-            raise self.stopped(sample, reason, f"{found}, past max_bad_rate {self._rate}")
+        self._samples.add(sample)
+        if len(self._samples) > (self._rate and max(MIN_BAD, self._rate * max(handed, self._num_rated))):
+            count = f"{len(self._samples)} of {handed:,} samples are corrupt"
+            raise self.stopped(sample, reason, f"{count}, past max_bad_rate {self._rate}")
         log.warning("%s %s; %s", self._describe(sample), reason, self._instead)
 
     def stopped(self, sample: Hashable, reason: str, why: str) -> ValueError:
-        """Return what the epoch ends with."""
+        """Return the error that ends the epoch."""
         return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
 
 
 def ended_early(backend: str, num_batches: int, promised: int) -> RuntimeError:
-    """Return what is raised where a loader has no more to hand out before the end of the epoch."""
+    """Return the error of a loader that has no more batches before the end of the epoch."""
     return RuntimeError(f"backend {backend} ended after {num_batches:,} of {promised:,} batches of the epoch")
 
 
 class Loader(ABC):
     """Iterates (images B x 3 x H x W, labels int64 (B,)) over one epoch.
 
-    `set_epoch(n)` picks the epoch; `state_dict()` says where the iteration is, and a loader of any backend (webdataset,
-    which streams, excepted), worker count or world size goes on from there after `load_state_dict()`. `close()` lets go
-    of threads, processes and files.
+    `set_epoch(n)` chooses the epoch. `state_dict()` returns the position; `load_state_dict()` resumes there, also with
+    another backend, worker count or world size (webdataset streams and cannot resume). `close()` releases threads,
+    processes and files.
     """
 
     backend: ClassVar[str]
@@ -161,19 +161,19 @@ class Loader(ABC):
 
     @abstractmethod
     def _new_corrupt_counter(self) -> CorruptSampleCounter:
-        """Return the count of corrupt samples with which an iteration begins."""
+        """Return a new counter of corrupt samples, for an iteration."""
 
     @abstractmethod
     def _iteration(self) -> Generator[LoaderBatch]:
-        """Begin an iteration: yield the batches that are left of the epoch."""
+        """Yield the batches that are left of the epoch."""
 
     def _hand_out(self, stream: Generator[LoaderBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what the consumer gets of the batches of an iteration."""
+        """Yield the images and labels that the consumer gets."""
         for images, labels, _ in stream:
             yield images, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches that are left of the epoch; an earlier iteration that is still held ends."""
+        """Yield the batches that are left of the epoch; this ends an earlier iteration that is still open."""
         if self._active is not None:
             self._active.close()
         self._corrupt = self._new_corrupt_counter()
@@ -188,35 +188,35 @@ class Loader(ABC):
 
     @property
     def num_bad(self) -> int:
-        """Corrupt samples that this rank has met in this epoch, or since it went on in it."""
+        """Corrupt samples that this rank has met in this epoch, since it started or resumed."""
         return len(self._corrupt)
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, the same on every rank."""
+        """Return how many batches a whole epoch has, the same on every rank."""
 
     @abstractmethod
     def num_left(self) -> int:
-        """Return the batches that are left of the epoch, the same on every rank."""
+        """Return how many batches of the epoch are left, the same on every rank."""
 
     @abstractmethod
     def describe_batch(self, state: dict[str, int]) -> list[str]:
-        """Name the samples, by shard and key, of this rank's batch at the place of a `state_dict()`, as planned."""
+        """Name the samples, by shard and key, of this rank's batch at a `state_dict()`, as planned."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Pick the epoch whose order comes next; another one than the current begins at its first sample."""
+        """Pick the epoch whose order comes next; a new epoch starts at its first sample."""
         self._epoch = epoch
 
     @abstractmethod
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its samples all ranks together have been handed."""
+        """Return the epoch and how many of its samples all ranks together have received."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where a `state_dict()` was taken; raises ValueError where that is no place in this split."""
+        """Resume at a `state_dict()`; raises ValueError if the state is outside of this split."""
 
     def close(self) -> None:
-        """Let go of threads, processes, files and buffers; iterating again takes them up again."""
+        """Release threads, processes, files and buffers; iterating again opens them again."""
         if self._active is not None:
             self._active.close()
             self._active = None

@@ -1,4 +1,4 @@
-"""What this machine tells: a process's memory and processor time, a file's part in the page cache, shared memory."""
+"""What the system reports: memory and CPU time of processes, cached parts of files, shared memory, load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..shards.dataset import ShardSplit
 from ..shards.files.parallel import default_workers
 
 BUSY = 0.5  # guessed: with more load than this on each core, threads are kept waiting
-MAX_RESIDENT = 0.1  # guessed: with more of a shard than this still in memory, nobody would call the cache cold
+MAX_RESIDENT = 0.1  # guessed: with more of a shard than this still in memory, the cache is not cold
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SHARED_MEMORY = "/dev/shm"
@@ -24,16 +24,16 @@ SHARED_MEMORY = "/dev/shm"
 
 def descendants() -> list[int]:
     """Return the processes that this one started, and those that they did."""
-    found, waiting = list[int](), [os.getpid()]
+    processes, waiting = list[int](), [os.getpid()]
     while waiting:
         for task in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
             try:
                 children = [int(word) for word in task.read_text().split()]
             except OSError:
                 continue  # it ended meanwhile
-            found += children
+            processes += children
             waiting += children
-    return found
+    return processes
 
 
 def cpu_seconds() -> float:
@@ -55,7 +55,7 @@ def resident_bytes() -> int:
 
 
 def private_bytes(process: int) -> int:
-    """Return the memory that a process shares with nobody: forked workers share nearly all of their parent's."""
+    """Return the memory that a process does not share: forked workers share nearly all of their parent's."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def private_bytes(process: int) -> int:
 
 
 def shared_memory() -> tuple[int, int] | None:
-    """Return the bytes of /dev/shm, in all and free; None where there is none."""
+    """Return the bytes of /dev/shm, in all and free; None if the system has no /dev/shm."""
     try:
         usage = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
@@ -87,10 +87,10 @@ def load() -> dict[str, float]:
 
 def describe_load(threads: float, load: float, cores: float) -> str:
     """Return what `load()` tells, in words, with the way out where other work is on the cores."""
-    told = f"{threads:.0f} OpenMP threads, load {load:.1f} on {cores:.0f} cores"
+    summary = f"{threads:.0f} OpenMP threads, load {load:.1f} on {cores:.0f} cores"
     if threads == 1 or load <= BUSY * cores:
-        return told
-    return f"{told}: threads that wait for one another are many times slower than one; try OMP_NUM_THREADS=1"
+        return summary
+    return f"{summary}: threads that wait for one another are many times slower than one; try OMP_NUM_THREADS=1"
 
 
 def drop_cache(split: ShardSplit) -> str:

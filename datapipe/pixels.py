@@ -1,4 +1,4 @@
-"""From stored JPEG to normalised pixels: what the backends share."""
+"""Decoding and normalisation that all backends share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..shards.normalize import MeanStd, Normalize, mean_std
 
 
 def jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Return height and width in pixels by the header alone (1 us); raises ValueError where it has none."""
+    """Return height and width in pixels from the header alone (1 us); raises ValueError if it has none."""
     try:
         height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
         return int(height), int(width)
-    except (ValueError, KeyError):  # it has no name for some chroma samplings
+    except (ValueError, KeyError):  # it knows no name for some chroma samplings
         try:
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as opened:
                 return opened.height, opened.width
@@ -29,10 +29,10 @@ def jpeg_size(jpeg: bytes) -> tuple[int, int]:
 
 
 def decode(jpeg: bytes) -> NDArray[np.uint8]:
-    """Decode a JPEG to height x width x 3, uint8 RGB; raises ValueError where it does not decode.
+    """Decode a JPEG to height x width x 3, uint8 RGB; raises ValueError if it does not decode.
 
-    What libjpeg-turbo has a word to say about is decoded by Pillow, whose pixels are the same: it takes what libjpeg
-    only warns of, and refuses what lacks pixels.
+    Where libjpeg-turbo warns, Pillow decodes instead, to the same pixels: it accepts what libjpeg only warns about and
+    refuses images that lack pixels.
     """
     try:
         return simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -45,7 +45,7 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
 
 
 def normalize_pixels(images: Tensor, normalize: Normalize | None, dtype: torch.dtype) -> Tensor:
-    """Return uint8 images (B x 3 x H x W, 0..255) as `dtype`: scaled to 0..1 and normalised, or (None) as they are."""
+    """Return uint8 images (B x 3 x H x W, 0..255) as `dtype`: scaled to 0..1 and normalised; None: unchanged."""
     if normalize is None:
         return images.to(dtype)
     mean, deviation = _constants(mean_std(normalize), images.device)
@@ -54,7 +54,7 @@ def normalize_pixels(images: Tensor, normalize: Normalize | None, dtype: torch.d
 
 @cache
 def _constants(mean_deviation: MeanStd, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation, 1 x 3 x 1 x 1 each: made once, as the host waits until they are on a GPU."""
+    """Return mean and deviation, 1 x 3 x 1 x 1 each. Cached, as copying them to a GPU makes the host wait."""
     means, deviations = mean_deviation
     return torch.tensor(means, device=device).view(1, 3, 1, 1), torch.tensor(deviations, device=device).view(1, 3, 1, 1)
 

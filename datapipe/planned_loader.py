@@ -1,4 +1,4 @@
-"""Loaders over an index: batches in the plan's order, and a place in it that can be saved."""
+"""Loaders over an index: batches in the plan's order, with a position that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ WINDOWS_AT_ONCE = 2  # of remote shards in the cache: the one that is read, and 
 
 
 def _once_fetched(batches: Iterable[PlannedBatch], ahead: ShardPrefetcher) -> Iterator[PlannedBatch]:
-    """Hand each batch on when its shards are in the cache: who reads it, a forked process too, finds files there."""
+    """Yield each batch once its shards are in the cache, so that every reader, forked workers too, finds the files."""
     for batch in batches:
         ahead.wait(batch.positions)
         yield batch
 
 
 class PlannedLoader(Loader):
-    """Iterates over one epoch of a split, from any place in it on."""
+    """Iterates over one epoch of a split, starting at any sample of it."""
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         self.split = split
         self._consumed = 0
         super().__init__(settings)
         self._feed = Feed(split, stand_in=settings.training)
-        plan = self._plan()  # which checks the numbers
+        plan = self._plan()  # checks the settings
         if split.remote and settings.training:
             split.remote.check_room(split.shard_bytes, WINDOWS_AT_ONCE * plan.window_shards)
         if settings.training and len(split) < plan.global_batch:
@@ -77,7 +77,7 @@ class PlannedLoader(Loader):
 
     @abstractmethod
     def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
-        """Yield each batch that was planned, in order; none of the planned ones is empty."""
+        """Yield a `LoaderBatch` for each planned batch, in order; no planned batch is empty."""
 
     def _empty(self) -> LoaderBatch:
         settings = self.settings
@@ -88,7 +88,7 @@ class PlannedLoader(Loader):
     def _labels(self, positions: NDArray[np.int64]) -> Tensor:
         labels = torch.from_numpy(self.split.labels[positions].astype(np.int64))
         if self.settings.device.type == "cuda":
-            labels = labels.pin_memory()  # from other memory the host would wait for the copy
+            labels = labels.pin_memory()  # the host waits for copies from pageable memory
         return labels.to(self.settings.device, non_blocking=True)
 
     def _iteration(self) -> Generator[LoaderBatch]:
@@ -101,20 +101,20 @@ class PlannedLoader(Loader):
         promised = plan.num_batches(self._consumed)
         for number in range(promised):
             if self._active is not stream:
-                return  # a newer iteration goes on from here
+                return  # a newer iteration continues from here
             loaded = self._next(stream)
             if loaded is None and plan.has_samples(self.settings.rank, self._consumed):
                 raise ended_early(self.backend, number, promised)
             images, labels, bad = loaded or self._empty()
             handed += self.settings.batch_size
-            for each in bad:
-                self._corrupt.add(each.position, each.reason, handed)
+            for sample in bad:
+                self._corrupt.add(sample.position, sample.reason, handed)
             self._consumed = min(self._consumed + plan.global_batch, plan.num_samples)
             yield images, labels
         self._consumed = 0
 
     def _remote_stream(self, plan: EpochPlan, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
-        """Yield as `_stream` does, and have the shards fetched ahead of it."""
+        """Yield as `_stream` does, while shards are prefetched."""
         from ..shards.remote.prefetch import ShardPrefetcher
 
         done, windows = self._consumed, plan.order(self._consumed)
@@ -137,32 +137,32 @@ class PlannedLoader(Loader):
         return self._plan().num_batches()
 
     def num_left(self) -> int:
-        """Return the batches that are left of the epoch, the same on every rank."""
+        """Return how many batches of the epoch are left, the same on every rank."""
         return self._plan().num_batches(self._consumed)
 
     def describe_batch(self, state: dict[str, int]) -> list[str]:
-        """Name the samples, by shard and key, of this rank's batch at the place of a `state_dict()`, as planned."""
+        """Name the samples, by shard and key, of this rank's batch at a `state_dict()`, as planned."""
         plan = replace(self._plan(), epoch=state["epoch"])
         batch = next(plan.batches(self.settings.rank, state["samples"]))
         return [self.split.describe(position) for position in batch.positions.tolist()]
 
     def set_epoch(self, epoch: int) -> None:
-        """Pick the epoch whose order comes next; another one than the current begins at its first sample."""
+        """Pick the epoch whose order comes next; a new epoch starts at its first sample."""
         if epoch != self._epoch:
             self._consumed = 0
         super().set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its samples all ranks together have been handed."""
+        """Return the epoch and how many of its samples all ranks together have received."""
         return {"epoch": self._epoch, "samples": self._consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where a `state_dict()` was taken; raises ValueError where that is no place in this split."""
+        """Resume at a `state_dict()`; raises ValueError if the state is outside of this split."""
         if not 0 <= state["samples"] <= len(self.split):
             raise ValueError(f"state has {state['samples']} samples consumed of {len(self.split)}")
         self._epoch, self._consumed = state["epoch"], state["samples"]
 
     def close(self) -> None:
-        """Let go of threads, processes, files and buffers; iterating again takes them up again."""
+        """Release threads, processes, files and buffers; iterating again opens them again."""
         super().close()
         self._feed.close()

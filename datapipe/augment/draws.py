@@ -1,7 +1,7 @@
-"""Random numbers for augmentation: those of a sample come from (seed, epoch, its number in the epoch's order) alone.
+"""Random numbers for augmentation. A sample's depend only on (seed, epoch, its number in the epoch's order).
 
-So a resumed epoch, another world size or another backend augments as the uninterrupted one. The functions below turn
-the numbers into windows, boxes and operations; they are pure, and work on whole batches.
+So a resumed epoch, another world size and another backend augment like the uninterrupted run. The functions below turn
+the numbers into windows, boxes and operations. They are pure and work on whole batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .randaugment import CUTOUT, RANDAUGMENT_OPS, VALUES
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Which of a sample's numbers serve for what. Each has its own, so that no augmentation shifts another's.
+# Which of a sample's numbers are used for what. Uses never overlap, so one augmentation does not shift another's.
 CROP_TRIES = 10
 CROP = slice(0, 2 * CROP_TRIES + 2)
 FLIP = 22
@@ -33,7 +33,7 @@ CROP_RATIO = (3 / 4, 4 / 3)
 def philox_uniforms(seed: int, epoch: int, first: int, count: int) -> Floats:
     """Return the numbers of the `count` samples from number `first` on: count x DRAWS_PER_SAMPLE, 0 <= u < 1.
 
-    They are Philox's raw words, whose stream NumPy promises to keep; a sample's are found without those before it.
+    They are raw words of Philox, whose stream NumPy guarantees. Any sample's words can be computed directly.
     """
     return _philox_uniforms((seed, epoch, SAMPLE_STREAM), first * DRAWS_PER_SAMPLE, count * DRAWS_PER_SAMPLE).reshape(
         count, DRAWS_PER_SAMPLE

@@ -1,6 +1,6 @@
 """Mixup and cutmix on a batch, on whatever device it is, for every backend.
 
-What is drawn comes from (seed, epoch, global batch) alone, so that all ranks mix alike and a resumed epoch goes on so.
+The random numbers depend only on (seed, epoch, global batch): all ranks mix alike, and so does a resumed epoch.
 """
 
 from __future__ import annotations

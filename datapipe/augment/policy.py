@@ -1,6 +1,7 @@
-"""What becomes of each image of a batch: which window of it, at which size, and what is drawn over it.
+"""The augmentation policies: from random numbers to a plan of what is done to each image of a batch.
 
-A plan is numbers; the backends carry it out. It depends on (seed, epoch, the samples' numbers) and the images' sizes.
+A plan is numbers: windows, sizes, flips, boxes, operations. The backends carry it out. It depends on the seed, the
+epoch, the samples' numbers in the epoch, and the sizes of the images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ AUGMENTATIONS = ("none", "miil", "inception", "inception-ra")
 
 
 class SamplePlan(NamedTuple):
-    """What becomes of one image; see `Plans`."""
+    """What is done to one image; see `Plans`."""
 
     window: list[int]
     resized: list[int]
@@ -33,14 +34,14 @@ class SamplePlan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plans:
-    """What becomes of B images, in this order.
+    """What is done to B images, in this order of steps.
 
-    windows:    the part that is taken: top, left, height, width, B x 4.
+    windows:    the crop: top, left, height, width, B x 4.
     resized:    the height and width it is resized to (bilinear, antialiased), B x 2.
-    corners:    top and left of the image_size x image_size that is cut out of that, B x 2.
+    corners:    top and left of the second crop, image_size x image_size of the resized image, B x 2.
     flips:      whether it is mirrored, bool (B,).
     boxes:      what is filled with `colors` (uint8 B x 3): top, left, bottom, right, the last two exclusive, B x 4.
-    operations: RandAugment's; None: none.
+    operations: RandAugment's; None: the policy has none.
     """
 
     windows: Ints
@@ -52,13 +53,13 @@ class Plans:
     operations: Operations | None
 
     def rows(self) -> list[SamplePlan]:
-        """Return them image by image, as Python's numbers."""
+        """Return one plan for each image, as Python numbers."""
         columns = (self.windows, self.resized, self.corners, self.flips, self.boxes, self.colors)
         operations = repeat([])
         if self.operations:
             op_indices, values, boxes = (column.tolist() for column in self.operations)
             operations = (
-                [each for each in zip(*slots, strict=True) if each[0] >= 0]
+                [(op, value, box) for op, value, box in zip(*slots, strict=True) if op >= 0]
                 for slots in zip(op_indices, values, boxes, strict=True)
             )
         return [SamplePlan(*row) for row in zip(*(c.tolist() for c in columns), operations, strict=False)]
@@ -75,7 +76,7 @@ class AugmentPolicy:
 
     @property
     def crops(self) -> bool:
-        """Whether a random window is taken, and flipped."""
+        """Whether a random window is cropped and randomly flipped."""
         return self.augment in ("inception", "inception-ra")
 
     @property
@@ -85,7 +86,7 @@ class AugmentPolicy:
 
     @property
     def uses_randaugment(self) -> bool:
-        """Whether RandAugment's operations come last."""
+        """Whether RandAugment's operations are applied last."""
         return self.augment in ("miil", "inception-ra")
 
     def random_numbers(self, batch: PlannedBatch) -> Floats:

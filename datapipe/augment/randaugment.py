@@ -1,8 +1,8 @@
-"""RandAugment as the reference's training has it: the operations of PyPI's `randaugment` 1.0.2, and their magnitudes.
+"""RandAugment as in the reference training: the operations of PyPI's `randaugment` 1.0.2 and their magnitudes.
 
-The facts are those of its `SubPolicy.ranges` and `RandAugment.get_trans_list`: 15 operations, magnitudes 1 to 9, two
-operations an image, each applied with p = 0.5. `signed` values are negated one time in two. (It rotates to the left
-alone, fills what comes into view with grey 128, and cuts out at most 20 pixels, whatever the image's size.)
+Source: its `SubPolicy.ranges` and `RandAugment.get_trans_list`. It has 15 operations and magnitudes 1 to 9, and applies
+two operations to each image, each with p = 0.5. `signed` values are negated with p = 0.5. It only rotates
+counter-clockwise, fills uncovered pixels with grey 128, and cuts out at most 20 pixels at any image size.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ CUTOUT = NAMES.index("cutout")
 
 
 def _values() -> NDArray[np.float64]:
-    table = np.array([np.linspace(each.first, each.last, 10) for each in RANDAUGMENT_OPS])
-    whole = [each.whole for each in RANDAUGMENT_OPS]
+    table = np.array([np.linspace(op.first, op.last, 10) for op in RANDAUGMENT_OPS])
+    whole = [op.whole for op in RANDAUGMENT_OPS]
     table[whole] = np.round(table[whole])
     return table
 

@@ -130,9 +130,9 @@ def table(pixels: Pixels, name: str, value: float) -> Pixels:
             mean = int(cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0] + 0.5)
             return np.clip(mean + value * (values - mean), 0, 255).astype(np.uint8)
         case _:
-            each = {"autocontrast": _autocontrast, "equalize": _equalize}[name]
+            table_of = {"autocontrast": _autocontrast, "equalize": _equalize}[name]
             histograms = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
-            return np.stack([each(histogram.astype(np.int64)) for histogram in histograms], axis=-1)[None]
+            return np.stack([table_of(histogram.astype(np.int64)) for histogram in histograms], axis=-1)[None]
 
 
 def _autocontrast(histogram: NDArray[np.int64]) -> Pixels:

@@ -34,7 +34,7 @@ _OF_SHELL = re.compile(r"[\x00-\x20\x7f'\"`\\$;|<>(){}!*]")  # in a URL; & parts
 class ShardUrls(NamedTuple):
     """Shards by their paths or URLs.
 
-    sizes:   how many samples each holds; None: nobody knows.
+    sizes:   how many samples each holds; None: unknown.
     way_out: how messages on corrupt samples end.
     """
 
@@ -44,7 +44,7 @@ class ShardUrls(NamedTuple):
 
 
 def expand_pattern(pattern: str) -> ShardUrls:
-    """Return the shards of a pattern in the library's notation; raises ValueError where it is none.
+    """Return the shards of a pattern in the library's notation; raises ValueError if it cannot be parsed.
 
     >>> expand_pattern("https://host/train-{000..001}.tar::pipe:cat more.tar").urls
     ['https://host/train-000.tar', 'https://host/train-001.tar', 'pipe:cat more.tar']
@@ -52,7 +52,7 @@ def expand_pattern(pattern: str) -> ShardUrls:
     try:
         urls = expand_urls(pattern)
     except (ValueError, AssertionError) as error:  # AssertionError: it names a variable that is not set
-        raise ValueError(f"{pattern}: is no pattern of shards ({error})") from error
+        raise ValueError(f"{pattern}: not a pattern of shards ({error})") from error
     _check_urls(urls)
     return ShardUrls(urls, None, "see what the shard holds, or raise max_bad_rate")
 
@@ -78,7 +78,7 @@ def _check_urls(urls: list[str]) -> None:
 
 
 def shard_urls(shards: ShardSet, split: str) -> ShardUrls:
-    """Return the shards of a split; raises ValueError where there is no such split."""
+    """Return the shards of a split; raises ValueError if the split does not exist."""
     folder = shards.location if shards.remote else str(shards.path.absolute())
     urls = [f"{folder}/{name}" for name in shards.shard_names(split)]
     _check_urls(urls)

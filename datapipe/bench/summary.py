@@ -85,8 +85,8 @@ def summarize(measured: BenchResults, settings: BenchSettings, model: str | None
         raise ValueError("no backend was measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     ceiling: dict[str, dict[str, Any]] = {
         cache: {
-            "images_per_s": spread([each.images / each.seconds for each in readings]),
-            "mb_per_s": statistics.median(each.num_bytes / each.seconds / 1e6 for each in readings),
+            "images_per_s": spread([reading.images / reading.seconds for reading in readings]),
+            "mb_per_s": statistics.median(reading.num_bytes / reading.seconds / 1e6 for reading in readings),
         }
         for cache, readings in (("warm", measured.reading), ("cold", measured.reading_cold))
         if readings
@@ -127,8 +127,8 @@ def summarize_sweep(warm: Mapping[tuple[str, BackendConfig], Sequence[TrialResul
 def best_of_sweep(sweep: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each backend's fastest setup, by the median, fastest backend first."""
     fastest: dict[str, dict[str, Any]] = {}
-    for each in sorted(sweep, key=lambda each: -each["images_per_s"]["median"]):
-        fastest.setdefault(each["backend"], each)
+    for row in sorted(sweep, key=lambda row: -row["images_per_s"]["median"]):
+        fastest.setdefault(row["backend"], row)
     return list(fastest.values())
 
 
@@ -145,8 +145,8 @@ def verdict(
     rates: per backend the `spread` of its images/s, fastest first.  ceiling: images/s of reading alone.
     workers: how many decoded.  on_gpu: the network runs there; on a CPU it shares the cores with the loader.
     """
-    fastest, found = next(iter(rates.items()))
-    rate: float = found["median"]
+    fastest, best = next(iter(rates.items()))
+    rate: float = best["median"]
     if demand:
         return _verdict_on_demand(fastest, rate, ceiling, demand, workers, on_gpu=on_gpu)
     reading = (
@@ -158,7 +158,7 @@ def verdict(
         return f"{fastest} gives {rate:,.0f} img/s; {reading}"
     second, other = list(rates.items())[1]
     times = rate / other["median"]
-    overlap = other["max"] >= found["min"]
+    overlap = other["max"] >= best["min"]
     if overlap and times < AMPLE:
         both = f"{fastest} ({rate:,.0f} img/s) and {second} ({other['median']:,.0f}) are level: their rounds overlap"
         return f"{both}; {reading}"
@@ -205,7 +205,7 @@ def axis_step(top: float, lines: int = 5) -> float:
 
 def draw_rates(result: Mapping[str, Any], title: str, subtitle: str) -> Image.Image:
     """Draw a `summarize` as an RGB picture: a bar for each backend, and lines for reading alone and the network."""
-    bars: list[tuple[str, dict[str, Any]]] = [(each["backend"], each["images_per_s"]) for each in result["backends"]]
+    bars: list[tuple[str, dict[str, Any]]] = [(backend["backend"], backend["images_per_s"]) for backend in result["backends"]]
     lines: list[tuple[str, float, str]] = []
     highest = max(rate["max"] for _, rate in bars)
     if result["demand"]:

@@ -69,10 +69,10 @@ def damage(shards_copy: Path, reseal: Callable[[Path], None]) -> Callable[..., P
     undecodable:  what was written has a JPEG's header and no pixels.
     """
 
-    def damage(op_indices: dict[int, str], split: str = "train") -> Path:
+    def damage(faults: dict[int, str], split: str = "train") -> Path:
         opened = open_dataset(shards_copy).split(split)
         checksums = {}
-        for position, kind in op_indices.items():
+        for position, kind in faults.items():
             path = shards_copy / opened.shard_names[opened.shard_of(position)]
             start, num_bytes = int(opened.offsets[position]), int(opened.num_bytes[position])
             tar = bytearray(path.read_bytes())
