@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .bench_loader_table import describe, render
-from .options import PATH, device_option, emit, json_option, num_workers, overwrite_option
+from .options import AUGMENT_HELP, PATH, device_option, emit, json_option, num_workers, overwrite_option
 from .pictures import check_picture, save_picture
 from .progress import ProgressLine
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", type=click.IntRange(1, 1024), help="Decode threads or processes.  [default: one for each core]"
 )
-@click.option(
-    "--augment", default="none", show_default=True, metavar="NAME", help="none, miil, inception, inception-ra."
-)
+@click.option("--augment", default="none", show_default=True, metavar="NAME", help=AUGMENT_HELP)
 @click.option("--image-size", type=int, help="Side of the images in pixels.  [default: that of the shards]")
 @click.option("--rounds", default=3, show_default=True, help="Turns of each backend.")
 @click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import PATH, PATH_OR_URL, emit, json_option, overwrite_option, table
+from .options import AUGMENT_HELP, PATH, PATH_OR_URL, emit, json_option, overwrite_option, table
 from .pictures import check_picture, save_picture
 
 
@@ -16,9 +16,7 @@ from .pictures import check_picture, save_picture
 @click.argument("shards", type=PATH_OR_URL)
 @click.argument("out", metavar="OUT.png", type=PATH)
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="Draw only this one; repeatable.")
-@click.option(
-    "--augment", default="none", show_default=True, metavar="NAME", help="none, miil, inception, inception-ra."
-)
+@click.option("--augment", default="none", show_default=True, metavar="NAME", help=AUGMENT_HELP)
 @click.option("--split", default="train", show_default=True, help="train, in the order of an epoch; or val.")
 @click.option("--images", default=8, show_default=True, help="Number of images.")
 @click.option("--image-size", type=int, help="Side of the images in pixels.  [default: that of the shards]")

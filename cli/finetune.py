@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import PATH, device_option, emit, json_option, overwrite_option
+from .options import INDEXED_BACKEND_HELP, PATH, device_option, emit, json_option, overwrite_option
 from .progress import ProgressLine, TrainLine
 from .terminal import in_one_line
 from .train import callbacks, emit_plan, emit_result
@@ -24,7 +24,7 @@ from .train import callbacks, emit_plan, emit_result
 @click.option("--max-reject-rate", type=float, help="Fail when more of the images are bad.  [default: 0.01]")
 @click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
-@click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv or torch.")
+@click.option("--backend", help=INDEXED_BACKEND_HELP)
 @click.option("--model", help="A timm architecture.  [default: that of --init, where it has one]")
 @click.option("--loss", help="semantic, cross-entropy, bce or asymmetric; several labels take the last two.")
 @device_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..datapipe.catalog import AUGMENTATIONS, BACKENDS, INDEXED
 from .terminal import in_lines, in_one_line, json_text, printable, width
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class _PathOrUrl(click.Path):
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
+AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}."
+BACKEND_HELP = f"The loader: auto, {', '.join(BACKENDS)}."
+INDEXED_BACKEND_HELP = f"The loader: auto, {', '.join(INDEXED)}."
 PATH = _LocalPath(path_type=Path)
 PATH_OR_URL = _PathOrUrl(path_type=Path)  # of shards: a URL stays a string
 BATCH_SIZE = click.IntRange(1, 65_536)  # images at a time; guessed: as many of 224 pixels have 10 GB
@@ -61,9 +65,7 @@ def device_option(command: Command) -> Command:
 
 def backend_option(command: Command) -> Command:
     """Add `--backend`."""
-    return click.option(
-        "--backend", default="auto", show_default=True, help="The loader: auto, dali_gpu, dali_cpu, opencv or torch."
-    )(command)
+    return click.option("--backend", default="auto", show_default=True, help=INDEXED_BACKEND_HELP)(command)
 
 
 def batch_size_option(default: str) -> Callable[[Command], Command]:

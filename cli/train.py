@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
+from .options import BACKEND_HELP, PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
 from .pictures import check_picture
 from .progress import TrainLine
 from .terminal import in_lines, in_one_line, printable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--recipe", help="A recipe by name, or a YAML file of settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
-@click.option("--backend", help="The loader: auto, dali_gpu, dali_cpu, opencv, torch or webdataset.")
+@click.option("--backend", help=BACKEND_HELP)
 @click.option("--model", help="A timm architecture.")
 @click.option("--loss", help="semantic, cross-entropy, bce or asymmetric.")
 @click.option("--teacher", help="Teacher for distillation: a run, an export, a checkpoint or a timm model.")

@@ -15,7 +15,7 @@ class CorruptSample(NamedTuple):
 
 
 class LoaderBatch(NamedTuple):
-    """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met on the way."""
+    """A batch of a backend: images (B x 3 x H x W), labels (int64 B), and the corrupt samples met while it was made."""
 
     images: Tensor
     labels: Tensor

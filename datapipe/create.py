@@ -5,32 +5,26 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from ..shards.dataset import ShardSet, ShardSplit, open_dataset
 from ..shards.normalize import Normalize
+from .catalog import AUTO_ON_CPU, AUTO_ON_GPU, BACKENDS
 from .loader import Loader, LoaderSettings
-from .planned_loader import PlannedLoader
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("dali_gpu", "dali_cpu", "opencv", "torch", "webdataset")
 # What names shards, and not their folder: commands, several in a row, braces, a tar.
 PATTERN = re.compile(r"pipe:|.*(::|\{|\.(tar|tgz)(\.\w+)?(\?.*)?$)", re.DOTALL)
 
 
 def unavailable(backend: str) -> str | None:
     """Return why a backend cannot be used here and the way out; None where it can."""
-    if backend.startswith("dali") and find_spec("nvidia.dali" if find_spec("nvidia") else "nvidia") is None:
-        return "DALI is not installed; pip install the extra of your CUDA: dali-cuda130, dali-cuda120 or dali-cuda110"
-    if backend == "opencv" and find_spec("cv2") is None:
-        return "OpenCV is not installed; `pip install 'in21k[opencv]'`"
-    if backend == "webdataset" and find_spec("webdataset") is None:
-        return "the webdataset library is not installed; `pip install 'in21k[webdataset]'`"
-    if backend == "dali_gpu" and not torch.cuda.is_available():
+    if not BACKENDS[backend].is_installed:
+        return BACKENDS[backend].missing
+    if BACKENDS[backend].needs_gpu and not torch.cuda.is_available():
         return "no GPU is seen here; take dali_cpu, or look into the driver with nvidia-smi"
     return None
 
@@ -46,8 +40,8 @@ def choose_backend(backend: str, device: torch.device) -> str:
     Raises ValueError for a name that is none and for a backend that cannot be used here.
     """
     if backend == "auto":
-        wanted = ("dali_gpu", "opencv", "torch") if device.type == "cuda" else ("opencv", "dali_cpu", "torch")
-        chosen = next(name for name in wanted if unavailable(name) is None)
+        fastest_first = AUTO_ON_GPU if device.type == "cuda" else AUTO_ON_CPU
+        chosen = next(name for name in fastest_first if unavailable(name) is None)
         log.debug("backend auto on device %s: %s", device, chosen)
         return chosen
     if backend not in BACKENDS:
@@ -154,7 +148,7 @@ def create_loader(
         from .backends.webdataset_reading import shard_urls
 
         return WebDatasetLoader(shard_urls(shards, split), settings, epoch_samples)
-    return _loader_class(chosen)(shards.split(split) if isinstance(split, str) else split, settings)
+    return BACKENDS[chosen].loader_class()(shards.split(split) if isinstance(split, str) else split, settings)
 
 
 def _check_epoch_samples(epoch_samples: int, backend: str, *, training: bool) -> None:
@@ -167,17 +161,3 @@ def _check_epoch_samples(epoch_samples: int, backend: str, *, training: bool) ->
         raise ValueError(f"epoch_samples is {epoch_samples}; it is for training, and otherwise a split comes whole")
     if epoch_samples < 1:
         raise ValueError(f"epoch_samples is {epoch_samples}; wanted 1 or more")
-
-
-def _loader_class(backend: str) -> type[PlannedLoader]:
-    if backend == "torch":
-        from .backends.torch_loader import TorchLoader
-
-        return TorchLoader
-    if backend == "opencv":
-        from .backends.opencv_loader import OpenCVLoader
-
-        return OpenCVLoader
-    from .backends.dali_loader import DaliCpuLoader, DaliGpuLoader
-
-    return DaliGpuLoader if backend == "dali_gpu" else DaliCpuLoader

@@ -1,13 +1,13 @@
-"""The guarded feed: a batch's JPEGs in the plan's order, with something else in the place of what is corrupt.
+"""The guarded feed: the JPEGs of a batch in the plan's order, with corrupt samples replaced or left out.
 
-A sample is corrupt when its bytes are not those that were written, or when it does not decode. In training the next
-good sample of its shard stands in for it; in validation it is left out. Either way it is named.
+A sample is corrupt if its checksum differs from the manifest or if it does not decode. In training the next good sample
+of its shard replaces it; in validation it is left out. The log names it either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from .batch import CorruptSample
 from .pixels import jpeg_size
 from .plan import PlannedBatch
 
-MAX_TRIES = 100  # guessed: a shard with so many corrupt samples in a row is lost, and searching on would take hours
+MAX_TRIES = 100  # guessed: with so many corrupt samples in a row the shard is lost, and a longer search takes hours
 
 
 class JpegSample(NamedTuple):
-    """A JPEG as it was written, its size in pixels, and whose it is: the one asked for, or its stand-in."""
+    """A stored JPEG with its size in pixels, and its position in the split."""
 
     position: int
     jpeg: bytes
@@ -32,10 +32,27 @@ class JpegSample(NamedTuple):
     width: int
 
 
+WriteSample = Callable[[JpegSample, SamplePlan, int], None]
+
+
+class Jpeg(Protocol):
+    """A JPEG whose size in pixels is known."""
+
+    @property
+    def jpeg(self) -> bytes: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+
+Sample = TypeVar("Sample", bound=Jpeg)
+
+
 class Feed:
     """Reads samples of a split; threads may share it.
 
-    stand_in: another sample takes the place of a corrupt one (training); otherwise it is left out (validation).
+    stand_in: replace a corrupt sample by the next good one (training), or leave it out (validation).
     """
 
     def __init__(self, split: ShardSplit, *, stand_in: bool) -> None:
@@ -45,13 +62,13 @@ class Feed:
         self._excluded: dict[int, str] = {}
 
     def exclude(self, position: int, reason: str) -> None:
-        """Take a sample for corrupt from now on: it did not decode."""
+        """Treat a sample that did not decode as corrupt from now on."""
         self._excluded[position] = reason
 
     def read(self, position: int, bad: list[CorruptSample]) -> JpegSample | None:
-        """Return the sample at `position`, or its stand-in, or None; those passed over are added to `bad`.
+        """Return the sample at `position`, its replacement, or None; corrupt samples are appended to `bad`.
 
-        Raises OSError where a shard cannot be read, CorruptSampleError where no stand-in is found.
+        Raises OSError if a shard cannot be read, CorruptSampleError if no good sample is found in its place.
         """
         for candidate in self._candidates(position):
             try:
@@ -63,7 +80,7 @@ class Feed:
         return None
 
     def _candidates(self, position: int) -> Iterator[int]:
-        """Yield the sample itself, then those after it in its shard, then those before it."""
+        """Yield the position itself, then the later ones of its shard, then the earlier ones."""
         yield position
         if self._stand_in:
             shard = self._split.shard_of(position)
@@ -81,41 +98,62 @@ class Feed:
             raise CorruptSampleError(position, str(error)) from error
 
     def close(self) -> None:
-        """Close the shards; the feed can be used on."""
+        """Close the shards; the next read opens them again."""
         self._reader.close()
 
+    def fill(
+        self, policy: AugmentPolicy, batch: PlannedBatch, numbers: Floats, rows: range, write_sample: WriteSample
+    ) -> tuple[NDArray[np.int64], list[CorruptSample]]:
+        """Fill some rows of a batch by `write_sample(sample, plan, row)`; see `fill_rows`.
 
-WriteSample = Callable[[JpegSample, SamplePlan, int], None]
+        numbers: `policy.random_numbers(batch)`.
+
+        Return the position whose pixels each row holds (-1: the row is left out), and the corrupt samples.
+        """
+        corrupt: list[CorruptSample] = []
+        positions = batch.positions[rows.start : rows.stop].tolist()
+
+        def replace(sample: JpegSample, reason: str, row: int) -> JpegSample | None:
+            self.exclude(sample.position, reason)
+            return self.read(positions[row], corrupt)
+
+        samples = [self.read(position, corrupt) for position in positions]
+        written = fill_rows(
+            policy,
+            samples,
+            numbers[rows.start : rows.stop],
+            lambda sample, plan, row: write_sample(sample, plan, rows.start + row),
+            replace,
+        )
+        return np.array([-1 if sample is None else sample.position for sample in written], np.int64), corrupt
 
 
-def fill_batch(
-    feed: Feed, policy: AugmentPolicy, batch: PlannedBatch, numbers: Floats, rows: range, write_sample: WriteSample
-) -> tuple[NDArray[np.int64], list[CorruptSample]]:
-    """Fill some rows of a batch by `write_sample(sample, plan, row)`, which raises ValueError for a corrupt sample.
+def fill_rows(
+    policy: AugmentPolicy,
+    samples: Sequence[Sample | None],
+    numbers: Floats,
+    write_sample: Callable[[Sample, SamplePlan, int], None],
+    replace: Callable[[Sample, str, int], Sample | None],
+) -> list[Sample | None]:
+    """Call `write_sample(sample, plan, row)` for each sample; return the samples that were written, row by row.
 
-    numbers: `policy.random_numbers(batch)`.
-
-    Return the position whose pixels each row holds (-1: the row is left out), and the corrupt samples.
+    numbers: the random numbers of the rows. `write_sample` raises ValueError if a sample does not decode;
+    `replace(sample, reason, row)` then returns another one for its row, or None to leave the row out.
     """
-    bad: list[CorruptSample] = []
-    samples = [feed.read(int(batch.positions[row]), bad) for row in rows]
-    plans = _plans(policy, numbers[rows.start : rows.stop], samples)
-    used = np.full(len(rows), -1)
-    for number, row in enumerate(rows):
-        sample, plan = samples[number], plans[number]
+    written, plans = list(samples), _plans(policy, numbers, samples)
+    for row, (sample, plan) in enumerate(zip(samples, plans, strict=True)):
         while sample is not None:
             try:
                 write_sample(sample, plan, row)
-                used[number] = sample.position
                 break
             except ValueError as error:
-                feed.exclude(sample.position, str(error))
-                sample = feed.read(int(batch.positions[row]), bad)
+                sample = replace(sample, str(error), row)
                 (plan,) = _plans(policy, numbers[row : row + 1], [sample])
-    return used, bad
+        written[row] = sample
+    return written
 
 
-def _plans(policy: AugmentPolicy, numbers: Floats, samples: list[JpegSample | None]) -> list[SamplePlan]:
-    heights = np.array([sample.height if sample else 1 for sample in samples])
-    widths = np.array([sample.width if sample else 1 for sample in samples])
-    return policy.plan(numbers, heights, widths).rows()
+def _plans(policy: AugmentPolicy, numbers: Floats, samples: Sequence[Sample | None]) -> list[SamplePlan]:
+    heights = np.array([sample.height if sample else 1 for sample in samples], np.int64)
+    widths = np.array([sample.width if sample else 1 for sample in samples], np.int64)
+    return policy.plan(numbers[: len(samples)], heights, widths).rows()

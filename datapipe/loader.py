@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from ..shards.files.parallel import default_workers
 from ..shards.normalize import Normalize, mean_std
-from .augment.policy import AUGMENTATIONS, AugmentPolicy
+from .augment.policy import AugmentPolicy
 from .batch import LoaderBatch
+from .catalog import AUGMENTATIONS
+from .pixels import normalize_pixels
 from .to_device import one_ahead
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -98,9 +101,10 @@ class LoaderSettings:
         """How images are augmented."""
         return AugmentPolicy(image_size=self.image_size, augment=self.augment, crop_pct=self.crop_pct, seed=self.seed)
 
-    def num_workers(self, ranks_per_node: int) -> int:
-        """Return how many decode threads or processes this rank gets."""
-        return self.workers or max(1, default_workers() // ranks_per_node)
+    @property
+    def num_workers(self) -> int:
+        """Decode threads or processes of this rank: `workers`, or its share of the node's cores."""
+        return self.workers or max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class CorruptSampleCounter:
@@ -136,6 +140,18 @@ class CorruptSampleCounter:
     def stopped(self, sample: Hashable, reason: str, why: str) -> ValueError:
         """Return the error that ends the epoch."""
         return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
+
+
+def finish_pixels(images: Tensor, settings: LoaderSettings) -> Tensor:
+    """Return uint8 images (B x 3 x H x W) on the settings' device, normalised, in their dtype and memory format."""
+    images = images.to(settings.device, non_blocking=True)
+    images = images.contiguous(memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+    if settings.device.type != "cpu" or settings.dtype == torch.uint8:
+        return normalize_pixels(images, settings.normalize, settings.dtype)
+    normalized = torch.empty_like(images, dtype=settings.dtype)
+    for image, out in zip(images.split(1), normalized.split(1), strict=True):  # one by one they stay in the CPU's cache
+        out.copy_(normalize_pixels(image, settings.normalize, settings.dtype))
+    return normalized
 
 
 def ended_early(backend: str, num_batches: int, promised: int) -> RuntimeError:

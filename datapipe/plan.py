@@ -47,7 +47,7 @@ class EpochPlan:
     Global batch g is the next world_size x batch_size samples of the order; rank r takes the r-th batch_size of them.
 
     shard_sizes:  samples per shard, int64.
-    shuffle:      permute by (seed, epoch); otherwise the order is that of the positions.
+    shuffle:      permute by (seed, epoch); otherwise samples come by position.
     drop_last:    leave out the samples that do not fill a last global batch (training); otherwise they make a last
                   one that is short, or empty, on some ranks (validation).
     """

@@ -1,4 +1,4 @@
-"""A split by its rows in the manifest: all images in order, each with its row instead of its class; images by key."""
+"""Read a split by manifest rows: a loader that yields each image with its row, and images by key."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def create_row_loader(shards: ShardSet, split: ShardSplit, **settings: Any) -> L
     """Make a loader of (images, rows) over every sample of a split, the training split too, in the order of the shards.
 
     rows:     int64 (B,), for each image its row among the split's in the manifest (0..len(split) - 1), which are sorted
-              by wnid and key. A corrupt sample is left out, and its row is the one that does not come.
-    settings: those of `create_loader`, except split, training, seed and augment. dtype is uint8 and normalize None
+              by wnid and key. A corrupt sample is left out, so its row does not appear.
+    settings: as for `create_loader`, except split, training, seed and augment. dtype is uint8 and normalize None
               unless they say otherwise.
 
     Raises ValueError as `create_loader` does.

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: copied there, and normalised, on a stream of their own, one ahead of the consumer."""
+"""Prefetch to a GPU: batches are copied and normalised on their own CUDA stream, one ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .batch import LoaderBatch
 
 
 def one_ahead(batches: Generator[LoaderBatch], device: torch.device) -> Generator[LoaderBatch]:
-    """Yield each batch of a generator that works on `device` after it was told to begin the next one.
+    """Yield each batch of a generator that works on `device`, once the generator has started the next batch.
 
-    What the generator tells the device runs on a stream of its own, beside the consumer's work on the batch before.
-    The consumer's stream waits for its batch by an event; the host waits for neither. What the generator raises comes
-    after the batches that were whole.
+    The generator's work runs on its own stream, beside the consumer's work on the previous batch. The consumer's stream
+    waits for its batch by an event; the host does not wait. An exception of the generator is raised after the last
+    complete batch.
     """
     module: Any = torch.get_device_module(device)
     own = module.Stream(device)
@@ -23,18 +23,18 @@ def one_ahead(batches: Generator[LoaderBatch], device: torch.device) -> Generato
         with module.stream(own):
             coming = next(batches, None)
         while coming:
-            handed, error = coming, None
+            batch, error = coming, None
             consumers = module.current_stream(device)
-            consumers.wait_stream(own)  # which has been told no more than this batch yet
+            consumers.wait_stream(own)  # it has no work beyond this batch yet
             if device.type == "cuda":
-                for tensor in (handed.images, handed.labels):
-                    tensor.record_stream(consumers)  # or its memory would be used again while the consumer reads it
+                for tensor in (batch.images, batch.labels):
+                    tensor.record_stream(consumers)  # or its memory could be reused while the consumer reads it
             try:
                 with module.stream(own):
                     coming = next(batches, None)
-            except Exception as met:  # whatever a decoder or a file system throws
+            except Exception as met:  # whatever a decoder or a file system raises
                 error = met
-            yield handed
+            yield batch
             if error:
                 raise error
     finally:

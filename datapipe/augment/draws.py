@@ -105,6 +105,9 @@ def _boxes(numbers: Floats, half: Any, size: int) -> Ints:
     return np.clip(np.column_stack([centres - reach, centres + reach]), 0, size)
 
 
+Op = tuple[int, float, list[int]]  # an index into RANDAUGMENT_OPS, a value and a box; see `Operations`
+
+
 class Operations(NamedTuple):
     """RandAugment's operations for B samples, two each: `randaugment.py` says what they are.
 
@@ -116,6 +119,11 @@ class Operations(NamedTuple):
     op_indices: Ints
     values: Floats
     boxes: Ints
+
+    def rows(self) -> list[list[Op]]:
+        """Return for each sample its operations, as Python numbers."""
+        slots = zip(*(column.tolist() for column in self), strict=True)
+        return [[op for op in zip(*slot, strict=True) if op[0] >= 0] for slot in slots]
 
 
 def rand_operations(numbers: Floats, size: int) -> Operations:

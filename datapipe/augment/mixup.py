@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .draws import batch_uniforms
 
-TRIES = 64  # of which each succeeds with a chance of one half or more
+TRIES = 64  # each succeeds with probability 1/2 or more
 
 MixedLabels = tuple[Tensor, Tensor, float]
 
@@ -86,7 +86,7 @@ def mix(images: Tensor, labels: Tensor, draw: MixDraw) -> tuple[Tensor, MixedLab
 
     images: B x 3 x H x W of any dtype; labels: int64 (B,). Returns new images of that dtype, and (labels, the others'
     labels, the share of the first): a loss is share * loss(first) + (1 - share) * loss(second). In cutmix the share is
-    that of the pixels.
+    the share of the pixels.
     """
     others = labels.flip(0)
     if draw.box is None:

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..catalog import AUGMENTATIONS
 from ..plan import PlannedBatch
 from . import draws
-from .draws import Floats, Ints, Operations
-
-AUGMENTATIONS = ("none", "miil", "inception", "inception-ra")
+from .draws import Floats, Ints, Op, Operations
 
 
 class SamplePlan(NamedTuple):
@@ -29,7 +28,7 @@ class SamplePlan(NamedTuple):
     flip: bool
     box: list[int]
     color: list[int]
-    operations: list[tuple[int, float, list[int]]]
+    operations: list[Op]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +54,7 @@ class Plans:
     def rows(self) -> list[SamplePlan]:
         """Return one plan for each image, as Python numbers."""
         columns = (self.windows, self.resized, self.corners, self.flips, self.boxes, self.colors)
-        operations = repeat([])
-        if self.operations:
-            op_indices, values, boxes = (column.tolist() for column in self.operations)
-            operations = (
-                [(op, value, box) for op, value, box in zip(*slots, strict=True) if op >= 0]
-                for slots in zip(op_indices, values, boxes, strict=True)
-            )
+        operations = self.operations.rows() if self.operations else repeat([])
         return [SamplePlan(*row) for row in zip(*(c.tolist() for c in columns), operations, strict=False)]
 
 
@@ -77,17 +70,17 @@ class AugmentPolicy:
     @property
     def crops(self) -> bool:
         """Whether a random window is cropped and randomly flipped."""
-        return self.augment in ("inception", "inception-ra")
+        return AUGMENTATIONS[self.augment].crops
 
     @property
     def erases(self) -> bool:
         """Whether a random box is filled."""
-        return self.augment == "miil"
+        return AUGMENTATIONS[self.augment].erases
 
     @property
     def uses_randaugment(self) -> bool:
         """Whether RandAugment's operations are applied last."""
-        return self.augment in ("miil", "inception-ra")
+        return AUGMENTATIONS[self.augment].uses_randaugment
 
     def random_numbers(self, batch: PlannedBatch) -> Floats:
         """Draw the random numbers of a batch's samples: B x DRAWS_PER_SAMPLE, or B x 0 where nothing is random."""

@@ -1,1 +1,1 @@
-"""The loaders, a backend each: how samples are decoded and augmented."""
+"""The backends: loaders that decode and augment samples in different ways."""

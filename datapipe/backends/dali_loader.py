@@ -1,8 +1,7 @@
-"""Backends `dali_gpu` and `dali_cpu`: NVIDIA DALI decodes, resizes and augments what the guarded feed gives it."""
+"""Backends `dali_gpu` and `dali_cpu`: NVIDIA DALI decodes, resizes and augments the samples of the guarded feed."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,34 +15,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...shards.dataset import ShardSplit
+from ..augment.draws import Op, Operations
 from ..batch import CorruptSample, LoaderBatch
-from ..loader import LoaderSettings
-from ..pixels import normalize_pixels
+from ..loader import LoaderSettings, finish_pixels
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
-from .dali_pipeline import build_pipeline, decoder_alone, inputs_of
+from .cpu_transforms import cpu_transforms
+from .dali_pipeline import build_pipeline, decoder_alone, input_names, inputs_of
 
-READERS = 4  # threads that read batches for DALI (guessed): the disk has something to do while others check sums
+READERS = 4  # threads that read batches for DALI (guessed): some read while others compute checksums
 READ_AHEAD = 4  # batches that are read before DALI asks for them (guessed)
+OPS_CHUNK = 16  # images that a thread augments at a time (guessed)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class _Read(NamedTuple):
-    """A batch as planned, whose pixels will come of it, the corrupt samples met, and what the pipeline is fed.
+    """A planned batch that was read.
 
-    inputs: none where no sample is left, and once they were fed.
+    used:       the positions whose samples it holds.
+    bad:        the corrupt samples met.
+    inputs:     the pipeline's inputs; empty if no sample is left, and once they were fed.
+    operations: RandAugment's, if the policy has them.
     """
 
     batch: PlannedBatch
     used: NDArray[np.int64]
     bad: list[CorruptSample]
-    inputs: tuple[Any, ...]
+    inputs: tuple[Any, ...] = ()
+    operations: Operations | None = None
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
-    """Yield `read(item)` of each item in order, while threads do so for a few of the next."""
+    """Yield `read(item)` for each item in order, while threads read the next few."""
     threads = ThreadPoolExecutor(READERS, "in21k-read")
     under_way: deque[Future[Result]] = deque()
     try:
@@ -58,7 +63,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Generat
 
 
 def dali_error_reason(error: RuntimeError) -> str:
-    """Return the line of DALI's message that tells: before it comes where in the graph that was, after it a stack.
+    """Return the reason from a DALI message, which stands between the place in the graph and a stack trace.
 
     >>> dali_error_reason(RuntimeError("Critical error:\\nencountered:\\n\\nno JPEG\\nStacktrace (2 entries):"))
     'no JPEG'
@@ -67,10 +72,16 @@ def dali_error_reason(error: RuntimeError) -> str:
     return lines[0].strip(" :") if lines else type(error).__name__
 
 
-class DaliCpuLoader(PlannedLoader):
-    """All on the CPU: feed a DALI pipeline batch by batch, a few ahead of the consumer.
+def _apply_ops_to_each(pairs: list[tuple[NDArray[np.uint8], list[Op]]]) -> None:
+    apply_ops = cpu_transforms().apply_ops
+    for pixels, ops in pairs:
+        apply_ops(pixels, ops)
 
-    Where batches go to a GPU, they do so as uint8, and the GPU normalises.
+
+class DaliCpuLoader(PlannedLoader):
+    """Feeds a DALI pipeline on the CPU batch by batch, a few batches ahead of the consumer.
+
+    Batches for a GPU are copied as uint8 and normalised there.
     """
 
     backend = "dali_cpu"
@@ -82,18 +93,18 @@ class DaliCpuLoader(PlannedLoader):
         self._coming: Iterator[_Read] = iter(())
         self._scheduled: deque[_Read] = deque()
         self._undecoded: set[int] = set()
-        self._threads = settings.num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self._threads = settings.num_workers
         self._pipeline: Any = None
 
     def _settings_for_pipeline(self) -> LoaderSettings:
-        """Return what the pipeline is to make: a quarter of the bytes where they go to a GPU."""
-        if self.settings.device.type == "cpu":
+        """Return the settings of the pipeline's output: uint8 if RandAugment or another device follows."""
+        device = torch.device("cpu") if self._device_id() is None else self.settings.device
+        if device == self.settings.device and not self._policy.uses_randaugment:
             return self.settings
-        skip_normalize: dict[str, Any] = {"dtype": torch.uint8, "normalize": None, "channels_last": True}
-        return replace(self.settings, device=torch.device("cpu"), **skip_normalize)
+        return replace(self.settings, device=device, dtype=torch.uint8, normalize=None, channels_last=True)
 
     def _device_id(self) -> int | None:
-        """Return the number of the GPU that the pipeline runs on; None: the CPU."""
+        """Return the index of the GPU that the pipeline runs on; None: the CPU."""
         return None
 
     def _read(self, batch: PlannedBatch) -> _Read:
@@ -102,18 +113,19 @@ class DaliCpuLoader(PlannedLoader):
         samples = [sample for sample in read if sample]
         used = np.array([sample.position for sample in samples], np.int64)
         if not samples:
-            return _Read(batch, used, bad, ())
+            return _Read(batch, used, bad)
         kept = [sample is not None for sample in read]
         sizes = (np.array(sides) for sides in zip(*((s.height, s.width) for s in samples), strict=True))
         plans = self._policy.plan(self._policy.random_numbers(batch)[kept], *sizes)
         jpegs = [np.frombuffer(sample.jpeg, np.uint8) for sample in samples]
-        return _Read(batch, used, bad, tuple(inputs_of(self._policy, jpegs, plans).values()))
+        inputs = inputs_of(self._policy, jpegs, plans)
+        return _Read(batch, used, bad, tuple(inputs[name] for name in input_names(self._policy)), plans.operations)
 
     def _next_inputs(self) -> tuple[Any, ...]:
-        """Hand the next batch to the pipeline; one of which nothing is left is passed by."""
+        """Return the inputs of the next batch for the pipeline; skip batches without a good sample."""
         while True:
             read = next(self._coming)
-            if not self._undecoded.isdisjoint(read.used.tolist()):  # it was read before that was known
+            if not self._undecoded.isdisjoint(read.used.tolist()):  # it was read before they were known to be corrupt
                 read = self._read(read.batch)
             self._scheduled.append(read._replace(inputs=()))
             if read.inputs:
@@ -124,11 +136,12 @@ class DaliCpuLoader(PlannedLoader):
             self._pipeline = build_pipeline(
                 self._pipeline_settings, self._next_inputs, threads=self._threads, device_id=self._device_id()
             )
-        self._pipeline.schedule_run()  # the first time this schedules all that is prefetched
+        self._pipeline.schedule_run()  # the first call schedules all batches that are prefetched
 
     def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         coming = read_ahead(self._read, batches)
         self._coming = coming
+        self._augmenters = ThreadPoolExecutor(self._threads, "in21k-augment")  # threads start with the first task
         try:
             self._begin()
             while self._scheduled:
@@ -137,36 +150,35 @@ class DaliCpuLoader(PlannedLoader):
                 except RuntimeError as error:
                     self._restart_without_corrupt(error)
                     continue
-                done = self._scheduled.popleft()
+                read = self._scheduled.popleft()
                 if images is None:
-                    yield self._empty()._replace(bad=done.bad)
+                    yield self._empty()._replace(bad=read.bad)
                     continue
                 self._pipeline.schedule_run()
-                yield LoaderBatch(self._finished(images), self._labels(done.used), done.bad)
+                yield LoaderBatch(self._finish(images, read.operations), self._labels(read.used), read.bad)
         finally:
             coming.close()
+            self._augmenters.shutdown()
             self._rewind()
 
     def _restart_without_corrupt(self, error: RuntimeError) -> None:
-        """Begin anew with what is scheduled, after an image that did not decode: DALI does not tell which one.
+        """Restart with the scheduled batches after an image did not decode; DALI does not tell which one.
 
-        Raises the error itself where each of them decodes: it was of the GPU, of memory, or of ours.
+        Raises the error itself if all of them decode: the cause is the GPU, memory, or a bug.
         """
-        self._pipeline = None  # a pipeline that met an error is of no more use
-        found = False
-        for scheduled in self._scheduled:
-            for position, reason in self._undecodable(scheduled.used):
-                self._feed.exclude(position, reason)
-                found = True
-        if not found:
+        self._pipeline = None  # a pipeline cannot be used after an error
+        corrupt = [sample for scheduled in self._scheduled for sample in self._undecodable(scheduled.used)]
+        if not corrupt:
             raise error
+        for position, reason in corrupt:
+            self._feed.exclude(position, reason)
         again = map(self._read, [scheduled.batch for scheduled in self._scheduled])
         self._scheduled.clear()
         self._coming = chain(again, self._coming)
         self._begin()
 
     def _undecodable(self, positions: NDArray[np.int64]) -> Iterator[CorruptSample]:
-        """Try each sample by itself, on the CPU: a GPU that failed would take every one for corrupt."""
+        """Decode each sample by itself on the CPU, as after a GPU error every sample would seem corrupt."""
         current: list[NDArray[np.uint8]] = []
         probe: Any = None
         for position in positions.tolist():
@@ -182,28 +194,28 @@ class DaliCpuLoader(PlannedLoader):
                 yield CorruptSample(position, f"does not decode ({dali_error_reason(error)})")
 
     def _rewind(self) -> None:
-        """Take what is still scheduled off the pipeline, so that the next epoch finds it empty."""
+        """Empty the pipeline for the next epoch."""
         self._coming = iter(())
         scheduled, self._scheduled = self._scheduled, deque()
         if self._pipeline is None:
             return
         try:
-            for each in scheduled:
-                if len(each.used):
+            for read in scheduled:
+                if len(read.used):
                     self._pipeline.share_outputs()
                     self._pipeline.release_outputs()
-            self._pipeline.schedule_run()  # meets the end of the feed, which reset() asks for
+            self._pipeline.schedule_run()  # reaches the end of the feed, which reset() needs
             self._pipeline.reset()
         except RuntimeError:
-            self._pipeline = None  # it met an image that does not decode; the next epoch builds another
+            self._pipeline = None  # an image did not decode; the next epoch builds another pipeline
 
     def _take(self, count: int) -> Tensor | None:
-        """Take a batch of so many images out of the pipeline, as the consumer's own; None where there are none.
+        """Return the next `count` images of the pipeline, owned by the consumer; None for a count of 0.
 
-        DALI 2's executor gives its outputs away: nothing is copied, the consumer's stream waits for them by an event,
-        and DALI uses their memory again only when all that the GPU had been told by the time they were let go is done
-        (`DLTensorGraveyard` in its dltensor.cc). Earlier ones overwrite their buffers, so that images are copied, on
-        the consumer's stream, and DALI's waits for that.
+        The executor of DALI 2 hands over its outputs without a copy. The consumer's stream waits for them by an event,
+        and DALI reuses their memory only after the GPU work that was queued when they were released
+        (`DLTensorGraveyard` in its dltensor.cc). Earlier executors overwrite their buffers, so images are copied on the
+        consumer's stream, for which DALI's waits.
         """
         from nvidia.dali.plugin import pytorch
 
@@ -223,31 +235,42 @@ class DaliCpuLoader(PlannedLoader):
         self._pipeline.release_outputs()
         return images
 
-    def _finished(self, images: Tensor) -> Tensor:
-        """Return what the pipeline made as the settings have it."""
-        settings = self.settings
-        if self._pipeline_settings.channels_last:
+    def _finish(self, images: Tensor, operations: Operations | None) -> Tensor:
+        """Return the pipeline's output as the settings want it, with RandAugment applied."""
+        output, settings = self._pipeline_settings, self.settings
+        if operations:
+            images = self._randaugment(images, operations)
+        if output.channels_last:
             images = images.permute(0, 3, 1, 2)
-        if self._pipeline_settings.device == settings.device:
+        if output is settings:
             return images.to(settings.dtype)
-        images = images.pin_memory().to(settings.device, non_blocking=True)
-        images = normalize_pixels(images, settings.normalize, settings.dtype)
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        return images.contiguous(memory_format=layout)
+        if output.device != settings.device:
+            images = images.pin_memory()
+        return finish_pixels(images, settings)
+
+    def _randaugment(self, images: Tensor, operations: Operations) -> Tensor:
+        """Return uint8 images B x S x S x 3 after their operations."""
+        if images.device.type == "cuda":
+            from .randaugment_triton import apply_operations, pack_operations
+
+            packed = pack_operations(operations, self.settings.image_size)
+            codes, parameters = (part.pin_memory().to(images.device, non_blocking=True) for part in packed)
+            return apply_operations(images, codes, parameters)
+        pairs = list(zip(images.numpy(), operations.rows(), strict=True))
+        chunks = (pairs[first : first + OPS_CHUNK] for first in range(0, len(pairs), OPS_CHUNK))
+        list(self._augmenters.map(_apply_ops_to_each, chunks))
+        return images
 
     def close(self) -> None:
-        """Free the pipeline and close the shards; iterating again builds another."""
+        """Free the pipeline and close the shards; iterating again builds another pipeline."""
         super().close()
         self._pipeline = None
 
 
 class DaliGpuLoader(DaliCpuLoader):
-    """The same pipeline with mixed decoding, and everything after it, on the GPU that the batches are for."""
+    """Decodes with DALI's mixed decoder, and does everything after it on the GPU that the batches are for."""
 
     backend = "dali_gpu"
-
-    def _settings_for_pipeline(self) -> LoaderSettings:
-        return self.settings
 
     def _device_id(self) -> int | None:
         device = self.settings.device

@@ -1,4 +1,8 @@
-"""DALI's pipeline for a recipe, of versions 1.34 and 2.x: what it is fed, and the graph from JPEG bytes to images."""
+"""DALI's pipeline for an augmentation policy, for DALI 1.34 and 2.x: its inputs, and the graph from JPEGs to images.
+
+RandAugment is not part of the graph: as DALI operators it took 312 of them for a batch. `randaugment_triton.py` applies
+it on a GPU, the functions of the other backends on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,29 @@ from numpy.typing import NDArray
 from ...shards.normalize import mean_std
 from ..augment.policy import AugmentPolicy, Plans
 from ..loader import LoaderSettings
-from ..plan import PlannedBatch
 
 PREFETCH_BATCHES = 2
-# The part of the JPEGs for the hardware decoder. DALI's own default, save in some 2.x, where 0.9 made the slowest
-# batches slower (github.com/NVIDIA/DALI/pull/6366). What is best depends on the GPU and the threads beside it.
+# The share of the JPEGs for the hardware decoder. DALI's own default, except in some 2.x, where 0.9 made the slowest
+# batches slower (github.com/NVIDIA/DALI/pull/6366). The best value depends on the GPU and the CPU threads.
 HW_DECODER_LOAD = 0.65
 NO_NORMALIZATION = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-Inputs = dict[str, Any]  # per input of the pipeline a list of arrays, one a sample, or one array of a row each
+Inputs = dict[str, Any]  # for each input of the pipeline a list of arrays, one a sample, or an array, one row a sample
+
+
+def input_names(policy: AugmentPolicy) -> list[str]:
+    """Return the names of a policy's inputs, in the order in which they are fed."""
+    names = ["jpegs"]
+    if policy.crops:
+        names += ["starts", "shapes", "flips"]
+    if policy.crop_pct is not None:
+        names += ["resized", "across", "down"]
+    if policy.erases:
+        names += ["corner", "sides", "color"]
+    return names
 
 
 def inputs_of(policy: AugmentPolicy, jpegs: list[NDArray[np.uint8]], plans: Plans) -> Inputs:
-    """Return what the pipeline of a recipe is fed for a batch; an input that it has no use for is not there."""
+    """Return a batch's input for each of `input_names`."""
     inputs: Inputs = {"jpegs": jpegs}
     if policy.crops:
         windows = plans.windows.astype(np.int32)
@@ -32,43 +47,28 @@ def inputs_of(policy: AugmentPolicy, jpegs: list[NDArray[np.uint8]], plans: Plan
     if policy.crop_pct is not None:
         room = np.maximum(plans.resized - policy.image_size, 1)
         parts = (plans.corners / room).astype(np.float32)
-        inputs |= {
-            "resized": plans.resized.astype(np.float32),
-            "across": parts[:, 1].copy(),
-            "down": parts[:, 0].copy(),
-        }
+        inputs |= {"resized": plans.resized.astype(np.float32)}
+        inputs |= {"across": parts[:, 1].copy(), "down": parts[:, 0].copy()}
     if policy.erases:
         boxes = plans.boxes.astype(np.float32)
         inputs |= {"corner": boxes[:, :2].copy(), "sides": boxes[:, 2:] - boxes[:, :2]}
         inputs |= {"color": plans.colors.astype(np.float32)}
-    if plans.operations:
-        from .dali_transforms import operation_inputs
-
-        inputs |= operation_inputs(plans.operations, policy.image_size)
     return inputs
-
-
-def input_names(policy: AugmentPolicy) -> list[str]:
-    """Return the names of a recipe's inputs, in the order in which they are fed."""
-    one = np.ones(1, np.int64)
-    return list(inputs_of(policy, [], policy.plan(policy.random_numbers(PlannedBatch(one, 0, 0)), one, one)))
 
 
 def build_pipeline(
     settings: LoaderSettings, next_inputs: Callable[[], tuple[Any, ...]], *, threads: int, device_id: int | None
 ) -> Any:
-    """Build DALI's pipeline from JPEG bytes to one output, the images.
+    """Build DALI's pipeline from JPEG bytes to one output, the images before RandAugment.
 
-    `next_inputs` is asked for each batch's `inputs_of`, and raises StopIteration at the end. With a `device_id` images
-    are decoded and augmented on that GPU; None: all on the CPU. DALI knows no bfloat16; images are float32 then.
+    `next_inputs` returns each batch's inputs in the order of `input_names`, and raises StopIteration at the end. With a
+    `device_id` the pipeline runs on that GPU, else on the CPU. DALI has no bfloat16; images are float32 instead.
     """
     from nvidia.dali import fn as dali_fn
     from nvidia.dali import types as dali_types
     from nvidia.dali.pipeline import pipeline_def
 
-    from .dali_transforms import apply_op
-
-    fn, types = cast(Any, dali_fn), cast(Any, dali_types)  # made at run time, where type checkers do not see them
+    fn, types = cast(Any, dali_fn), cast(Any, dali_types)  # created at run time, unseen by type checkers
     size, policy = settings.image_size, settings.policy
     names = input_names(policy)
     decoding: dict[str, Any] = {
@@ -102,7 +102,7 @@ def build_pipeline(
         last = dict(finishing)
         if policy.crop_pct is not None:
             last |= {"crop": [size, size], "crop_pos_x": fed["across"], "crop_pos_y": fed["down"]}
-        if policy.crops and (policy.uses_randaugment or skip_normalize):
+        if policy.crops and skip_normalize:
             images = fn.flip(images, horizontal=fed["flips"])
         elif policy.crops:
             last["mirror"] = fed["flips"]
@@ -110,22 +110,17 @@ def build_pipeline(
             images = fn.erase(
                 images, anchor=fed["corner"], shape=fed["sides"], axis_names="HW", fill_value=fed["color"]
             )
-        if policy.uses_randaugment:
-            for slot in ("0", "1"):
-                value = fed["value" + slot] if device_id is None else fed["value" + slot].gpu()  # where the images are
-                others = [fed[name + slot] for name in ("matrix", "corner", "sides")]
-                images = apply_op(images, fed["branch" + slot], value, *others)
         return images if skip_normalize else fn.crop_mirror_normalize(images, **last)
 
     options = {"batch_size": settings.batch_size, "num_threads": threads, "device_id": device_id}
-    definition: Any = cast(Any, pipeline_def)(graph, enable_conditionals=policy.uses_randaugment)
+    definition: Any = cast(Any, pipeline_def)(graph)
     pipeline: Any = definition(prefetch_queue_depth=PREFETCH_BATCHES, **options)
     pipeline.build()
     return pipeline
 
 
 def decoder_alone(next_jpegs: Callable[[], list[NDArray[np.uint8]]]) -> Any:
-    """Build a pipeline that decodes one JPEG at a time on the CPU, to see whether it does."""
+    """Build a pipeline that decodes one JPEG at a time on the CPU, to find those that do not decode."""
     from nvidia.dali import fn as dali_fn
     from nvidia.dali.pipeline import Pipeline
 

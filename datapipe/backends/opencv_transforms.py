@@ -1,4 +1,4 @@
-"""A sample's plan carried out by OpenCV on uint8 RGB arrays (height x width x 3); every call lets go of the GIL."""
+"""Decode a sample and apply its plan with OpenCV, on uint8 RGB arrays (height x width x 3); calls release the GIL."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from ..augment.draws import Op
 from ..augment.policy import SamplePlan
 from ..augment.randaugment import CUTOUT_COLOR, FILL, NAMES, inverse_matrix
-from ..feed import JpegSample
+from ..feed import Jpeg
 from ..pixels import decode
 
 cv2 = cast(Any, untyped_cv2)  # its stubs know no dtypes
@@ -22,15 +23,15 @@ Pixels = NDArray[np.uint8]
 ANTIALIASED = vector.ResizeOptions(resize_alg=vector.ResizeAlg.convolution(vector.FilterType.bilinear), use_alpha=False)
 BASELINE_HEADER = bytes.fromhex("ffc0 0011 08")  # start of frame, its length with three colours, 8 bits; sizes follow
 END = bytes.fromhex("ffd9")
-BELOW = 2  # rows that libjpeg looks at below one, where it interpolates the colours of a 4:2:0 image
+BELOW = 2  # rows below one that libjpeg reads to interpolate the colours of a 4:2:0 image
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's filter of that name
 
 
-def decode_and_transform(sample: JpegSample, plan: SamplePlan, out: Pixels) -> None:
-    """Decode a sample and carry its plan out into `out`, S x S x 3; raises ValueError where it does not decode.
+def decode_and_transform(sample: Jpeg, plan: SamplePlan, out: Pixels) -> None:
+    """Decode a sample and apply its plan, into `out`, S x S x 3; raises ValueError if it does not decode.
 
-    It is decoded at full size: libjpeg's scaled DCT gains 1 to 6 % for windows of 450-pixel images at 224 (measured),
-    and would take the pixels two grey levels away from the other backends'.
+    It decodes at full size: libjpeg's scaled DCT saves 1 to 6 % for windows of 450-pixel images at 224 (measured), and
+    moves the pixels two grey levels away from the other backends.
     """
     pixels, size = decode_down_to(sample, plan.window[0] + plan.window[2]), out.shape[0]
     if plan.resized == [size, size]:
@@ -41,18 +42,23 @@ def decode_and_transform(sample: JpegSample, plan: SamplePlan, out: Pixels) -> N
         top, left = plan.corner
         np.copyto(out, whole[top : top + size, left : left + size])
     _fill(out, plan.box, plan.color)
-    if plan.operations:
-        result = out
-        for kind, value, box in plan.operations:
-            result = apply_op(result, NAMES[kind], value, box)
-        np.copyto(out, result)
+    apply_ops(out, plan.operations)
 
 
-def decode_down_to(sample: JpegSample, row: int) -> Pixels:
-    """Decode a sample's rows above `row`, and a few more, width x 3; raises ValueError where it does not decode.
+def apply_ops(pixels: Pixels, ops: list[Op]) -> None:
+    """Apply RandAugment's operations to an image S x S x 3, in place."""
+    result = pixels
+    for kind, value, box in ops:
+        result = apply_op(result, NAMES[kind], value, box)
+    if result is not pixels:
+        np.copyto(pixels, result)
 
-    libjpeg is told of a lower image and stops there: random crops decode in nine tenths of the time. A JPEG that does
-    not say its size in the usual way, is progressive, or lacks its end, is decoded whole.
+
+def decode_down_to(sample: Jpeg, row: int) -> Pixels:
+    """Decode the rows above `row` and a few more, width x 3; raises ValueError if the sample does not decode.
+
+    The header is changed to a smaller height, where libjpeg stops: random crops decode in nine tenths of the time. A
+    JPEG with an unusual header, a progressive one, and one without its end mark are decoded whole.
     """
     height, width = (side.to_bytes(2, "big") for side in (sample.height, sample.width))
     rows = row + BELOW
@@ -60,7 +66,7 @@ def decode_down_to(sample: JpegSample, row: int) -> Pixels:
     if place >= 0 and sample.jpeg.endswith(END):
         place += len(BASELINE_HEADER)
         lower = b"".join((sample.jpeg[:place], rows.to_bytes(2, "big"), sample.jpeg[place + 2 :]))
-        with suppress(ValueError, KeyError):  # strict, it would mind the rows that it was not told of
+        with suppress(ValueError, KeyError):  # strict decoding would refuse the rows that follow
             return simplejpeg.decode_jpeg(lower, "RGB", strict=False)
     return decode(sample.jpeg)
 
@@ -93,7 +99,7 @@ def _fill(pixels: Pixels, box: list[int], color: Sequence[int]) -> None:
 
 
 def apply_op(pixels: Pixels, name: str, value: float, box: list[int]) -> Pixels:
-    """Return an image after one of RandAugment's operations; `randaugment.py` says what they are. It may be changed."""
+    """Return an image after one of RandAugment's operations; see `randaugment.py`. The input may be changed."""
     if name == "cutout":
         _fill(pixels, box, CUTOUT_COLOR)
         return pixels
@@ -105,7 +111,7 @@ def apply_op(pixels: Pixels, name: str, value: float, box: list[int]) -> Pixels:
         grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return cv2.addWeighted(pixels, value, grey, 1 - value, 0)
     if (matrix := inverse_matrix(name, value, pixels.shape[0])) is not None:
-        # Its coordinates are those of pixels' corners; OpenCV's, of their centres.
+        # The matrix counts from the corner of a pixel, OpenCV from its centre.
         matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
         flags = cv2.INTER_LINEAR if name.startswith("shear") else cv2.INTER_NEAREST
         return cv2.warpAffine(
@@ -115,7 +121,7 @@ def apply_op(pixels: Pixels, name: str, value: float, box: list[int]) -> Pixels:
 
 
 def table(pixels: Pixels, name: str, value: float) -> Pixels:
-    """Return what an operation makes of each value: 256 of them, or 1 x 256 x 3 where channels differ."""
+    """Return an operation's result for each pixel value: 256 of them, or 1 x 256 x 3 if the channels differ."""
     values = np.arange(256)
     match name:
         case "invert":
@@ -144,7 +150,7 @@ def _autocontrast(histogram: NDArray[np.int64]) -> Pixels:
 
 
 def _equalize(histogram: NDArray[np.int64]) -> Pixels:
-    """As Pillow equalizes."""
+    """Return the table of Pillow's equalization."""
     used = histogram[histogram > 0]
     step = int(used[:-1].sum()) // 255
     if not step:

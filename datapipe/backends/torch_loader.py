@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -19,9 +18,9 @@ from ...shards.dataset import ShardSplit
 from ...shards.reader import CorruptSampleError
 from ..augment.policy import AugmentPolicy, SamplePlan
 from ..batch import CorruptSample, LoaderBatch
-from ..feed import Feed, JpegSample, fill_batch
-from ..loader import LoaderSettings
-from ..pixels import decode, normalize_pixels
+from ..feed import Feed, JpegSample
+from ..loader import LoaderSettings, finish_pixels
+from ..pixels import decode
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
 from .torch_transforms import transformed
@@ -31,7 +30,7 @@ DecodedBatch = tuple[Tensor, NDArray[np.int64], list[CorruptSample]]
 
 
 class _BatchDataset(Dataset[DecodedBatch | Exception]):
-    """Batches as planned: (uint8 images B x 3 x S x S, whose they are, corrupt samples), or what is wrong with one."""
+    """Planned batches: (uint8 images B x 3 x S x S, their positions, corrupt samples), or the error of one."""
 
     def __init__(self, feed: Feed, policy: AugmentPolicy) -> None:
         self._feed = feed
@@ -45,37 +44,35 @@ class _BatchDataset(Dataset[DecodedBatch | Exception]):
             images[row] = transformed(torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1), plan, size)
 
         try:
-            used, bad = fill_batch(
-                self._feed, self._policy, batch, self._policy.random_numbers(batch), range(len(batch)), write_sample
-            )
+            numbers = self._policy.random_numbers(batch)
+            used, bad = self._feed.fill(self._policy, batch, numbers, range(len(batch)), write_sample)
             kept = used >= 0
             images = in_shared_memory(images if kept.all() else images[torch.from_numpy(kept)])
         except (CorruptSampleError, OSError) as error:
-            return error  # raised by the main process: torch would wrap it in the worker's traceback
+            return error  # the main process raises it, as torch would wrap it in the worker's traceback
         return images, used[kept], bad
 
 
 def _leave_signals(_worker: int) -> None:
-    """Leave it to the main process what becomes of a signal that came to all: it may want its batches still."""
+    """Ignore signals that reach all processes: the main process handles them, and may still need batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class TorchLoader(PlannedLoader):
-    """Decode in `workers` processes; pixels are normalised on the device, where batches arrive as uint8."""
+    """Decode in `workers` processes; uint8 batches go to the device and are normalised there."""
 
     backend = "torch"
 
     def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
         super().__init__(split, settings)
         self._dataset = _BatchDataset(self._feed, settings.policy)
-        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self._workers = settings.num_workers(ranks_per_node)
+        self._workers = settings.num_workers
 
     def _stream(self, batches: Iterable[PlannedBatch]) -> Generator[LoaderBatch]:
         settings = self.settings
         on_gpu = settings.device.type == "cuda"
-        coming = iter(batches)  # not all at once: of remote shards each comes when it can be read
+        coming = iter(batches)  # lazily: a batch of remote shards comes once they are in the cache
         first = list(islice(coming, self._workers))
         loader: Any = DataLoader(
             self._dataset,
@@ -84,12 +81,8 @@ class TorchLoader(PlannedLoader):
             num_workers=len(first),  # no more than there are batches
             pin_memory=on_gpu,
             worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # or opening it would draw a seed from the global one, which is the network's
+            generator=torch.Generator(),  # or it would draw from the global one, the network's
         )
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         with closing(from_workers(loader)) as finished:
             for images, used, bad in finished:
-                images = images.to(settings.device, non_blocking=True)
-                images = normalize_pixels(images, settings.normalize, settings.dtype)
-                images = images.contiguous(memory_format=memory_format)
-                yield LoaderBatch(images, self._labels(np.asarray(used)), bad)
+                yield LoaderBatch(finish_pixels(images, settings), self._labels(np.asarray(used)), bad)

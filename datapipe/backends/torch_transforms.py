@@ -1,15 +1,20 @@
-"""A sample's plan carried out by torchvision's functions: the plain reference of the other backends."""
+"""Apply a sample's plan with torchvision: the reference for the other backends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from ..augment.draws import Op
 from ..augment.policy import SamplePlan
 from ..augment.randaugment import CUTOUT_COLOR, FILL, NAMES, inverse_matrix
+from ..feed import Jpeg
+from ..pixels import decode
 
 
 def transformed(pixels: Tensor, plan: SamplePlan, size: int) -> Tensor:
@@ -25,9 +30,26 @@ def transformed(pixels: Tensor, plan: SamplePlan, size: int) -> Tensor:
     if plan.box[2] > plan.box[0] or plan.operations:
         pixels = pixels.clone()
     _fill(pixels, plan.box, plan.color)
-    for kind, value, box in plan.operations:
+    return _with_ops(pixels, plan.operations)
+
+
+def _with_ops(pixels: Tensor, ops: list[Op]) -> Tensor:
+    for kind, value, box in ops:
         pixels = apply_op(pixels, NAMES[kind], value, box)
     return pixels
+
+
+def decode_and_transform(sample: Jpeg, plan: SamplePlan, out: NDArray[np.uint8]) -> None:
+    """Decode a sample and apply its plan, into `out`, S x S x 3; raises ValueError if it does not decode."""
+    pixels = torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1)
+    np.copyto(out, transformed(pixels, plan, out.shape[0]).permute(1, 2, 0).numpy())
+
+
+def apply_ops(pixels: NDArray[np.uint8], ops: list[Op]) -> None:
+    """Apply RandAugment's operations to an image S x S x 3, in place."""
+    if ops:
+        result = _with_ops(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), ops)
+        np.copyto(pixels, result.permute(1, 2, 0).numpy())
 
 
 def _fill(pixels: Tensor, box: list[int], color: Sequence[int]) -> None:
@@ -36,7 +58,7 @@ def _fill(pixels: Tensor, box: list[int], color: Sequence[int]) -> None:
 
 
 def apply_op(pixels: Tensor, name: str, value: float, box: list[int]) -> Tensor:
-    """Return an image (uint8 3 x S x S) after one of RandAugment's operations; `randaugment.py` says what they are."""
+    """Return an image (uint8 3 x S x S) after one of RandAugment's operations; see `randaugment.py`."""
     match name:
         case "cutout":
             pixels = pixels.clone()

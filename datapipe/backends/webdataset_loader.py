@@ -1,18 +1,17 @@
-"""The loader of the backend `webdataset`: worker processes that stream a rank's shards, and what it cannot promise.
+"""Backend `webdataset`: worker processes stream a rank's shards.
 
-It needs no index, and so takes what has none: paths, http, and whatever a command prints (`pipe:`). Shards are split
-between the ranks, and a rank's between its workers; each worker reads one at a time, from its begin to its end.
+It needs no index, so it reads paths, http URLs and the output of commands (`pipe:`). Shards are split between the
+ranks, and a rank's shards between its workers. Each worker reads one shard at a time, from start to end.
 
-It cannot promise what the plan does: the order follows the number of ranks and workers; a sample comes about once an
-epoch (a worker whose shards are used up begins the next round of them while others are in the last one); an epoch
-cannot be gone on with in the middle; and a sample is corrupt when it does not decode, as no checksums are at hand.
-Equal runs, of as many ranks and workers, get equal batches.
+Limitations: the order depends on the number of ranks and workers. A sample comes about once an epoch: a worker that
+has finished its shards starts over while others are still in their last one. An epoch cannot be resumed in the middle.
+There are no checksums, so only samples that do not decode count as corrupt. Equal runs, with equal numbers of ranks and
+workers, get equal batches.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import count
@@ -23,28 +22,29 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..batch import LoaderBatch
+from ..catalog import INDEXED
 from ..feed import MAX_TRIES
-from ..loader import MIN_RATED, CorruptSampleCounter, Loader, LoaderSettings, ended_early
+from ..loader import MIN_RATED, CorruptSampleCounter, Loader, LoaderSettings, ended_early, finish_pixels
 from ..plan import EpochPlan, PlannedBatch
 from .webdataset_reading import ShardUrls
-from .webdataset_stream import BatchStream, CorruptStreamError, WorkerBatch, begin_worker, finished
+from .webdataset_stream import BatchStream, CorruptStreamError, WorkerBatch, begin_worker
 from .worker_batches import from_workers
 
-WITH_INDEX = "take an indexed backend (dali_gpu, dali_cpu, opencv, torch) over the folder that `in21k shard` made"
+WITH_INDEX = f"take an indexed backend ({', '.join(INDEXED)}) over the folder that `in21k shard` made"
 
 log = logging.getLogger(__name__)
 
 
 class WebDatasetLoader(Loader):
-    """Stream shards in `workers` processes, fewer where there are fewer shards; a GPU normalises what it gets.
+    """Streams shards in `workers` processes, or one for each shard if there are fewer; a GPU normalises its batches.
 
-    epoch_samples: of training: how many make an epoch, of all ranks together; None: as many as the shards hold.
+    epoch_samples: samples of a training epoch, of all ranks together; None: all samples of the shards.
 
-    A training epoch has `epoch_samples` // (ranks x batch_size) batches on every rank, whatever their shards hold.
-    Otherwise every sample of a rank's shards comes once: ranks may differ in length, nobody knows it before, and each
-    worker's last batch may be short. Every iteration begins at the begin of an epoch.
+    A training epoch has `epoch_samples` // (ranks x batch_size) batches on every rank, whatever its shards hold. In
+    validation each sample of a rank's shards comes once: ranks may differ in length, the length is not known before the
+    end, and each worker's last batch may be short. Every iteration starts at the start of an epoch.
 
-    Raises ValueError where there are fewer shards than ranks, or samples than a global batch.
+    Raises ValueError if there are fewer shards than ranks, or fewer samples than a global batch.
     """
 
     backend = "webdataset"
@@ -71,7 +71,7 @@ class WebDatasetLoader(Loader):
         )
 
     def _batches(self) -> Iterator[PlannedBatch]:
-        """Yield what each batch of this rank counts as: the numbers of its samples in the epoch."""
+        """Yield the planned batches of this rank, for the numbers of its samples in the epoch."""
         size, settings = self.settings.batch_size, self.settings
         for number in count() if self._num_batches is None else range(self._num_batches):
             first = (number * settings.world_size + settings.rank) * size
@@ -90,21 +90,21 @@ class WebDatasetLoader(Loader):
         )
         handed = num_batches = 0
         with closing(from_workers(loader)) as batches:
-            for made in self._raising(batches):
+            for batch in self._raising(batches):
                 handed += settings.batch_size
-                for name, reason in made.bad:
+                for name, reason in batch.bad:
                     self._corrupt.add(name, reason, handed)
-                if len(made.labels):
+                if len(batch.labels):
                     num_batches += 1
-                    images = made.images.to(settings.device, non_blocking=True)
+                    images = batch.images  # normalised by the worker, unless they go to a GPU
                     if settings.device.type == "cuda":
-                        images = finished(images, settings)
-                    yield LoaderBatch(images, made.labels.to(settings.device, non_blocking=True), [])
+                        images = finish_pixels(images, settings)
+                    yield LoaderBatch(images, batch.labels.to(settings.device, non_blocking=True), [])
         if self._num_batches is not None and num_batches < self._num_batches:
             raise ended_early(self.backend, num_batches, self._num_batches)
 
     def _raising(self, batches: Iterator[WorkerBatch]) -> Iterator[WorkerBatch]:
-        """Yield them; raise ValueError, as of an epoch that stopped, where no more good sample is found."""
+        """Yield the batches; raise ValueError if a worker finds no good sample any more."""
         try:
             yield from batches
         except CorruptStreamError as error:
@@ -112,8 +112,8 @@ class WebDatasetLoader(Loader):
             raise self._corrupt.stopped(name, reason, f"all of {MAX_TRIES} in a row are corrupt") from error
 
     def __len__(self) -> int:
-        """Return the batches of a training epoch, the same on every rank; TypeError: nobody knows before its end."""
-        if self._num_batches is None:  # `list(loader)` asks for the length, and goes on without it after a TypeError
+        """Return how many batches a training epoch has, the same on every rank; raises TypeError in validation."""
+        if self._num_batches is None:  # `list(loader)` asks for the length, and does without after a TypeError
             raise TypeError(f"a stream's length is known at its end; count while iterating, or {WITH_INDEX}")
         return self._num_batches
 
@@ -121,15 +121,15 @@ class WebDatasetLoader(Loader):
         return True  # or `if loader` would ask for the length
 
     def num_left(self) -> int:
-        """Return `len()`: an iteration begins at the begin."""
+        """Return `len()`: every iteration starts at the start of an epoch."""
         return len(self)
 
     def state_dict(self) -> dict[str, int]:
-        """Raise ValueError: a stream has no place that one could go on from."""
+        """Raise ValueError: a stream has no position to resume from."""
         raise ValueError(f"a stream has no place in mid-epoch to go on from; save between epochs, or {WITH_INDEX}")
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raise ValueError: a stream cannot go on from a place."""
+        """Raise ValueError: a stream cannot resume from a position."""
         raise ValueError(f"a stream cannot go on from {state}; begin an epoch by set_epoch(), or {WITH_INDEX}")
 
     def describe_batch(self, state: dict[str, int]) -> list[str]:
@@ -138,7 +138,7 @@ class WebDatasetLoader(Loader):
 
 
 def _batches_of(plan: EpochPlan) -> int:
-    """Return how many batches each rank gets of an epoch; raises ValueError where that is none."""
+    """Return how many batches each rank gets in an epoch; raises ValueError if it gets none."""
     if not plan.num_samples:
         raise ValueError(
             "how many samples a pattern's shards hold is not known; say by epoch_samples how many make an epoch, or "
@@ -153,7 +153,7 @@ def _batches_of(plan: EpochPlan) -> int:
 
 
 def _workers_of(num_shards: int, settings: LoaderSettings) -> int:
-    """Return how many workers this rank gets: each needs a shard. Raises ValueError where a rank has none."""
+    """Return how many workers this rank gets: each needs a shard. Raises ValueError if a rank has no shard."""
     rank, world_size = settings.rank, settings.world_size
     if num_shards < world_size:
         raise ValueError(
@@ -161,7 +161,7 @@ def _workers_of(num_shards: int, settings: LoaderSettings) -> int:
             f"--shard-samples`), run fewer ranks, or {WITH_INDEX}"
         )
     mine = len(range(rank, num_shards, world_size))
-    wanted = settings.num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    wanted = settings.num_workers
     if mine < wanted:
         message = "webdataset: rank %d has %d of %d shards, and a worker needs one: %d workers run, not %d"
         log.warning(message, rank, mine, num_shards, mine, wanted)

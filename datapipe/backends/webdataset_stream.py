@@ -6,9 +6,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from itertools import count, islice
 from subprocess import SubprocessError
 from tarfile import ReadError, TarError
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
@@ -25,37 +24,36 @@ from webdataset.tariterators import group_by_keys
 
 from ...shards.members import IMAGE, LABEL
 from ...shards.shuffle import permutation
-from ..augment.draws import Floats
-from ..augment.policy import SamplePlan
-from ..feed import MAX_TRIES, JpegSample
-from ..loader import LoaderSettings
-from ..pixels import decode, jpeg_size, normalize_pixels
+from ..feed import MAX_TRIES, fill_rows
+from ..loader import LoaderSettings, finish_pixels
+from ..pixels import jpeg_size
 from ..plan import PlannedBatch
+from .cpu_transforms import cpu_transforms
 from .webdataset_reading import ShardUrls, end_commands, read_members
 from .worker_batches import SharedMemoryError, in_shared_memory
 
 SHUFFLE_SAMPLES = 2_000  # JPEGs that a worker holds to draw from, 24 MB at 224 pixels; shards are shuffled when made
 SHUFFLE_FIRST = 500  # of them are waited for at first
 
-NOWHERE = -1  # the position of what is in no index
-
 
 class StreamSample(NamedTuple):
-    """A sample, its class index, and its shard and key for messages."""
+    """A sample of a stream; `name` is its shard and key, for messages."""
 
     name: str
     label: int
-    image: JpegSample
+    jpeg: bytes
+    height: int
+    width: int
 
 
 class CorruptStreamError(ValueError):
-    """So many corrupt samples in a row that searching on makes no sense; the name of the last, and its reason."""
+    """Too many corrupt samples in a row to keep searching; holds the last one's name and reason."""
 
 
 class WorkerBatch(NamedTuple):
     """A batch of a worker: images B x 3 x S x S, int64 labels, and (name, reason) of the corrupt samples.
 
-    The images are as the loader hands them out; those for a GPU are uint8, which is a quarter to copy.
+    Images for a GPU are uint8, a quarter of the bytes to copy; others are normalised already.
     """
 
     images: Tensor
@@ -63,29 +61,11 @@ class WorkerBatch(NamedTuple):
     bad: list[tuple[str, str]]
 
 
-WriteSample = Callable[[JpegSample, SamplePlan, NDArray[np.uint8]], None]
-
-
-def sample_writer() -> WriteSample:
-    """Return what decodes a JPEG and carries its plan out into S x S x 3: OpenCV's functions, else torchvision's."""
-    if find_spec("cv2"):
-        from .opencv_transforms import decode_and_transform
-
-        return decode_and_transform
-    from .torch_transforms import transformed
-
-    def write_sample(sample: JpegSample, plan: SamplePlan, out: NDArray[np.uint8]) -> None:
-        pixels = torch.from_numpy(decode(sample.jpeg)).permute(2, 0, 1)
-        np.copyto(out, transformed(pixels, plan, out.shape[0]).permute(1, 2, 0).numpy())
-
-    return write_sample
-
-
 class BatchStream(IterableDataset[WorkerBatch | Exception]):
-    """Batches of one rank's shards, or what is wrong with them; each worker process reads its part.
+    """Yields batches of one rank's shards, or an error; each worker process reads its own shards.
 
-    batches: what each batch of the rank counts as: its size, and where its random numbers come from. They end where a
-             training epoch does; in validation the shards end before.
+    batches: the planned batches, for their sizes and random numbers. They end with a training epoch; in validation the
+             shards end first.
     """
 
     def __init__(
@@ -93,7 +73,7 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
     ) -> None:
         self._shards, self._settings, self._epoch, self._batches = shards, settings, epoch, batches
         self._policy = settings.policy
-        self._write_sample = sample_writer()
+        self._write_sample = cpu_transforms().decode_and_transform
         self._worker, self._num_workers = 0, 1
         self._url = ""
         self._keys: set[str] = set()  # of the shard that is read
@@ -105,11 +85,11 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
         self._worker, self._num_workers = info.id, info.num_workers
         samples = self._samples()
         try:
-            for batch in islice(self._batches, self._worker, None, self._num_workers):
-                made = self._make(samples, batch)
-                if len(made.labels) or made.bad:
-                    yield made._replace(images=in_shared_memory(made.images), labels=in_shared_memory(made.labels))
-                if len(made.labels) < len(batch):
+            for planned in islice(self._batches, self._worker, None, self._num_workers):
+                batch = self._make(samples, planned)
+                if len(batch.labels) or batch.bad:
+                    yield batch._replace(images=in_shared_memory(batch.images), labels=in_shared_memory(batch.labels))
+                if len(batch.labels) < len(planned):
                     break
         except (CorruptStreamError, SharedMemoryError) as error:
             yield error  # raised by the main process: torch would wrap it in the worker's traceback
@@ -117,7 +97,7 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
             yield OSError(f"{self._url}: cannot be read to its end ({getattr(error, 'strerror', None) or error})")
 
     def _samples(self) -> Iterator[StreamSample]:
-        """Yield this worker's samples: once, or round after round, each split anew and in another order."""
+        """Yield this worker's samples: once in validation; in training round after round, each in a new order."""
         settings = self._settings
         for number in count():
             self._num_samples = 0
@@ -151,7 +131,7 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
             self._keys.clear()
             for name, content in read_members(self._url):
                 yield {"fname": name, "data": content, "__url__": self._url}
-            yield {}  # no sample goes on in the next shard
+            yield {}  # a sample never spans two shards
             if sizes and len(self._keys) != sizes[shard]:
                 raise ReadError(f"it holds {len(self._keys):,} samples; wanted {sizes[shard]:,}, as dataset.json says")
 
@@ -174,57 +154,42 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
                 parsed = parse(name, sample)
             except ValueError as error:
                 self._num_in_a_row += 1
-                self._pass_over(name, str(error), self._num_in_a_row)
+                self._skip(name, str(error), self._num_in_a_row)
                 continue
             self._num_in_a_row = 0
             yield parsed
 
-    def _pass_over(self, name: str, reason: str, in_a_row: int) -> None:
+    def _skip(self, name: str, reason: str, in_a_row: int) -> None:
         self._corrupt.append((name, reason))
         if self._settings.training and in_a_row >= MAX_TRIES:
             raise CorruptStreamError(name, reason)
 
     def _make(self, samples: Iterator[StreamSample], batch: PlannedBatch) -> WorkerBatch:
-        """Fill a batch; it is short where the samples end."""
+        """Decode the next samples into a batch; it is short at the end of the stream."""
         size = self._policy.image_size
         images = torch.empty(len(batch), size, size, 3, dtype=torch.uint8)
-        pixels, labels = images.numpy(), list[int]()
-        numbers = self._policy.random_numbers(batch)
-        taken = list(islice(samples, len(batch)))
-        for number, planned in enumerate(zip(taken, self._plans(numbers, taken), strict=True)):
-            for tries in count(1):
-                sample, plan = planned
-                try:
-                    self._write_sample(sample.image, plan, pixels[len(labels)])
-                    labels.append(sample.label)
-                    break
-                except ValueError as error:
-                    self._pass_over(sample.name, str(error), tries)
-                following = next(samples, None)
-                if following is None:
-                    break
-                planned = (following, *self._plans(numbers[number:], [following]))
-        bad, self._corrupt = self._corrupt, []
-        images = images[: len(labels)].permute(0, 3, 1, 2)
+        pixels = images.numpy()
+        tries = Counter[int]()
+
+        def replace(sample: StreamSample, reason: str, row: int) -> StreamSample | None:
+            tries[row] += 1
+            self._skip(sample.name, reason, tries[row])
+            return next(samples, None)
+
+        written = fill_rows(
+            self._policy,
+            list(islice(samples, len(batch))),
+            self._policy.random_numbers(batch),
+            lambda sample, plan, row: self._write_sample(sample, plan, pixels[row]),
+            replace,
+        )
+        rows = [row for row, sample in enumerate(written) if sample]
+        labels = torch.tensor([sample.label for sample in written if sample], dtype=torch.int64)
+        images = (images[: len(rows)] if len(rows) == len(written) else images[rows]).permute(0, 3, 1, 2)
         if self._settings.device.type != "cuda":
-            images = finished(images, self._settings)
-        return WorkerBatch(images, torch.tensor(labels, dtype=torch.int64), bad)
-
-    def _plans(self, numbers: Floats, samples: list[StreamSample]) -> list[SamplePlan]:
-        heights = np.array([sample.image.height for sample in samples], np.int64)
-        widths = np.array([sample.image.width for sample in samples], np.int64)
-        return self._policy.plan(numbers[: len(samples)], heights, widths).rows()
-
-
-def finished(images: Tensor, settings: LoaderSettings) -> Tensor:
-    """Return uint8 images in the layout that was asked for, and normalised."""
-    images = images.contiguous(memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
-    if settings.device.type == "cuda" or settings.dtype == torch.uint8:
-        return normalize_pixels(images, settings.normalize, settings.dtype)
-    normalized = torch.empty_like(images, dtype=settings.dtype)
-    for image, out in zip(images.split(1), normalized.split(1), strict=True):  # one by one they stay in the cache
-        out.copy_(normalize_pixels(image, settings.normalize, settings.dtype))
-    return normalized
+            images = finish_pixels(images, self._settings)
+        bad, self._corrupt = self._corrupt, []
+        return WorkerBatch(images, labels, bad)
 
 
 def several_in_one(sample: dict[str, Any]) -> str:
@@ -241,7 +206,7 @@ def several_in_one(sample: dict[str, Any]) -> str:
 
 
 def parse(name: str, sample: dict[str, Any]) -> StreamSample:
-    """Return a sample of the library's, {"jpg": bytes, "cls": digits, ...}; raises ValueError where it is none."""
+    """Return a sample of the library's, {"jpg": bytes, "cls": digits, ...}; raises ValueError if it is incomplete."""
     for extension in (LABEL, IMAGE):
         if extension not in sample:
             held = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
@@ -249,7 +214,7 @@ def parse(name: str, sample: dict[str, Any]) -> StreamSample:
     if not sample[LABEL].strip().isdigit():
         raise ValueError(f"has {sample[LABEL][:20]!r} as its class index; wanted digits")
     jpeg = sample[IMAGE]
-    return StreamSample(name, int(sample[LABEL]), JpegSample(NOWHERE, jpeg, *jpeg_size(jpeg)))
+    return StreamSample(name, int(sample[LABEL]), jpeg, *jpeg_size(jpeg))
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Batches out of worker processes, and an error in place of a hang where a worker or shared memory fails."""
+"""Batches from worker processes; a dead worker and full shared memory raise errors instead of hanging."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ DEATH_S = 1.0  # after a broken connection, until the worker's exit code is know
 
 
 class SharedMemoryError(OSError):
-    """Shared memory has no room for a batch; in one line, what it has, and the ways out."""
+    """Shared memory has no room for a batch; the message tells its size and what to do."""
 
 
 def in_shared_memory(images: Tensor) -> Tensor:
-    """Move a worker's batch to where the main process can read it; raises SharedMemoryError.
+    """Move a worker's batch to memory that the main process can read; raises SharedMemoryError.
 
-    Left to the queue between them, it would move in a thread of the queue's own, which drops what does not fit: the
-    main process would wait for ever.
+    The queue would do so itself, in a thread that drops what does not fit: the main process would wait for ever.
     """
     try:
         return images.share_memory_()
@@ -46,9 +45,9 @@ def _lack(wanted: str, reason: str) -> SharedMemoryError:
 
 
 def from_workers(loader: Any) -> Generator[Any]:
-    """Yield what the worker processes of a torch DataLoader make, in order; raise the exceptions among it.
+    """Yield the results of a torch DataLoader's worker processes, in order; raise results that are exceptions.
 
-    Raises ChildProcessError where a worker died, SharedMemoryError where the workers cannot be reached.
+    Raises ChildProcessError if a worker died, SharedMemoryError if shared memory lacks room for their queues.
     """
     # Workers are forked: the first batch takes 0.4 s, against 4.6 s from a fork server (0.5 s once it runs) and 7 s
     # spawned; a script needs no `if __name__ == "__main__"`; and the split's arrays are shared. They must find no dead
@@ -66,16 +65,16 @@ def from_workers(loader: Any) -> Generator[Any]:
     try:
         while True:
             try:
-                made = next(running)
+                result = next(running)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 if codes := _exit_codes(workers):
                     raise _death(codes[0]) from error
                 raise
-            if isinstance(made, Exception):
-                raise made
-            yield made
+            if isinstance(result, Exception):
+                raise result
+            yield result
     finally:
         if workers:
             running._shutdown_workers()

@@ -1,1 +1,1 @@
-"""The loader benchmark: backends measured in turns, and what the figures mean."""
+"""The loader benchmark: backends measured in alternating trials, and a summary of the figures."""

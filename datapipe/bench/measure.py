@@ -1,8 +1,8 @@
-"""Measuring loaders side by side: which batches a second each gives, on the same samples, in turns.
+"""Measure loaders side by side: the rate of each on the same samples, in alternating trials.
 
-Each backend has a process of its own, so that its memory is its own and a crash takes no other along; the processes
-have their turns one after the other, round by round, so that what else the machine does hits all alike. Every turn
-begins at the first sample of the same epoch. `bench_summary.py` makes numbers to look at of what is measured here.
+Each backend runs in its own process, so its memory can be measured and a crash stops no other backend. The processes
+take trials one after the other, round by round, so that other load on the machine affects all alike. Every trial
+starts at the first sample of the same epoch. `summary.py` turns the results into numbers, a verdict and a chart.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..machine import drop_cache, synchronize
 from ..plan import EpochPlan
 from .rounds import SPLIT, BackendConfig, BackendRunner, BenchSettings, Trial, TrialResult
 
-PATIENCE_S = 600.0  # a backend that gives nothing for so long hangs
+PATIENCE_S = 600.0  # a backend that gives no answer for so long hangs
 MAX_CPU_STEP = 16  # images of a training step on a CPU: its rate hardly depends on them, its memory does
 
 
@@ -45,17 +45,17 @@ class Reading(NamedTuple):
 
 @dataclass
 class BenchResults:
-    """What was measured, round by round.
+    """The results of all trials, round by round.
 
-    asked:          the backends that were to be measured.
-    warm, cold:     per backend and setup, per backend: its windows.
-    failed:         per backend that gave up the reason, in one line.
-    reading, reading_cold: the samples' bytes alone, in the same order, from memory and from the disk.
+    backends:       the backends to measure.
+    warm, cold:     trials by backend and configuration; from the disk, by backend.
+    failed:         why a backend failed, in one line, by backend.
+    reading, reading_cold: reading the samples without decoding, in the same order, from memory and from the disk.
     step_rates:     images/s of a network's training steps; empty without a network.
-    cold_reason:    why nothing could be measured from the disk; empty where it was.
+    cold_reason:    why nothing was measured from the disk; empty if it was.
     """
 
-    asked: list[str]
+    backends: list[str]
     warm: dict[tuple[str, BackendConfig], list[TrialResult]] = field(
         default_factory=dict[tuple[str, BackendConfig], list[TrialResult]]
     )
@@ -68,13 +68,13 @@ class BenchResults:
 
 
 def serve(connection: Connection, shards: Path, backend: str, settings: BenchSettings, start_method: str) -> None:
-    """Be a backend's process: answer each `Trial` that comes with a `TrialResult`, None, or a line of what went wrong.
+    """Run in a backend's process: answer each `Trial` with a `TrialResult`, None, or an error in one line.
 
     start_method: how a loader's own worker processes begin; a spawned process would spawn them too, in seconds each.
     """
     multiprocessing.set_start_method(start_method, force=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells its processes
-    logging.disable(logging.WARNING)  # each would say the same of the data, in each turn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its processes
+    logging.disable(logging.WARNING)  # each trial would repeat the same warnings
     runner: BackendRunner | None = None
     try:
         connection.send(None)  # imports are done
@@ -83,17 +83,17 @@ def serve(connection: Connection, shards: Path, backend: str, settings: BenchSet
             try:
                 runner = runner or BackendRunner(shards, backend, settings)
                 answer = runner.run(trial)
-            except Exception as error:  # whatever a decoder or a driver throws: the other backends go on
+            except Exception as error:  # whatever a decoder or a driver raises: other backends continue
                 answer = one_line(error)
             connection.send(answer)
-    except (EOFError, ConnectionError):  # nobody has turns to give any more
+    except (EOFError, ConnectionError):  # the parent has ended
         pass
     if runner:
         runner.close()
 
 
 def one_line(error: Exception) -> str:
-    """Say an error in one line; a ValueError of ours speaks for itself.
+    """Return an error in one line; the message of a ValueError needs no class name.
 
     >>> one_line(RuntimeError("no decoder\\nat frame 3"))
     'RuntimeError: no decoder at frame 3'
@@ -126,7 +126,7 @@ class BackendProcess:
         self._receive(PATIENCE_S)
 
     def run(self, trial: Trial) -> TrialResult | None:
-        """Give it a turn; raises ChildProcessError with what went wrong there."""
+        """Run a trial there; raises ChildProcessError with the error of the process."""
         try:
             self._connection.send(trial)
         except OSError as error:
@@ -152,25 +152,24 @@ class BackendProcess:
 
     def __exit__(self, error: object, *_: object) -> None:
         self._connection.close()
-        self._process.join(0.1 if error else 5)  # after Ctrl-C nobody waits for a turn to end
+        self._process.join(0.1 if error else 5)  # after Ctrl-C do not wait for the trial to end
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
 
 def read_samples(split: ShardSplit, settings: BenchSettings) -> Reading:
-    """Read an epoch's images in the plan's order for a turn's seconds, with as many threads as decode."""
+    """Read images in the plan's order for as long as a trial, with as many threads as decode."""
     plan = EpochPlan(shard_sizes=split.shard_sizes, batch_size=settings.batch_size, seed=settings.seed)
     files, begun = FileCache(), time.perf_counter()
     paths = [split.folder / name for name in split.shard_names]
 
     def read(positions: list[int]) -> int:
         return sum(
-            len(files.read(paths[split.shard_of(each)], int(split.offsets[each]), int(split.num_bytes[each])))
-            for each in positions
+            len(files.read(paths[split.shard_of(p)], int(split.offsets[p]), int(split.num_bytes[p]))) for p in positions
         )
 
-    # Every thread takes each workers-th batch: nothing is handed over that would cost more than the reading.
+    # Every thread takes each workers-th batch: handing batches over would cost more than reading them.
     def share(number: int) -> tuple[int, int]:
         mine = islice(plan.batches(0), number, None, settings.workers)
         in_time = takewhile(lambda _: time.perf_counter() < begun + settings.trial_seconds, mine)
@@ -235,10 +234,10 @@ def measure(
     steps: TrainingSteps | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> BenchResults:
-    """Measure every backend, reading alone, and a network's steps, in turns.
+    """Measure every backend, reading alone, and a network's steps, in alternating trials.
 
-    A backend that fails is left out from then on. Raises ValueError where a batch is larger than the split, and where
-    no backend is left.
+    A backend that fails is left out from then on. Raises ValueError if a batch is larger than the split, or if no
+    backend is left.
     """
     split = shards.split(SPLIT)
     if len(split) < settings.batch_size:
@@ -246,7 +245,7 @@ def measure(
             f"{shards.path}: {SPLIT} has {len(split):,} samples, fewer than one batch of {settings.batch_size:,}; "
             "lower --batch-size"
         )
-    measured = BenchResults(asked=list(backends), cold_reason=drop_cache(split))
+    measured = BenchResults(backends=list(backends), cold_reason=drop_cache(split))
     with ExitStack() as stack:
         running = {name: stack.enter_context(BackendProcess(shards.path, name, settings)) for name in backends}
         for name in list(running):
@@ -265,7 +264,7 @@ Running = dict[str, BackendProcess]
 def _unless_failed(
     running: Running, measured: BenchResults, name: str, act: Callable[[BackendProcess], TrialResult | None]
 ) -> TrialResult | None:
-    """Let a backend act; note it and leave it out where it fails."""
+    """Let a backend act; if it fails, record why and leave it out."""
     try:
         return act(running[name])
     except ChildProcessError as error:
@@ -278,7 +277,7 @@ def _unless_failed(
 
 
 class _Rounds:
-    """A round: reading alone, the network, then each backend warm in each of its setups, and cold."""
+    """A round: reading alone, the network, then each backend warm in each configuration, and cold."""
 
     def __init__(
         self,
@@ -297,7 +296,7 @@ class _Rounds:
         self._done = self._images = 0
 
     def measure(self, number: int) -> None:
-        """Measure round `number`; who comes first changes from round to round."""
+        """Measure round `number`; each round starts with another backend."""
         measured, settings, split = self._measured, self._settings, self._split
         names = list(self._running)
         first = number % max(1, len(names))
@@ -308,7 +307,7 @@ class _Rounds:
             measured.reading_cold.append(read_samples(split, settings))
         else:
             read_samples(split, settings)
-        measured.reading.append(read_samples(split, settings))  # and what the backends are about to read is in memory
+        measured.reading.append(read_samples(split, settings))  # now the samples are in memory for the backends
         if self._steps:
             measured.step_rates.append(self._steps.rate(settings.trial_seconds))
         for name in names:
@@ -345,7 +344,7 @@ SWEPT_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # of the hardware decoder, from 
 
 
 def sweep_of(cores: int | None = None) -> tuple[int, ...]:
-    """Return the numbers of workers to try: powers of 2, and all cores (None: those of this process).
+    """Return the numbers of workers to try: powers of 2, and all cores (None: the cores of this process).
 
     >>> sweep_of(12)
     (1, 2, 4, 8, 12)

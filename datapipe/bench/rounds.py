@@ -1,4 +1,4 @@
-"""A turn of one backend: it makes batches for some seconds, and what that took is written down."""
+"""A trial of one backend: it makes batches for some seconds, and its rate, CPU time and memory are recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
 
 class BackendConfig(NamedTuple):
-    """How a backend is set up: decode threads or processes; of dali_gpu, the hardware decoder's part of the JPEGs."""
+    """A backend's decode threads or processes and, for dali_gpu, the hardware decoder's share of the JPEGs."""
 
     workers: int
     hw_decoder_load: float | None = None
@@ -31,16 +31,16 @@ class BackendConfig(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """What is measured, alike for every backend; raises ValueError for what makes no sense.
+    """What is measured, the same for every backend; raises ValueError for invalid settings.
 
     batch_size, image_size, augment, seed, channels_last: as in `LoaderSettings`; pixels come out in 0..1, or in 0..255
                                                           as dtype `uint8`.
     workers:  decode threads or processes.
     sweep:    other numbers of workers to measure too.
-    sweep_loads: with each of them, for dali_gpu: parts of the JPEGs for the hardware decoder.
-    seconds:  of measuring, for each backend; all rounds together.
-    rounds:   how many turns each backend has.
-    device:   where batches come out, `cpu` or `cuda`.
+    sweep_loads: for dali_gpu, other shares of the JPEGs for the hardware decoder.
+    seconds:  measuring time of each backend, over all rounds.
+    rounds:   trials of each backend.
+    device:   the device of the batches, `cpu` or `cuda`.
     """
 
     batch_size: int
@@ -68,15 +68,15 @@ class BenchSettings:
 
     @property
     def trial_seconds(self) -> float:
-        """How long one turn measures."""
+        """How long one trial measures."""
         return self.seconds / self.rounds
 
     def config(self, backend: str) -> BackendConfig:
-        """Return how a backend is set up where nothing is swept."""
+        """Return a backend's configuration outside of a sweep."""
         return BackendConfig(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
 
     def configs(self, backend: str) -> list[BackendConfig]:
-        """Return every way that a backend is to be measured in, the one of `config` first."""
+        """Return every configuration to measure of a backend, the one of `config` first."""
         loads: list[float | None] = [self.config(backend).hw_decoder_load]
         if backend == "dali_gpu":
             loads += self.sweep_loads
@@ -101,12 +101,12 @@ class BenchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What one turn of a backend gave.
+    """The result of one trial of a backend.
 
     latencies:       seconds from asking for a batch to having it, one for each batch that counts.
     seconds, images: of these batches, all together.
     cpu_seconds:     processor time that the process and its children took meanwhile.
-    first_batch_s:   from before the loader is made to its first batch; None where an earlier turn made the loader.
+    first_batch_s:   from before the loader is made to its first batch; None if an earlier trial made the loader.
     own_bytes:       resident memory of the process, the libraries in it included.
     children_bytes:  what its worker processes hold of their own beside that.
     gpu_bytes:       memory of the GPU that the process took since before its first loader was made; None without one.
@@ -135,21 +135,21 @@ class Trial(NamedTuple):
 
 
 class BackendRunner:
-    """One backend: takes its turns with one loader, which is made anew when it is to be set up in another way."""
+    """Runs the trials of one backend with one loader, which is recreated for another configuration."""
 
     def __init__(self, shards: str | Path | ShardSet, backend: str, settings: BenchSettings) -> None:
         self._shards, self._backend, self._settings = shards, backend, settings
         self._loader: Loader | None = None
         self._config: BackendConfig | None = None
-        self._gpu_held = 0  # between turns, by what the loaders' libraries keep
-        gpu_free(settings.device)  # CUDA's own memory is taken before the first turn
+        self._gpu_held = 0  # between trials, by what the loader's libraries keep
+        gpu_free(settings.device)  # CUDA takes its own memory before the first trial
 
     def run(self, trial: Trial) -> TrialResult | None:
-        """Measure; None where an epoch has too few batches. Raises what the loader raises."""
-        free = gpu_free(self._settings.device)  # nobody else has a turn, so what goes from it is this backend's
+        """Measure; returns None if an epoch has too few batches. Raises what the loader raises."""
+        free = gpu_free(self._settings.device)  # no other backend runs, so what disappears belongs to this one
         begun = time.perf_counter()
-        made = self._loader is None or trial.config != self._config
-        if made:
+        is_new = self._loader is None or trial.config != self._config
+        if is_new:
             self.close()
             arguments = self._settings.loader_arguments(trial.config)
             self._loader = create_loader(self._shards, split=SPLIT, backend=self._backend, **arguments)
@@ -159,8 +159,8 @@ class BackendRunner:
         batches = iter(epochs)
         try:
             first = next(batches, None)
-            first_batch_s = time.perf_counter() - begun if made else None
-            # All workers have begun a batch when the first is done: a count from there would take theirs for nothing.
+            first_batch_s = time.perf_counter() - begun if is_new else None
+            # When the first batch is done all workers have started one: counting from there would get those for free.
             skip = trial.config.workers + 1
             if first is None or len(list(map(len, islice(batches, skip)))) < skip:
                 return None
@@ -172,7 +172,7 @@ class BackendRunner:
             self._gpu_held = self._gpu_bytes(free) or 0
 
     def _gpu_bytes(self, free_before: int | None) -> int | None:
-        """Return what this backend holds of the GPU, by what was free when its turn began."""
+        """Return what this backend holds of the GPU, by what was free when its trial began."""
         free = gpu_free(self._settings.device)
         return None if free is None or free_before is None else max(0, self._gpu_held + free_before - free)
 
@@ -180,15 +180,15 @@ class BackendRunner:
         images, latencies, ending = 0, list[float](), 0.0
         synchronize(self._settings.device)
         cpu_before, begun = cpu_seconds(), time.perf_counter()
-        asked = begun
-        while asked < begun + seconds:
+        start = begun
+        while start < begun + seconds:
             batch = next(batches, None)
             if batch is None:
-                ending = time.perf_counter() - asked  # workers stop, and no batch comes of it
+                ending = time.perf_counter() - start  # workers stop, and no batch comes of it
                 break
             now = time.perf_counter()
-            latencies.append(now - asked)
-            images, asked = images + len(batch), now
+            latencies.append(now - start)
+            images, start = images + len(batch), now
         synchronize(self._settings.device)
         ended, cpu_after = time.perf_counter(), cpu_seconds()
         if not latencies:
@@ -207,7 +207,7 @@ class BackendRunner:
         )
 
     def close(self) -> None:
-        """Let go of the loader."""
+        """Close the loader."""
         if self._loader is not None:
             self._loader.close()
             self._loader = None
@@ -224,7 +224,7 @@ class _Epochs:
         self.num_begun = 0
 
     def __iter__(self) -> Generator[Tensor]:
-        self.loader.set_epoch(1)  # another epoch than the one that a turn before may have left in the middle
+        self.loader.set_epoch(1)  # any other epoch, as an earlier trial may have stopped in the middle of epoch 0
         for epoch in count():
             if epoch and self._only_one:
                 return

@@ -1,4 +1,4 @@
-"""What a loader benchmark found: numbers, one sentence, and a picture."""
+"""The result of a loader benchmark: numbers, a one-sentence verdict, and a chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .measure import BenchResults
 from .rounds import BackendConfig, BenchSettings, TrialResult
 
 NEAR_CEILING = 0.8  # of what reading alone gives: faster decoding would gain little
-AMPLE = 1.1  # times what a network wants: rounds differ by less
+AMPLE = 1.1  # times what a network needs: rounds differ by less
 PERCENTILES = (50, 95, 99)
 
 
@@ -36,15 +36,15 @@ def spread(rates: Sequence[float]) -> dict[str, Any]:
 
 
 def latencies_ms(results: Sequence[TrialResult]) -> dict[str, float]:
-    """Return percentiles of the time that a batch is waited for, over all windows' batches, in milliseconds."""
+    """Return percentiles of the wait for a batch, over the batches of all trials, in milliseconds."""
     waits = [wait for result in results for wait in result.latencies]
     return {f"p{part}": 1000 * float(np.percentile(waits, part)) for part in PERCENTILES}
 
 
 def summarize_backend(name: str, warm: Sequence[TrialResult], cold: Sequence[TrialResult]) -> dict[str, Any]:
-    """Return what a backend's windows amount to; the rate per core is by the processor time that was really taken.
+    """Summarise the trials of a backend; the rate per core uses the CPU time that they really took.
 
-    same_samples: whether they were the plan's; webdataset's are of the same shards, in another order.
+    same_samples: whether the samples were those of the plan; webdataset reads the same shards in another order.
     """
     cpu_seconds = sum(result.cpu_seconds for result in warm)
     gpu_bytes = [result.gpu_bytes for result in warm if result.gpu_bytes is not None]
@@ -78,7 +78,7 @@ def summarize(measured: BenchResults, settings: BenchSettings, model: str | None
     failed = dict(measured.failed)
     failed |= {
         name: "an epoch has too few batches to measure; lower --batch-size"
-        for name in dict.fromkeys(measured.asked)
+        for name in dict.fromkeys(measured.backends)
         if name not in failed and name not in names
     }
     if not backends:
@@ -112,7 +112,7 @@ def summarize(measured: BenchResults, settings: BenchSettings, model: str | None
 
 
 def summarize_sweep(warm: Mapping[tuple[str, BackendConfig], Sequence[TrialResult]]) -> list[dict[str, Any]]:
-    """Return each setup of each backend with its `spread`; a hardware decoder's load where there is one."""
+    """Return each configuration of each backend with its `spread`, and the hardware decoder's load if it has one."""
     return [
         {
             "backend": name,
@@ -125,7 +125,7 @@ def summarize_sweep(warm: Mapping[tuple[str, BackendConfig], Sequence[TrialResul
 
 
 def best_of_sweep(sweep: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each backend's fastest setup, by the median, fastest backend first."""
+    """Return the fastest configuration of each backend by the median, fastest backend first."""
     fastest: dict[str, dict[str, Any]] = {}
     for row in sorted(sweep, key=lambda row: -row["images_per_s"]["median"]):
         fastest.setdefault(row["backend"], row)
@@ -143,7 +143,7 @@ def verdict(
     """Return in one sentence what the numbers mean.
 
     rates: per backend the `spread` of its images/s, fastest first.  ceiling: images/s of reading alone.
-    workers: how many decoded.  on_gpu: the network runs there; on a CPU it shares the cores with the loader.
+    workers: decode threads or processes.  on_gpu: the network runs on a GPU; on a CPU it shares cores with the loader.
     """
     fastest, best = next(iter(rates.items()))
     rate: float = best["median"]
@@ -205,7 +205,9 @@ def axis_step(top: float, lines: int = 5) -> float:
 
 def draw_rates(result: Mapping[str, Any], title: str, subtitle: str) -> Image.Image:
     """Draw a `summarize` as an RGB picture: a bar for each backend, and lines for reading alone and the network."""
-    bars: list[tuple[str, dict[str, Any]]] = [(backend["backend"], backend["images_per_s"]) for backend in result["backends"]]
+    bars: list[tuple[str, dict[str, Any]]] = [
+        (backend["backend"], backend["images_per_s"]) for backend in result["backends"]
+    ]
     lines: list[tuple[str, float, str]] = []
     highest = max(rate["max"] for _, rate in bars)
     if result["demand"]:

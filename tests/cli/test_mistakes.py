@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from in21k.datapipe import create as backends
+from in21k.datapipe import catalog
 from in21k.models import create_model
 from in21k.models.export import save_weights
 
@@ -162,7 +162,7 @@ def test_a_gpu_that_is_not_there_is_missed(trained: Path, shards: Path, tmp_path
 
 
 def test_without_dali_the_extra_is_named(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    monkeypatch.setattr(catalog, "find_spec", lambda _: None)
     asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t", "--backend", "dali_cpu")
     assert_refused(run(*asked), "dali-cuda130")
 

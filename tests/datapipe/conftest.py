@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from in21k.datapipe import Loader, create_loader
+from in21k.datapipe import Loader, catalog, create_loader
 from in21k.shards import ShardSet, open_dataset
 from in21k.shards.reader import SampleReader
 from in21k.shards.sample import checksum
 
 SIZE = 32  # as the images are stored
-BACKENDS = [name for name, module in (("torch", "torch"), ("opencv", "cv2")) if find_spec(module)]
-BACKENDS += ["dali_cpu"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
+BACKENDS = [
+    name
+    for name, backend in reversed(catalog.BACKENDS.items())
+    if backend.is_indexed and backend.is_installed and not backend.needs_gpu
+]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from in21k.datapipe import Loader
-from in21k.datapipe.augment.policy import AUGMENTATIONS
 from in21k.datapipe.bench.rounds import BackendRunner, BenchSettings, Trial
+from in21k.datapipe.catalog import AUGMENTATIONS
 from in21k.shards import ShardSet
 
 from .conftest import BACKENDS, SIZE

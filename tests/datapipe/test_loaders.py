@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from in21k.datapipe import Loader
-from in21k.datapipe.augment.policy import AUGMENTATIONS
+from in21k.datapipe.catalog import AUGMENTATIONS
 from in21k.datapipe.plan import EpochPlan
 from in21k.datapipe.rows import create_row_loader, read_images
 from in21k.shards import ShardSet

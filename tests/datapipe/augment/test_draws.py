@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from in21k.datapipe.augment import draws
-from in21k.datapipe.augment.policy import AUGMENTATIONS, AugmentPolicy
+from in21k.datapipe.augment.policy import AugmentPolicy
 from in21k.datapipe.augment.randaugment import NAMES, RANDAUGMENT_OPS
+from in21k.datapipe.catalog import AUGMENTATIONS
 from in21k.datapipe.plan import PlannedBatch
 
 

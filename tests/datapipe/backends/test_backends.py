@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from in21k.datapipe import available_backends, create_loader
-from in21k.datapipe import create as backends
-from in21k.datapipe.create import BACKENDS, choose_backend
+from in21k.datapipe import available_backends, catalog, create_loader
+from in21k.datapipe.catalog import BACKENDS
+from in21k.datapipe.create import choose_backend
 from in21k.shards import PreparedSet, ShardSet
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no DALI build, OpenCV or webdataset is installed; other packages of NVIDIA may be."""
     absent = ("nvidia.dali", "cv2", "webdataset")
-    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: ModuleSpec(name, loader=None))
+    monkeypatch.setattr(catalog, "find_spec", lambda name: ModuleSpec(name, loader=None))
 
 
 def make(shards: ShardSet | Path, **arguments: Any) -> Any:
@@ -51,7 +51,7 @@ def test_asking_for_dali_where_there_is_none_names_the_extras(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, backend: str, nvidia: bool
 ) -> None:
     spec = ModuleSpec("nvidia", loader=None)
-    monkeypatch.setattr(backends, "find_spec", lambda name: spec if nvidia and name == "nvidia" else None)
+    monkeypatch.setattr(catalog, "find_spec", lambda name: spec if nvidia and name == "nvidia" else None)
     with pytest.raises(ValueError, match=rf"backend {backend}: DALI is not installed.*dali-cuda130.*dali-cuda110"):
         make(shard_set, backend=backend)
     assert available_backends()["torch"] is None
@@ -87,7 +87,7 @@ def test_auto_takes_dali_on_a_gpu_and_else_the_fastest_on_the_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_backend("auto", torch.device("cuda", 0)) == "dali_gpu"
     assert choose_backend("auto", CPU) == "opencv"
-    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "cv2" else ModuleSpec(name, loader=None))
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None if name == "cv2" else ModuleSpec(name, loader=None))
     assert choose_backend("auto", CPU) == "dali_cpu"
     with pytest.raises(ValueError, match=r"OpenCV is not installed; .*in21k\[opencv\]"):
         choose_backend("opencv", CPU)
@@ -95,7 +95,7 @@ def test_auto_takes_dali_on_a_gpu_and_else_the_fastest_on_the_cpu(
 
 def test_every_backend_says_whether_it_can_be_used(without_extras: None, without_gpu: None) -> None:
     found = available_backends()
-    assert tuple(found) == BACKENDS
+    assert list(found) == list(BACKENDS)
     assert found["torch"] is None
     assert "DALI is not installed" in str(found["dali_cpu"])
     assert "pip install 'in21k[webdataset]'" in str(found["webdataset"])
@@ -174,7 +174,7 @@ def test_a_pattern_without_the_library_names_the_extra(without_extras: None) -> 
 
 def test_auto_takes_webdataset_for_no_folder(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = ("nvidia", "nvidia.dali", "cv2")
-    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None if name in absent else ModuleSpec(name, loader=None))
     assert choose_backend("auto", CPU) == "torch"
 
 

@@ -27,7 +27,7 @@ from in21k.shards import ShardSet
 pytest.importorskip("webdataset")
 
 from in21k.datapipe import Loader, create_loader
-from in21k.datapipe.backends import webdataset_reading, webdataset_stream
+from in21k.datapipe.backends import cpu_transforms, webdataset_reading, webdataset_stream
 from in21k.datapipe.backends.webdataset_reading import expand_pattern, read_members
 from in21k.datapipe.feed import MAX_TRIES
 from in21k.datapipe.machine import descendants
@@ -114,7 +114,7 @@ def test_pixels_and_labels_are_those_of_the_torch_backend(
 ) -> None:
     """The pixels of augment none at the stored size, with OpenCV and without."""
     if paints == "torchvision":
-        monkeypatch.setattr(webdataset_stream, "find_spec", lambda _name: None)
+        monkeypatch.setattr(cpu_transforms, "find_spec", lambda _name: None)
     else:
         pytest.importorskip("cv2")
     found = samples_of(open_stream(split=split, batch_size=1, **AS_STORED))

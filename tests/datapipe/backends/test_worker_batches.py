@@ -140,7 +140,7 @@ def test_a_worker_that_dies_ends_the_epoch_by_its_signal(
 
 
 def test_a_worker_that_exits_ends_the_epoch_by_its_exit_code(make: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("in21k.datapipe.backends.torch_loader.fill_batch", lambda *_: os._exit(3))
+    monkeypatch.setattr("in21k.datapipe.feed.Feed.fill", lambda *_: os._exit(3))
     with pytest.raises(ChildProcessError, match="a worker process of the loader ended with exit code 3"):
         list(make("torch", workers=2))
 

@@ -196,7 +196,7 @@ def test_the_hardware_decoders_load_is_swept_with_the_workers_for_dali_gpu_alone
 
 def swept() -> BenchResults:
     """A sweep of two backends; dali_gpu is fastest with one worker and all JPEGs for the hardware."""
-    measured = BenchResults(asked=["opencv", "dali_gpu"], reading=[Reading(100, 1000, 0.001)], cold_reason="no")
+    measured = BenchResults(backends=["opencv", "dali_gpu"], reading=[Reading(100, 1000, 0.001)], cold_reason="no")
     measured.warm = {
         ("opencv", BackendConfig(2)): [result(images=300), result(images=500)],
         ("opencv", BackendConfig(1)): [result(images=100)],
