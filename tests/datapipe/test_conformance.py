@@ -182,7 +182,7 @@ def test_a_state_goes_on_with_exactly_the_next_sample_after_any_batch(
 
 
 # Grey levels between two backends: on average over all images, and over half of them. All are bilinear and
-# antialiased, and round in other places; DALI equalizes by another formula, and a threshold makes much of a little.
+# antialiased, and round in other places; RandAugment's thresholds enlarge small differences.
 APART = {"none": (0.5, 0.5), "inception": (0.5, 0.5), "miil": (2.5, 0.5), "inception-ra": (2.5, 0.5)}
 APART_ON_GPU = {"none": (2, 2), "inception": (2, 2), "miil": (4, 2), "inception-ra": (4, 2)}
 
