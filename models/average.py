@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each tensor of several state dicts, in the dtypes of the last; of whole numbers the last's.
+    """Return the mean of each tensor of several state dicts; dtypes and integer tensors come from the last.
 
     states: read one after the other, and not kept. Sums are taken in float64.
 
-    Raises ValueError where there is none, or their names or shapes differ.
+    Raises ValueError for no state dict, or if names or shapes differ.
 
     >>> average_weights([{"w": torch.tensor([1.0])}, {"w": torch.tensor([2.0])}])
     {'w': tensor([1.5000])}

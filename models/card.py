@@ -104,12 +104,12 @@ def render_model_card(
     """Return the card's Markdown.
 
     config:      the content of `config.json` (`timm_config`).
-    weights:     which ones these are, in a sentence.
+    weights:     a sentence that says which weights these are.
     label_space: the name of the known label space that the classes are, if any.
     data:        facts of the data set: num_samples per split, and what else there is.
-    settings:    those of the training that are worth a line.
-    metrics:     titles and values that were measured of these very weights; empty where nothing was measured.
-    teacher:     who was distilled.
+    settings:    the training settings to list.
+    metrics:     titles and values measured with these weights; may be empty.
+    teacher:     of a distilled network.
     notes:       paragraphs.
     """
     prepared: Mapping[str, Any] = config["pretrained_cfg"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..shards.files.atomic import naming
 from ..shards.normalize import mean_std
 
 # What timm needs of an architecture's own entry to give it another head or other input channels later.
@@ -22,18 +22,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the network's parameters and buffers to a `.safetensors` file."""
     # safetensors refuses tensors that share their storage, so each is copied.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    with named_errors(path):
+    with naming(path):
         path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-
-
-@contextmanager
-def named_errors(path: Path) -> Generator[None]:
-    """Have an OSError of the block that names no file, as that of a full disk, name `path`."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def weights_fingerprint(model: nn.Module, also: str = "") -> str:
@@ -57,7 +47,7 @@ SEVERAL_LABELS = "an image has any number of labels"
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file of a folder into its `SHA256SUMS`, which `sha256sum -c` reads."""
     names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    with named_errors(folder / CHECKSUMS):
+    with naming(folder / CHECKSUMS):
         (folder / CHECKSUMS).write_text("".join(_checksum_line(folder / name) for name in names), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Whether weights are those of a network, or hardly fit it; and whose they are then."""
+"""Measures how well a weights file fits a network, and finds the architecture that it fits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .hollow import hollow
 
 LEAST_FILLED, MOST_UNUSED = 0.9, 0.1
-_MOST_TRIED = 50  # architectures, each of which takes a tenth of a second; a family has up to 163
+_MOST_TRIED = 50  # architectures, a tenth of a second each; a family has up to 163
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Fit:
     filled: float
     """The share of the network's parameters, in elements, that the file fills."""
     unused: float
-    """The share of the file, in elements, that the network does not take. A tower is not counted: a module at the top
-    of the file of which the network has nothing (a text encoder, a decoder)."""
+    """The share of the file, in elements, that the network does not use. Top-level modules that the network lacks
+    altogether (a text encoder, a decoder) are not counted."""
     odd_bias: str
     """A bias of queries, keys and values that one of the two alone has; empty: none."""
     counts: str
@@ -35,7 +35,7 @@ class Fit:
 
     @property
     def problem(self) -> str:
-        """What is wrong, in words; empty where the weights are those of the network."""
+        """What is wrong, in words; empty if the weights fit the network."""
         if self.filled < LEAST_FILLED:
             return f"fills {self.filled:.1%} of the network; wanted {LEAST_FILLED:.0%} or more"
         if self.unused > MOST_UNUSED:
@@ -44,7 +44,7 @@ class Fit:
 
 
 def measure_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
-    """Compare the names and shapes of a file's tensors with those of a network; heads do not count."""
+    """Compare the names and shapes of a file's tensors with a network's; heads do not count."""
     heads, own = head_prefixes(model), model.state_dict()
     body = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     fitting = {name for name, tensor in body.items() if name in own and own[name].shape == tensor.shape}
@@ -89,23 +89,23 @@ def model_that_fits(model: nn.Module, raw: Mapping[str, Tensor], path: Path) -> 
     return best and best[1]
 
 
-def convert(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def convert(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return tensors as timm's architecture names and shapes them; those that already fit, but for the head, as is.
 
     Raises ValueError where timm cannot make weights of the architecture of them; `path` is for the message.
     """
     own, heads = model.state_dict(), head_prefixes(model)
-    if all(name in own and (own[name].shape == given[name].shape or name.startswith(heads)) for name in given):
-        return dict(given)
+    if all(name in own and (own[name].shape == tensors[name].shape or name.startswith(heads)) for name in tensors):
+        return dict(tensors)
     architecture = architecture_of(model)
     if architecture is None:
-        return dict(given)
+        return dict(tensors)
     # By timm's convention the module of an architecture holds the converter of its original weights under this name.
     filter_weights = getattr(sys.modules[model_entrypoint(architecture).__module__], "checkpoint_filter_fn", None)
     if filter_weights is None:
-        return dict(given)
+        return dict(tensors)
     try:
-        return filter_weights(dict(given), model)
+        return filter_weights(dict(tensors), model)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: timm cannot make weights of {architecture} of it ({type(error).__name__}: {error}); "

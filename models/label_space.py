@@ -23,7 +23,7 @@ class LabelSpace:
         return len(self.wnids)
 
     def indices(self, wnids: Sequence[str]) -> Tensor:
-        """Return for each class its output, -1 where there is none: int64 (len(wnids),)."""
+        """Return the output of each class, -1 for a class without one: int64 (len(wnids),)."""
         output_of = {wnid: index for index, wnid in enumerate(self.wnids)}
         return torch.tensor([output_of.get(wnid, -1) for wnid in wnids], dtype=torch.int64)
 

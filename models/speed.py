@@ -82,13 +82,13 @@ def measure_speed(
     seconds: float,
     on_turn: Callable[[str], object] = lambda _: None,
 ) -> tuple[dict[str, Rounds], dict[str, str]]:
-    """Measure networks in turns, so that what else the machine does hits all alike.
+    """Measure networks in turns, so that other load of the machine affects all alike.
 
     rounds:  how often each has its turn.
     seconds: how long each kind of work is repeated within a turn, at least once.
     on_turn: called with the name before each turn.
 
-    Returns what was measured by name, and why in one line of those that failed; they have no later turns.
+    Returns the measurements by name, and a one-line reason for each network that failed; it gets no more turns.
     """
     results = {name: Rounds() for name in contenders}
     failed: dict[str, str] = {}

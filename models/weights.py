@@ -26,7 +26,7 @@ class WeightsReport:
     fitted: tuple[str, ...]
     """Names of the network's tensors that were filled."""
     converted: tuple[str, ...] = ()
-    """Those of them that the file holds under another name or in another shape, as timm converts the architecture's
+    """The filled ones that the file holds under another name or in another shape, as timm converts the architecture's
     original weights."""
     missing: tuple[str, ...] = ()
     """Names of the network's tensors that the file does not hold; they keep their values."""

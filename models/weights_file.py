@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..shards.files.torch_zip import check_unpacked
 
-# Where checkpoints keep weights: an average of them (timm, and ours), and those of the last step.
+# Keys of the weights in checkpoints: averaged weights (timm's and ours), and weights of the last step.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema")
 _RAW = ("state_dict", "model")
 # What DataParallel and DistributedDataParallel, and torch.compile, put before every name.

@@ -66,7 +66,7 @@ class PublishedWeights:
 
 
 def pretrained_21k() -> list[PublishedWeights]:
-    """Return the weights in timm's registry whose number of classes is that of a known label space of ImageNet-21K."""
+    """Return the weights in timm's registry that have as many classes as a known label space of ImageNet-21K."""
     spaces = {num_classes: name for num_classes, name in known_label_spaces().items() if name != "in1k"}
     known: list[PublishedWeights] = []
     for name in timm.list_pretrained():
@@ -96,7 +96,7 @@ def create_model(
     partial: bool = False,
     **model_args: Any,
 ) -> nn.Module:
-    """Build a network with random weights, or with those of a file.
+    """Build a network with random weights, or with weights from a file.
 
     name:        a timm architecture (`resnet50`), or `ofa_flops_595m_s`.
     num_classes: outputs of the head; None keeps the architecture's own number (mostly 1,000), 0 leaves the head out.
@@ -124,9 +124,10 @@ def create_model(
     try:
         model = timm.create_model(name, **model_args)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
+        arguments = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
         raise ValueError(
-            f"model {name}: cannot be built with {given or 'no arguments'} ({error}){_nearest_arguments(name, error)}"
+            f"model {name}: cannot be built with {arguments or 'no arguments'} ({error})"
+            f"{_nearest_arguments(name, error)}"
         ) from error
     if checkpoint is not None:
         report = load_weights(model, checkpoint, head=head, wnids=wnids, partial=partial)

@@ -1,4 +1,4 @@
-"""The letters of pictures: DejaVu Sans, which travels with in21k, and installed fonts for the scripts that it lacks."""
+"""Fonts of pictures: DejaVu Sans, which in21k ships, and installed fonts for the scripts that it lacks."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Font:
 
     def shorten(self, text: str, width: float) -> str:
         """Return a text, cut and ended by `...` where it is wider than `width` pixels."""
-        shown = text
-        while shown and self.length(shown + ("" if shown == text else "...")) > width:
-            shown = shown[:-1]
-        return shown if shown == text else shown.rstrip() + "..."
+        kept = text
+        while kept and self.length(kept + ("" if kept == text else "...")) > width:
+            kept = kept[:-1]
+        return kept if kept == text else kept.rstrip() + "..."
 
     def draw(
         self,

@@ -1,4 +1,4 @@
-"""Locks between processes: the kernel's, gone with the process that took them."""
+"""Locks between processes, which the kernel drops when their process ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE_S = 10.0  # for a process that is about to end; guessed: a killed run's data workers notice it within 5 s
+PATIENCE_S = 10.0  # for a process that is about to end; guessed: data workers of a killed run end within 5 s
 POLL_S = 0.05
 
 _open_locks: set[FileLock] = set()
@@ -17,10 +17,9 @@ _open_locks: set[FileLock] = set()
 class FileLock:
     """A lock on a file or a folder, between processes and between several `FileLock`s in one process.
 
-    It belongs to this process alone: forked processes do not inherit it, so it ends with this process even while they
-    live on.
+    Forked processes do not inherit it, so it ends with this process even if they live on.
 
-    path: a folder, or a file, which is created where it does not exist.
+    path: a folder, or a file, which is created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +29,7 @@ class FileLock:
         _open_locks.add(self)
 
     def take(self, *, shared: bool, wait: bool = False) -> bool:
-        """Take the lock in place of what this object held; return whether that worked. The former hold is gone then."""
+        """Take the lock; return whether that worked. What this object held before is released either way."""
         try:
             fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -50,12 +49,12 @@ class FileLock:
             return False
 
     def drop(self) -> None:
-        """Let go of the lock; it can be taken again."""
+        """Release the lock; it can be taken again."""
         if self._descriptor >= 0:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def release(self) -> None:
-        """Let go of the lock for good."""
+        """Release the lock and close its file."""
         self.drop()
         self._close()
 
@@ -77,11 +76,11 @@ os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 def lock_output(path: Path, output: Path, doing: str, make: Callable[[], object] = lambda: None) -> FileLock:
     """Return the exclusive lock on `path`, waiting `PATIENCE_S` for another process to end.
 
-    make:   creates what is to be locked, if need be; it is called again where the former holder removed it.
-    output: what the user knows as the output that the lock protects.
-    doing:  what the other process is at, for the message.
+    make:   creates what is to be locked if needed; called again if the former holder removed it.
+    output: the output that the lock protects, for the message.
+    doing:  what the other process does, for the message.
 
-    Raises ValueError where another process still has it then.
+    Raises ValueError if another process still holds it then.
     """
     end = time.monotonic() + PATIENCE_S
     while True:

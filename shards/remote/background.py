@@ -1,4 +1,4 @@
-"""A coroutine in a thread and an event loop of its own: it can be waited for, and stopped at any await."""
+"""Runs a coroutine in a thread with its own event loop; callers can wait for it, or cancel it at any await."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Background(Generic[Result]):
-    """Runs `make()` from now on; `future` has its result, or what it raised, asyncio.CancelledError once stopped."""
+    """Runs `make()` from now on; `future` gets its result or exception (asyncio.CancelledError after `stop`)."""
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, Result]], name: str = "in21k-fetch") -> None:
         self.future: Future[Result] = Future()
@@ -21,7 +21,7 @@ class Background(Generic[Result]):
         self._begun = Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._thread = Thread(target=self._run, name=name, daemon=True)  # nobody who forgets to stop it waits for it
+        self._thread = Thread(target=self._run, name=name, daemon=True)  # Python does not wait for it at exit
         self._thread.start()
 
     def _run(self) -> None:
@@ -40,20 +40,20 @@ class Background(Generic[Result]):
         return await self._make()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Have a function called in the event loop, where that still runs."""
+        """Call a function in the event loop, if it still runs."""
         self._begun.wait()
         if self._loop:
             with suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(function)
 
     def stop(self) -> None:
-        """End it, and the thread."""
+        """Cancel the coroutine and end the thread."""
         self.call(lambda: self._task and self._task.cancel())
         self._thread.join()
 
 
 def run(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine to its end, also where an event loop is running already; raises what it raises."""
+    """Run a coroutine to its end, even inside a running event loop; raises what it raises."""
     background = Background(make)
     try:
         return background.future.result()

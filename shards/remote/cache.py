@@ -1,13 +1,13 @@
-"""A folder of bounded size for what was fetched, which processes share: what was used longest ago goes first.
+"""A cache folder of bounded size that processes share; the least recently used files are removed first.
 
     <folder>/room.lock                              held while room is made
-    <folder>/place-0.lock, place-1.lock, ...        held by one of those each that have a data set open
-    <folder>/<data set>.lock                        held, shared, by whoever has the data set open
+    <folder>/place-0.lock, place-1.lock, ...        each held by one process that has a data set open
+    <folder>/<data set>.lock                        shared by all that have the data set open
     <folder>/<data set>/train/<shard>.tar           appears whole
-    <folder>/<data set>/train/<shard>.tar.lock      held by its one writer, or shared by those who need the shard
+    <folder>/<data set>/train/<shard>.tar.lock      held by its writer, or shared by its readers
 
-All locks are the kernel's and go with the process that held them. A file that is written has its whole size from the
-beginning, so that others see the room it takes; one whose writer was killed has nobody's lock, and is removed.
+The kernel holds all locks and drops them when their process ends. A file gets its full size before it is written, so
+that other processes count the space it takes. If its writer is killed, the file is no longer locked and gets removed.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ LOCK = ".lock"
 
 
 def lock_path(path: Path) -> Path:
-    """Return where the lock of a file or folder lies: beside it."""
+    """Return the path of the lock of a file or folder, beside it."""
     return path.with_name(path.name + LOCK)
 
 
 def aside_path(path: Path) -> Path:
-    """Return where a file is written before it gets its name."""
+    """Return the temporary path of a file while it is written."""
     return path.with_name(path.name + TEMPORARY)
 
 
 def check_no_link(path: Path, folder: Path) -> None:
-    """Raise ValueError where a path below a folder leads through a symbolic link, and so may lead out of it."""
+    """Raise ValueError for a path below a folder that has a symbolic link in it, which may lead out of the folder."""
     for part in (path, *path.parents):
         if part == folder:
             return
         if part.is_symlink():
-            raise ValueError(f"{part}: is a link; the cache {folder} holds none of its own: remove it")
+            raise ValueError(f"{part}: is a link, and the cache {folder} makes no links; remove it")
     raise ValueError(f"{path}: does not lie in {folder}")
 
 
 def whole_path(path: Path) -> Path:
-    """Return where a file lies once it has its name."""
+    """Return the final path of a file."""
     return path.with_suffix("") if path.suffix == TEMPORARY else path
 
 
 class _File(NamedTuple):
-    """A file of the cache: when it was used last, in ns, its bytes, and where it lies."""
+    """A file of the cache: the time of its last use in ns, its size in bytes, and its path."""
 
     used: int
     num_bytes: int
@@ -63,10 +63,10 @@ class _File(NamedTuple):
 
 
 class Cache:
-    """Files that others' files are fetched to; see above.
+    """The cache folder; see above.
 
-    folder:     made where it does not exist; nothing but the cache may lie in it.
-    max_bytes:  of all that lies there, whichever process put it there.
+    folder:     created if it does not exist; it may hold nothing but the cache.
+    max_bytes:  of all its files, whichever process wrote them.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -77,17 +77,17 @@ class Cache:
     def from_environment(cls) -> Cache:
         """Open the cache in IN21K_CACHE, or in the user's cache folder, of IN21K_CACHE_BYTES; raises ValueError."""
         base = os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "in21k"
-        given = os.environ.get(BYTES) or str(DEFAULT_BYTES)
+        value = os.environ.get(BYTES) or str(DEFAULT_BYTES)
         try:
-            max_bytes = int(float(given))
+            max_bytes = int(float(value))
         except (ValueError, OverflowError):
             max_bytes = 0
         if max_bytes < 1:
-            raise ValueError(f"{BYTES} is {given!r}; wanted a number of bytes, like 64e9")
+            raise ValueError(f"{BYTES} is {value!r}; wanted a number of bytes, like 64e9")
         return cls(Path(base) / "remote-shards", max_bytes)
 
     def reserve(self, path: Path, num_bytes: int) -> bool:
-        """Make a file of `num_bytes` to be overwritten; False where what is in use leaves no room. Raises OSError."""
+        """Make a file of `num_bytes` to be overwritten; False if the files in use leave no room. Raises OSError."""
         lock = FileLock(self.folder / f"room{LOCK}")
         lock.take(shared=False, wait=True)
         try:
@@ -113,7 +113,7 @@ class Cache:
         return room >= 0
 
     def take_place(self) -> tuple[int, FileLock]:
-        """Take the first free place in the line of those that share the cache, as long as the lock is held."""
+        """Take the first free place among the processes that share the cache, until the lock is released."""
         for place in count():
             lock = FileLock(self._place_path(place))
             if lock.take(shared=False):
@@ -122,18 +122,18 @@ class Cache:
         raise AssertionError("places are without end")
 
     def num_behind(self, place: int) -> int:
-        """Return how many of the next places in the line are taken, three at most."""
+        """Return how many of the next three places are taken."""
         return sum(map(_is_taken, map(self._place_path, range(place + 1, place + 4))))
 
     def _place_path(self, place: int) -> Path:
         return self.folder / f"place-{place}{LOCK}"
 
     def free_bytes(self) -> int:
-        """Return what the disk has free."""
+        """Return the free bytes of the disk."""
         return shutil.disk_usage(self.folder).free
 
     def used_bytes(self) -> int:
-        """Return what the cache holds."""
+        """Return the bytes of all files in the cache."""
         return sum(file.num_bytes for file in self._files())
 
     def _data_sets(self) -> list[Path]:
@@ -141,7 +141,7 @@ class Cache:
 
     def _files(self) -> Iterator[_File]:
         for path in self.folder.rglob("*"):
-            for name in (path, whole_path(path)):  # another process may have given it its name meanwhile, or removed it
+            for name in (path, whole_path(path)):  # another process may rename or remove it meanwhile
                 with suppress(FileNotFoundError):
                     status = name.stat()
                     if stat.S_ISREG(status.st_mode) and name.suffix != LOCK:
@@ -160,7 +160,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file that nobody needs or writes; return whether that went."""
+    """Remove a file that no process reads or writes; return whether it was removed."""
     whole = whole_path(path)
     if not lock_path(whole).exists():
         return False  # no file of ours
@@ -175,7 +175,7 @@ def _removed(path: Path) -> bool:
 
 
 def _removed_folder(folder: Path) -> int:
-    """Remove a data set that nobody has open; return the bytes that it had."""
+    """Remove a data set that no process has open; return its size in bytes."""
     if not lock_path(folder).exists():
         return 0
     lock = FileLock(lock_path(folder))

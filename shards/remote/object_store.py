@@ -1,7 +1,7 @@
-"""What lies at a URL, read through fsspec: whole files, ranges, downloads in parts; one line for whatever goes wrong.
+"""Reads files at a URL through fsspec: whole, by range, or as downloads in parts. Every failure is a one-line error.
 
-A connection has an event loop and a session of its own and shares nothing with fsspec's global thread: closing it
-leaves nothing, and a forked process can make another.
+A connection has its own event loop and session, and shares nothing with fsspec's global thread. Closing it leaves
+nothing behind, so a forked process can open another.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-PART_BYTES = 8 << 20  # as object stores advise; a part that gets lost is all that is asked for again
+PART_BYTES = 8 << 20  # as object stores advise; only a part that is lost is requested again
 PARTS_AT_ONCE = 16  # of one connection: 128 MB in memory at most
-READ_BYTES = 1 << 20  # at a time, of an answer whose length nobody knows
-UNTOLD_BYTES = 1 << 30  # the most of a table whose size nobody tells; 21K-P's largest has 290 MB
+READ_BYTES = 1 << 20  # at a time, of an answer of unknown length
+UNTOLD_BYTES = 1 << 30  # the most of a table of unknown size; 21K-P's largest has 290 MB
 PARTIAL_CONTENT = 206
 PATIENCE_S = 60.0  # for one part, or for anything at all of a stream
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between tries
@@ -37,19 +37,19 @@ Result = TypeVar("Result")
 
 
 class RemoteError(OSError, ValueError):
-    """What lies at a URL cannot be had: one line that names the URL and the way out."""
+    """A file at a URL cannot be read: one line that names the URL and the way out."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder at a URL, which has no slash at its end. `ranged`: parts of its files can be asked for."""
+    """A folder at a URL without a slash at the end. `ranged`: the store serves byte ranges of files."""
 
     url: str
     ranged: bool = True
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Connection]:
-        """Connect; raises RemoteError where the kind of URL is unknown or its package missing."""
+        """Connect; raises RemoteError for an unknown kind of URL, or if its package is missing."""
         connection = Connection(self, *_file_system(self.url))
         try:
             yield connection
@@ -58,7 +58,7 @@ class Store:
 
 
 class Connection:
-    """Reads files of a store by their names below its URL; raises RemoteError. It begins with the first request."""
+    """Reads files of a store by their names below its URL; raises RemoteError. The first request opens it."""
 
     def __init__(self, store: Store, files: Any, root: str) -> None:
         self.store, self._files, self._root = store, files, root.rstrip("/")
@@ -122,7 +122,7 @@ class Connection:
         return await self.ask(request, name)
 
     async def knows_ranges(self, name: str) -> bool:
-        """Return whether the store sends a part of a file where a part is asked for."""
+        """Return whether the store serves byte ranges of files."""
         if not self._is_http:
             return len(await self.read(name, 0, 1)) == 1
 
@@ -133,7 +133,7 @@ class Connection:
         return await self.ask(request, name)
 
     async def download(self, name: str, path: Path, num_bytes: int | None) -> None:
-        """Write a file of `num_bytes` (None: nobody knows) over one that is there. Raises OSError of that one too."""
+        """Overwrite `path` with a file of `num_bytes` (None: unknown). Raises RemoteError, and OSError for `path`."""
         if num_bytes is None or not self.store.ranged:
             await self.ask(lambda: self._stream(name, path, num_bytes), name, in_time=False)
             return

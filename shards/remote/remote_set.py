@@ -1,4 +1,4 @@
-"""Shard sets at a URL: their tables lie in the cache from the beginning, their shards as long as they are needed."""
+"""Shard sets at a URL: the cache gets their tables at once, and holds each shard while it is needed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RemoteShards:
 
     @contextmanager
     def held(self, name: str, num_bytes: int) -> Generator[Path]:
-        """Have a file in the cache while the block runs, fetched if need be; yield where. Raises OSError."""
+        """Keep a file in the cache while the block runs, fetching it if needed; yield its path. Raises OSError."""
 
         async def obtain() -> FileLock:
             async with self.fetching() as fetcher:
@@ -72,7 +72,7 @@ class RemoteShards:
             lock.release()
 
     def read_again(self, name: str, offset: int, num_bytes: int) -> bytes:
-        """Return a range of a file as the store itself has it. Raises RemoteError."""
+        """Return a range of a file, read from the store and not from the cache. Raises RemoteError."""
 
         async def read() -> bytes:
             async with self.store.connect() as connection:
@@ -81,20 +81,20 @@ class RemoteShards:
         return run(read)
 
     def mend(self, name: str, offset: int, data: bytes) -> None:
-        """Write what a file has to hold at `offset` over what the cache has there, where it has the file."""
+        """Overwrite bytes of a file in the cache at `offset`, if the cache has the file."""
         path = self.folder / file_name(name, self.store.url)
         check_no_link(path, self.cache.folder)
         with suppress(FileNotFoundError):
             write_at(path, data, offset)
 
     def fetch_again(self, name: str, num_bytes: int) -> None:
-        """Put a file of the cache in place anew. Raises OSError."""
+        """Fetch a file of the cache again. Raises OSError."""
         (self.folder / file_name(name, self.store.url)).unlink(missing_ok=True)
         with self.held(name, num_bytes):
             pass
 
     def check_room(self, shard_bytes: NDArray[np.int64], num_shards: int) -> None:
-        """Raise ValueError where the cache cannot hold the `num_shards` largest shards beside the tables."""
+        """Raise ValueError if the cache cannot hold the `num_shards` largest shards beside the tables."""
         tables = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
         needed = int(np.sort(shard_bytes)[-num_shards:].sum()) + tables
         if needed > self.cache.max_bytes:
@@ -111,15 +111,15 @@ class Fetcher:
         self._remote, self._connection, self._is_awaited = remote, connection, is_awaited
         self._slots = asyncio.Semaphore(FILES_AT_ONCE)
         self._places = count()
-        self._lack_room: set[int] = set()  # places in the line of those that were asked for
+        self._lack_room: set[int] = set()  # places of waiting requests in their order
 
     async def obtain(self, name: str, num_bytes: int | None, content: bytes | None = None) -> FileLock:
-        """Have a file in the cache; return the lock that keeps it there until it is released.
+        """Fetch a file into the cache if needed; return the lock that keeps it there until it is released.
 
         num_bytes: of the file; None if unknown.
-        content:   what it holds; None: it is downloaded.
+        content:   of the file; None: download it.
 
-        Raises RemoteError, OSError where the cache cannot be written to, and ValueError where it holds a link.
+        Raises RemoteError, OSError if the cache cannot be written to, and ValueError if it holds a link.
         """
         path, place = self._remote.folder / file_name(name, self._remote.store.url), next(self._places)
         for checked in (path, lock_path(path)):
@@ -153,7 +153,7 @@ class Fetcher:
             self._lack_room.discard(place)
 
     def _reserve(self, place: int, aside: Path, num_bytes: int) -> bool:
-        """Take room, unless one that was asked for before lacks it."""
+        """Reserve room, unless an earlier request still waits for room."""
         aside.unlink(missing_ok=True)  # of a process that was killed
         self._lack_room.add(place)
         has_room = place == min(self._lack_room) and self._remote.cache.reserve(aside, num_bytes)
@@ -185,10 +185,10 @@ def _is_whole(path: Path, num_bytes: int | None) -> bool:
 
 
 class _RoomPatience:
-    """Waits for room as long as nobody stands still for the file, and then for a while.
+    """Waits for room: without limit until a reader waits for the file, and from then for a limited time.
 
-    Of several that keep one another from going on, each waits longer than the one behind it in the line: that one gives
-    up, and the others find room.
+    When processes block one another, each waits longer than the next in the line. So the last one gives up, and the
+    others find room.
     """
 
     def __init__(self, remote: RemoteShards, name: str, num_bytes: int) -> None:
@@ -196,7 +196,7 @@ class _RoomPatience:
         self._end = float("inf")
 
     def check(self, *, is_awaited: bool) -> None:
-        """Raise RemoteError at the end of it."""
+        """Raise RemoteError when the time is up."""
         now, cache = time.monotonic(), self._remote.cache
         if not is_awaited:
             self._end = float("inf")
@@ -212,13 +212,13 @@ class _RoomPatience:
 
 
 class _OthersPatience:
-    """Waits for a file that another process has, until nothing has come of it for a while."""
+    """Waits for a file that another process fetches, as long as it makes progress."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._seen, self._since = path, -1, time.monotonic()
 
     def check(self) -> None:
-        """Raise RemoteError at the end of it."""
+        """Raise RemoteError when the time is up."""
         now = time.monotonic()
         try:
             changed = aside_path(self._path).stat().st_mtime_ns
@@ -228,15 +228,15 @@ class _OthersPatience:
             self._seen, self._since = changed, now
         elif now - self._since > OTHERS_PATIENCE_S:
             raise RemoteError(
-                f"{self._path}: another process has had it for {OTHERS_PATIENCE_S:.0f} s and nothing comes of it; end "
-                f"that one if it is stopped, or set {FOLDER} to another folder"
+                f"{self._path}: another process has fetched it for {OTHERS_PATIENCE_S:.0f} s without progress; end "
+                f"that process if it is stopped, or set {FOLDER} to another folder"
             )
 
 
 def open_remote(url: str) -> RemoteShards:
-    """Fetch the tables of the shard set at a URL, those that are not in the cache yet; raises ValueError.
+    """Fetch the tables of the shard set at a URL that are not in the cache yet; raises ValueError.
 
-    What lies in the cache is known by the URL, what `dataset.json` holds, and what the store says of the other tables.
+    The name in the cache depends on the URL, the content of `dataset.json`, and what the store says of the tables.
     """
     return run(lambda: _open_remote(url))
 
@@ -264,7 +264,7 @@ async def _open_remote(url: str) -> RemoteShards:
 async def _sizes(
     connection: Connection, files: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[dict[str, int | None], list[list[Any]]]:
-    """Return the bytes of each table, as far as anybody tells, and what tells its content from other."""
+    """Return the size of each table (None: unknown), and what identifies its content."""
     if files is not None:
         if missing := set(TABLES) - files.keys():
             raise RemoteError(f"{connection.store.url}: its {DATASET_JSON} records no {min(missing)}")

@@ -753,7 +753,7 @@ def test_a_process_that_was_stopped_in_mid_download_is_not_waited_for_for_ever(
     path.parent.mkdir(exist_ok=True)
     lock = FileLock(lock_path(path))
     assert lock.take(shared=False)
-    with pytest.raises(OSError, match=r"000000\.tar: another process has had it for .* and nothing comes of it"):
+    with pytest.raises(OSError, match=r"000000\.tar: another process has fetched it for .* without progress"):
         SampleReader(split).image(0)
     lock.release()
     SampleReader(split).image(0)
