@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 Channels = tuple[float, float, float]  # red, green and blue
 MeanStd = tuple[Channels, Channels]  # of pixels in 0..1
@@ -48,6 +49,6 @@ def short_normalize(numbers: MeanStd) -> str | list[float | list[float]]:
     return names.get(numbers) or [channels[0] if len(set(channels)) == 1 else list(channels) for channels in numbers]
 
 
-def _of_channels(value: float | Sequence[float]) -> Channels:
+def _of_channels(value: Any) -> Channels:
     red, green, blue = [value] * 3 if isinstance(value, Real) else value
     return float(red), float(green), float(blue)
