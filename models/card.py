@@ -116,9 +116,9 @@ def render_model_card(
     architecture: str = config["architecture"]
     size: int = prepared["input_size"][-1]
     ours = architecture == "ofa_flops_595m_s"
-    several = SEVERAL_LABELS in prepared.get("notes", ())
+    multi_label = SEVERAL_LABELS in prepared.get("notes", ())
     in_wordnet = all(re.fullmatch(r"n\d{8}", label) for label in prepared["label_names"])
-    kinds = "labels" if several else "classes"
+    kinds = "labels" if multi_label else "classes"
     whole = f"the whole image, stretched to {size} x {size} pixels"
     middle = (
         f"the middle {size} x {size} pixels of the image, its shorter side resized to {size / prepared['crop_pct']:.0f}"
@@ -133,10 +133,10 @@ def render_model_card(
         weights=weights,
         code=_CODE.format(
             imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else "",
-            answer=_SEVERAL_LABELS if several else _ONE_LABEL,
+            answer=_SEVERAL_LABELS if multi_label else _ONE_LABEL,
         ),
         kinds=kinds,
-        labels=_OF_LABELS if several else _OF_TREE.format(wordnet=", WordNet 3.0's" if in_wordnet else ""),
+        labels=_OF_LABELS if multi_label else _OF_TREE.format(wordnet=", WordNet 3.0's" if in_wordnet else ""),
         onnx="`model.onnx` takes `images` (batch, 3, height, width) and gives `logits`." if with_onnx else "",
         images=f"RGB, {whole if prepared['crop_mode'] == 'squash' else middle} (bilinear); pixels 0..1 less the mean "
         f"{prepared['mean']}, over the standard deviation {prepared['std']}.",

@@ -27,8 +27,8 @@ def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str
     On top the chain of labels, each below the one before, or of an image of several labels the 12 likeliest that are
     present; where there are none, nothing. Beneath it the likeliest of all. Under the image its name.
     """
-    several, top = "labels" in prediction, prediction["top5"]
-    first = prediction["labels"][:MAX_LABELS] if several else prediction["chain"]
+    multi_label, top = "labels" in prediction, prediction["top5"]
+    first = prediction["labels"][:MAX_LABELS] if multi_label else prediction["chain"]
     photo = _fit(image.convert("RGB"), IMAGE_SIDE)
     rows_height = TITLE_HEIGHT + len(top) * ROW_HEIGHT
     if first:
@@ -43,12 +43,12 @@ def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str
         font.draw(ImageDraw.Draw(picture), (middle, below), font.shorten(name, IMAGE_SIDE), FAINT, anchor="ma")
     panel = _Panel(picture, left=IMAGE_SIDE + 2 * MARGIN, top=MARGIN)
     if first:
-        panel.title("What it shows" if several else "From general to particular")
+        panel.title("What it shows" if multi_label else "From general to particular")
         for depth, answer in enumerate(first):
-            colour = PARTICULAR if several else _between(depth / max(len(first) - 1, 1))
-            panel.row(answer, colour, indent=0 if several else 14 * depth)
+            colour = PARTICULAR if multi_label else _between(depth / max(len(first) - 1, 1))
+            panel.row(answer, colour, indent=0 if multi_label else 14 * depth)
         panel.y += GAP
-    panel.title("Likeliest of all labels" if several else "Likeliest of all classes")
+    panel.title("Likeliest of all labels" if multi_label else "Likeliest of all classes")
     for answer in top:
         panel.row(answer, OTHER, indent=0)
     return picture

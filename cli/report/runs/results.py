@@ -212,10 +212,10 @@ def levels(runs: Sequence[ReportRun]) -> str:
             kinds.append(run.kind)
             label = ""
     if not rows:
-        several = all("label_sets" in run.record.config["data"] for run in runs)
+        multi_label = all("label_sets" in run.record.config["data"] for run in runs)
         body, caption = (
             ("None: images have several labels.", "Labels without a tree have no levels.")
-            if several
+            if multi_label
             else ("No validation by levels yet.", "Each validation has them.")
         )
         return figure("Top-1 by level", f'<p class="none">{body}</p>', caption, wide=True)
