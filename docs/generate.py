@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,9 +87,11 @@ def describe(name: str, thing: object) -> str:
 
 def _entry(name: str, thing: object) -> str:
     try:
-        signature = str(inspect.signature(thing)).replace("'", "") if callable(thing) else ""
+        # A function that is a default value stands there by its name.
+        signature = re.sub(r"<function (\w+) at \w+>", r"\1", str(inspect.signature(thing))) if callable(thing) else ""
     except ValueError:
         signature = "(...)"
+    signature = signature.replace("'", "")
     return f"```text\n{name}{signature}\n\n{inspect.getdoc(thing)}\n```\n"
 
 
