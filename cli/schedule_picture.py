@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from ..datapipe.bench.summary import axis_step
+from ..shards.drawing import BLUE, FAINT, INK, LINE, PAPER
 from ..shards.fonts import Font
 from ..training import TrainSettings
 from ..training.schedule import learning_rate_share
@@ -14,7 +15,6 @@ from ..training.schedule import learning_rate_share
 WIDTH, HEIGHT, MARGIN = 960, 480, 32  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 96, 40, 108, 64
 SCALE = 2  # drawn so much larger, and shrunk: smooth lines
-INK, FAINT, PAPER, GRID, CURVE = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb", "#2c52a4"
 MOST_POINTS = 4096
 
 
@@ -63,7 +63,7 @@ class _Chart:
     def grid(self) -> None:
         for rate in _ticks(self._top, 5):
             begin, end = self._at(0, rate), self._at(self._epochs, rate)
-            self._draw.line((begin, end), GRID if rate else FAINT, SCALE)
+            self._draw.line((begin, end), LINE if rate else FAINT, SCALE)
             self._small.draw(self._draw, (begin[0] - 10 * SCALE, begin[1]), f"{rate:.3g}", FAINT, anchor="rm")
         for epoch in _ticks(self._epochs, 10):
             x, y = self._at(epoch, 0)
@@ -74,13 +74,13 @@ class _Chart:
 
     def curve(self, epochs: Sequence[float], rates: Sequence[float]) -> None:
         points = [self._at(epoch, rate) for epoch, rate in zip(epochs, rates, strict=True)]
-        self._draw.line(points, CURVE, 2 * SCALE, joint="curve")
+        self._draw.line(points, BLUE, 2 * SCALE, joint="curve")
 
     def mark(self, epoch: float, rate: float, text: str, right: int, down: int, anchor: str) -> None:
         """Mark a point of the curve; its text so many pixels to the right and below, by that anchor of PIL's."""
         x, y = self._at(epoch, rate)
         radius = 4 * SCALE
-        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), CURVE)
+        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), BLUE)
         self._small.draw(self._draw, (x + right * SCALE, y + down * SCALE), text, INK, anchor=anchor)
 
     def finished(self) -> Image.Image:

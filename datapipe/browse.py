@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..shards.dataset import ShardSet, ShardSplit
-from ..shards.fonts import Font, drawable
+from ..shards.drawing import FAINT, INK, Pixels, TileSheet
+from ..shards.fonts import drawable
 from ..shards.reader import SampleReader
 from .create import create_loader
 from .loader import Loader, LoaderSettings
@@ -20,7 +21,6 @@ from .pixels import decode
 from .plan import EpochPlan, PlannedBatch
 
 MAX_IMAGES = 400
-Pixels = NDArray[np.uint8]
 
 
 class Difference(NamedTuple):
@@ -152,7 +152,6 @@ def _originals(shards: ShardSet, split: ShardSplit, batch: PlannedBatch) -> list
 COLUMNS = 8
 TILE_FROM, TILE_TO = 112, 224  # pixels: smaller images are drawn larger by a whole factor, larger ones smaller
 GAP, MARGIN, LEFT, CAPTION, TITLE, BETWEEN = 6, 24, 138, 46, 64, 22
-INK, FAINT, PAPER, EMPTY = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb"
 
 
 def tile_side(image_size: int) -> int:
@@ -173,9 +172,8 @@ def draw_sheet(sheet: Sheet, title: str, subtitle: str) -> Image.Image:
     num_blocks = -(-num // columns)
     width = max(2 * MARGIN + LEFT + columns * (side + GAP) - GAP, 640)
     height = MARGIN + TITLE + num_blocks * (block + BETWEEN) - BETWEEN - GAP + MARGIN
-    canvas = _Canvas(Image.new("RGB", (width, height), PAPER), side)
-    canvas.text(MARGIN, MARGIN - 4, title, INK, canvas.large, width - 2 * MARGIN)
-    canvas.text(MARGIN, MARGIN + 26, subtitle, FAINT, canvas.small, width - 2 * MARGIN)
+    canvas = _Sheet(width, height, side)
+    canvas.heading(MARGIN, title, subtitle)
     for number in range(num_blocks):
         _draw_block(
             canvas, sheet, range(number * columns, min(num, (number + 1) * columns)), number * (block + BETWEEN)
@@ -183,15 +181,15 @@ def draw_sheet(sheet: Sheet, title: str, subtitle: str) -> Image.Image:
     return canvas.picture
 
 
-def _draw_block(canvas: _Canvas, sheet: Sheet, members: range, top: int) -> None:
+def _draw_block(canvas: _Sheet, sheet: Sheet, members: range, top: int) -> None:
     side, y, differences = canvas.side, MARGIN + TITLE + top, sheet.differences
     canvas.row_label(y, "stored", [])
     lefts = {member: MARGIN + LEFT + place * (side + GAP) for place, member in enumerate(members)}
     for member, left in lefts.items():
         sample = sheet.samples[member]
         canvas.tile(left, y, sample.original)
-        canvas.text(left, y + side + 4, drawable(sample.name, sample.wnid), INK, canvas.small, side)
-        canvas.text(left, y + side + 22, sample.key, FAINT, canvas.tiny, side)
+        canvas.text(left, y + side + 4, drawable(sample.name, sample.wnid), INK, 14, side)
+        canvas.text(left, y + side + 22, sample.key, FAINT, 12, side)
     y += side + CAPTION
     for place, (name, pixels) in enumerate(sheet.pixels.items()):
         far = differences[name]
@@ -202,34 +200,9 @@ def _draw_block(canvas: _Canvas, sheet: Sheet, members: range, top: int) -> None
         y += side + GAP
 
 
-class _Canvas:
-    """Draws tiles of one side, and text that is shortened to its place."""
-
-    def __init__(self, picture: Image.Image, side: int) -> None:
-        self.picture, self.side = picture, side
-        self._draw = ImageDraw.Draw(picture)
-        self.large, self.middle, self.small, self.tiny = map(Font, (22, 17, 14, 12))
-
-    def text(self, x: int, y: int, text: str, colour: str, font: Font, room: int) -> None:
-        font.draw(self._draw, (x, y), font.shorten(text, room), colour)
-
+class _Sheet(TileSheet):
     def row_label(self, y: int, name: str, lines: Sequence[str]) -> None:
         y += max(0, (self.side - 24 - 19 * len(lines)) // 2)
-        self.text(MARGIN, y, name, INK, self.middle, LEFT - 10)
+        self.text(MARGIN, y, name, INK, 17, LEFT - 10)
         for number, line in enumerate(lines):
-            self.text(MARGIN, y + 26 + 19 * number, line, FAINT, self.small, LEFT - 10)
-
-    def tile(self, x: int, y: int, pixels: Pixels | None) -> None:
-        side = self.side
-        if pixels is None:
-            self._draw.rectangle((x, y, x + side - 1, y + side - 1), EMPTY)
-            self.small.draw(self._draw, (x + side // 2, y + side // 2), "corrupt", FAINT, anchor="mm")
-            return
-        image = Image.fromarray(pixels)
-        longest = max(image.size)
-        if longest != side:
-            width, height = (max(1, round(edge * side / longest)) for edge in image.size)
-            image = image.resize(
-                (width, height), Image.Resampling.NEAREST if longest < side else Image.Resampling.LANCZOS
-            )
-        self.picture.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
+            self.text(MARGIN, y + 26 + 19 * number, line, FAINT, 14, LEFT - 10)

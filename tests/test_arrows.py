@@ -64,14 +64,14 @@ def test_a_folder_imports_only_what_its_arrows_allow(folder: str) -> None:
         assert imported - {folder} <= MAY_IMPORT[folder] | ROOM_MAY_IMPORT.get(room, set()), path
 
 
-def test_training_beside_its_jobs_takes_from_shards_the_tree_checking_and_writing_of_files_and_fonts_alone() -> None:
+def test_training_beside_its_jobs_takes_from_shards_the_tree_checking_and_writing_of_files_and_drawing_alone() -> None:
     modules_of_shards = {
         name.split(".")[2]
         for path in (ROOT / "training").rglob("*.py")
         for name in imported_modules(path)
         if name.startswith("in21k.shards.") and path.parent.name != "jobs"
     }
-    assert modules_of_shards == {"tree", "files", "fonts", "normalize"}
+    assert modules_of_shards == {"tree", "files", "drawing", "fonts", "normalize"}
 
 
 def modules() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...shards.drawing import BLUE, FAINT, GREEN, GREY, INK, LINE, PAPER, RED
 from ...shards.fonts import Font
 from .measure import BenchResults
 from .rounds import BackendConfig, BenchSettings, TrialResult
@@ -186,8 +187,6 @@ def _verdict_on_demand(fastest: str, rate: float, ceiling: float, demand: Demand
 
 WIDTH, HEIGHT, MARGIN = 960, 600, 32  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 96, 176, 112, 120
-INK, FAINT, PAPER, GRID = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb"
-BAR, BEST, CEILING, WANTED = "#9aa5b1", "#2c52a4", "#16a374", "#d64545"
 LABEL_HEIGHT = 44
 IN_RANGE = 1.6  # times all else: a ceiling beyond would press the bars flat, and is told in words
 
@@ -212,12 +211,12 @@ def draw_rates(result: Mapping[str, Any], title: str, subtitle: str) -> Image.Im
     highest = max(rate["max"] for _, rate in bars)
     if result["demand"]:
         wanted: float = result["demand"]["images_per_s"]["median"]
-        lines.append((result["demand"]["model"], wanted, WANTED))
+        lines.append((result["demand"]["model"], wanted, RED))
         highest = max(highest, wanted)
     ceiling: float = result["ceiling"]["warm"]["images_per_s"]["median"]
     beyond = ceiling > IN_RANGE * highest
     if not beyond:
-        lines.append(("reading alone", ceiling, CEILING))
+        lines.append(("reading alone", ceiling, GREEN))
         highest = max(highest, ceiling)
     chart = _Chart(highest * 1.08)
     chart.heading(title, subtitle, f"   (reading alone: {ceiling:,.0f}, beyond this picture)" if beyond else "")
@@ -250,14 +249,14 @@ class _Chart:
         step = axis_step(self._highest)
         for number in range(int(self._highest / step) + 1):
             y = self._y(number * step)
-            self._draw.line((LEFT, y, WIDTH - RIGHT, y), GRID if number else FAINT)
+            self._draw.line((LEFT, y, WIDTH - RIGHT, y), LINE if number else FAINT)
             self._small.draw(self._draw, (LEFT - 10, y), f"{number * step:,.0f}", FAINT, anchor="rm")
 
     def bar(self, place: int, places: int, name: str, rate: Mapping[str, float], *, best: bool) -> None:
         room = (WIDTH - LEFT - RIGHT) / places
         middle, half = LEFT + room * (place + 0.5), min(70.0, room * 0.32)
         top, bottom = self._y(rate["median"]), self._y(0)
-        self._draw.rectangle((middle - half, top, middle + half, bottom - 1), BEST if best else BAR)
+        self._draw.rectangle((middle - half, top, middle + half, bottom - 1), BLUE if best else GREY)
         least, most = self._y(rate["min"]), self._y(rate["max"])
         self._draw.line((middle, least, middle, most), INK, 2)
         for y in (least, most):

@@ -6,18 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
+from ...shards.drawing import BLUE, FAINT, GREEN, GREY, INK, LINE, PAPER
 from ...shards.fonts import Font, drawable
 from .classifier import Classified
 from .images import UnreadableImageError, read_image
 
 IMAGE_SIDE, PANEL_WIDTH, MARGIN = 480, 520, 32  # pixels
 TITLE_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, GAP, NAME_HEIGHT = 34, 52, 8, 18, 32
-INK, FAINT, PAPER, TRACK = "#1f2933", "#7b8794", "#ffffff", "#e4e7eb"
-# From general to particular the bars go from blue to green.
-GENERAL, PARTICULAR = (44, 82, 164), (22, 163, 116)
-OTHER = (154, 165, 177)
 MAX_LABELS = 12  # in a picture, of an image that has several
 
 
@@ -45,12 +42,12 @@ def draw_prediction(image: Image.Image, prediction: Mapping[str, Any], name: str
     if first:
         panel.title("What it shows" if multi_label else "From general to particular")
         for depth, answer in enumerate(first):
-            colour = PARTICULAR if multi_label else _between(depth / max(len(first) - 1, 1))
+            colour = GREEN if multi_label else _between(depth / max(len(first) - 1, 1))
             panel.row(answer, colour, indent=0 if multi_label else 14 * depth)
         panel.y += GAP
     panel.title("Likeliest of all labels" if multi_label else "Likeliest of all classes")
     for answer in top:
-        panel.row(answer, OTHER, indent=0)
+        panel.row(answer, GREY, indent=0)
     return picture
 
 
@@ -91,7 +88,7 @@ class _Panel:
         self._small.draw(self._draw, (self._left, self.y), text, FAINT)
         self.y += TITLE_HEIGHT
 
-    def row(self, answer: Mapping[str, Any], colour: tuple[int, int, int], *, indent: int) -> None:
+    def row(self, answer: Mapping[str, Any], colour: str, *, indent: int) -> None:
         left, probability = self._left + min(indent, PANEL_WIDTH // 3), float(answer["probability"])
         percent = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
         self._small.draw(self._draw, (self._right, self.y + 24), percent, INK, anchor="rs")
@@ -100,11 +97,11 @@ class _Panel:
             self._draw, (left, self.y + 24), self._large.shorten(name, self._right - left - 72), INK, anchor="ls"
         )
         bar_top = self.y + 33
-        self._bar(left, self._right, bar_top, TRACK)
+        self._bar(left, self._right, bar_top, LINE)
         self._bar(left, left + max(round((self._right - left) * probability), BAR_HEIGHT), bar_top, colour)
         self.y += ROW_HEIGHT
 
-    def _bar(self, left: int, right: int, top: int, colour: str | tuple[int, int, int]) -> None:
+    def _bar(self, left: int, right: int, top: int, colour: str) -> None:
         self._draw.rounded_rectangle((left, top, right, top + BAR_HEIGHT), BAR_HEIGHT // 2, colour)
 
 
@@ -115,6 +112,7 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _between(share: float) -> tuple[int, int, int]:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(GENERAL, PARTICULAR, strict=True))
-    return red, green, blue
+def _between(share: float) -> str:
+    """Return a colour between blue (0: general) and green (1: particular)."""
+    ends = zip(ImageColor.getrgb(BLUE), ImageColor.getrgb(GREEN), strict=True)
+    return f"#{bytes(round(a + (b - a) * share) for a, b in ends).hex()}"
