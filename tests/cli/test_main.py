@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import pytest
@@ -70,7 +71,8 @@ def parse(words: list[str]) -> tuple[str, ...]:
         word, inner, words = command.resolve_command(CONTEXT, words)
         assert inner, word
         command, name = inner, (*name, str(word))
-    values = command.make_context("in21k", list(words)).params
+    with patch("in21k.cli.options._read_tree"):  # --tree is read when it is parsed; these commands have no files
+        values = command.make_context("in21k", list(words)).params
     if "sets" in values:
         resolve_settings(values.get("recipe"), parse_sets(values["sets"]))
     return name
