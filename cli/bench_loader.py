@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Also measure with 1, 2, 4, ... workers, up to one for each core, and dali_gpu with several loads of the "
-    "hardware decoder.",
+    help="Also try 1, 2, 4, ... workers, up to one for each core; then, for dali_gpu with the fastest number, several "
+    "loads of the hardware decoder. A trial each.",
 )
+@click.option("--budget", type=click.FloatRange(1), help="Seconds that everything may take, in place of --seconds.")
 @click.option("--model", metavar="NAME", help="Also measure the training steps of this timm architecture.")
 @click.option(
     "--dtype",
@@ -53,6 +54,7 @@ def bench_loader(
     backends: tuple[str, ...],
     model: str | None,
     sweep: bool,
+    budget: float | None,
     plot: Path | None,
     device: str | None,
     overwrite: bool,
@@ -66,6 +68,7 @@ def bench_loader(
     of reading alone and, with --model, of a network's training steps. The last line says which of them is the limit.
     """
     from ..datapipe.bench.measure import measure
+    from ..datapipe.bench.schedule import within_budget
     from ..datapipe.bench.summary import draw_rates, summarize
     from ..shards import open_dataset
 
@@ -74,6 +77,8 @@ def bench_loader(
     opened = open_dataset(shards)
     bench_settings = _settings(opened, device, sweep=sweep, **settings)
     chosen = _choose(backends, bench_settings.device)
+    if budget:
+        bench_settings = within_budget(bench_settings, chosen, budget, with_model=bool(model))
     steps = _steps(opened, model, bench_settings) if model else None
     with ProgressLine("bench-loader") as progress:
         measured = measure(opened, chosen, bench_settings, steps, progress)
@@ -89,8 +94,8 @@ def _settings(
 ) -> BenchSettings:
     import torch
 
-    from ..datapipe.bench.measure import SWEPT_LOADS, sweep_of
     from ..datapipe.bench.rounds import BenchSettings
+    from ..datapipe.bench.schedule import SWEPT_LOADS, sweep_of
 
     if image_size is None and shards.image_size is None:
         raise ValueError(f"{shards.path}: its images keep their own sizes; give --image-size")

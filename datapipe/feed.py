@@ -17,7 +17,7 @@ from ..shards.reader import CorruptSampleError, SampleReader
 from .augment.draws import Floats
 from .augment.policy import AugmentPolicy, SamplePlan
 from .batch import CorruptSample
-from .pixels import jpeg_size
+from .pixels import jpeg_size, jpeg_sizes
 from .plan import PlannedBatch
 
 MAX_TRIES = 100  # guessed: with so many corrupt samples in a row the shard is lost, and a longer search takes hours
@@ -65,6 +65,17 @@ class Feed:
         """Treat a sample that did not decode as corrupt from now on."""
         self._excluded[position] = reason
 
+    def read_all(self, positions: NDArray[np.int64], bad: list[CorruptSample]) -> list[JpegSample | None]:
+        """Return for each position what `read` does, in less time."""
+        jpegs = self._reader.images(positions)
+        sizes = jpeg_sizes([jpeg or b"" for jpeg in jpegs])
+        return [
+            JpegSample(position, jpeg, *size)
+            if jpeg and size and position not in self._excluded
+            else self.read(position, bad)
+            for position, jpeg, size in zip(positions.tolist(), jpegs, sizes, strict=True)
+        ]
+
     def read(self, position: int, bad: list[CorruptSample]) -> JpegSample | None:
         """Return the sample at `position`, its replacement, or None; corrupt samples are appended to `bad`.
 
@@ -111,13 +122,13 @@ class Feed:
         Return the position whose pixels each row holds (-1: the row is left out), and the corrupt samples.
         """
         corrupt: list[CorruptSample] = []
-        positions = batch.positions[rows.start : rows.stop].tolist()
+        positions = batch.positions[rows.start : rows.stop]
 
         def replace(sample: JpegSample, reason: str, row: int) -> JpegSample | None:
             self.exclude(sample.position, reason)
-            return self.read(positions[row], corrupt)
+            return self.read(int(positions[row]), corrupt)
 
-        samples = [self.read(position, corrupt) for position in positions]
+        samples = self.read_all(positions, corrupt)
         written = fill_rows(
             policy,
             samples,

@@ -6,9 +6,13 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .dataset import ShardSplit
 
@@ -32,7 +36,7 @@ class CorruptSampleError(ValueError):
         return f"sample {self.position} {self.reason}"
 
 
-class _OpenFile:
+class OpenFile:
     """A file that closes when the last who uses it lets go."""
 
     def __init__(self, descriptor: int) -> None:
@@ -47,12 +51,12 @@ class FileCache:
 
     def __init__(self, max_open: int = MAX_OPEN_FILES) -> None:
         self._max_open = max_open
-        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
         self._lock = Lock()
 
     def read(self, path: Path, offset: int, num_bytes: int) -> bytes:
         """Read `num_bytes` at `offset`, fewer at the end of the file. Raises OSError, which names the file."""
-        file = self._file(path)  # held while it is read from: another thread may drop it from the cache meanwhile
+        file = self.open(path)  # held while it is read from: another thread may drop it from the cache meanwhile
         data = b""
         try:
             # A disk that fails within the range gives what lies before, and its error to who asks again.
@@ -64,11 +68,12 @@ class FileCache:
             raise OSError(error.errno, error.strerror, str(path)) from error
         return data
 
-    def _file(self, path: Path) -> _OpenFile:
+    def open(self, path: Path) -> OpenFile:
+        """Return an open file, which stays open as long as it is referenced; raises OSError."""
         with self._lock:
             file = self._open.get(path)
             if file is None:
-                file = self._open[path] = _OpenFile(os.open(path, os.O_RDONLY))
+                file = self._open[path] = OpenFile(os.open(path, os.O_RDONLY))
                 if len(self._open) > self._max_open:
                     self._open.popitem(last=False)
             else:
@@ -110,6 +115,33 @@ class SampleReader:
             if self._is_good(position, data):
                 return data
         raise CorruptSampleError(position, "has other bytes than were written")
+
+    def images(self, positions: NDArray[np.int64]) -> list[bytes | None]:
+        """Return the JPEG bytes of several samples; None for each that `image` has to read, or to name as corrupt.
+
+        Everything but reading and hashing, which release the GIL, is done once a batch.
+        """
+        split = self._split
+        shards = np.searchsorted(split.shard_ends, positions, side="right").tolist()
+        places = zip(shards, split.offsets[positions].tolist(), split.num_bytes[positions].tolist(), strict=True)
+        expected = split.checksums[positions].astype(">u8").tobytes()
+        descriptors = self._descriptors(shards)
+        images = list[bytes | None]()
+        for first, (shard, offset, num_bytes) in zip(range(0, len(expected), 8), places, strict=True):
+            data = b""
+            if file := descriptors[shard]:
+                with suppress(OSError):
+                    data = os.pread(file.descriptor, num_bytes, offset)
+            images.append(data if hashlib.sha256(data).digest()[:8] == expected[first : first + 8] else None)
+        return images
+
+    def _descriptors(self, shards: list[int]) -> dict[int, OpenFile | None]:
+        """Return the open file of each shard, None for one that cannot be opened here."""
+        files: dict[int, OpenFile | None] = dict.fromkeys(shards)
+        for shard in files:
+            with suppress(OSError):
+                files[shard] = self._files.open(self._paths[shard])
+        return files
 
     def _is_good(self, position: int, data: bytes) -> bool:
         return int.from_bytes(hashlib.sha256(data).digest()[:8]) == int(self._split.checksums[position])

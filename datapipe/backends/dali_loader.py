@@ -109,7 +109,7 @@ class DaliCpuLoader(PlannedLoader):
 
     def _read(self, batch: PlannedBatch) -> _Read:
         bad = list[CorruptSample]()
-        read = [self._feed.read(position, bad) for position in batch.positions.tolist()]
+        read = self._feed.read_all(batch.positions, bad)
         samples = [sample for sample in read if sample]
         used = np.array([sample.position for sample in samples], np.int64)
         if not samples:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +26,14 @@ import torch
 from torch import nn
 
 from ...shards.dataset import ShardSet, ShardSplit
-from ...shards.files.parallel import OnProgress, Progress, default_workers, ignore_progress
+from ...shards.files.parallel import OnProgress, Progress, ignore_progress
 from ...shards.reader import FileCache
 from ..machine import drop_cache, synchronize
 from ..plan import EpochPlan
 from .rounds import SPLIT, BackendConfig, BackendRunner, BenchSettings, Trial, TrialResult
+from .schedule import num_trials, planned_seconds
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0  # a backend that gives no answer for so long hangs
 MAX_CPU_STEP = 16  # images of a training step on a CPU: its rate hardly depends on them, its memory does
@@ -251,8 +255,10 @@ def measure(
         for name in list(running):
             _unless_failed(running, measured, name, BackendProcess.wait)
         round_of = _Rounds(split, settings, steps, measured, running, on_progress)
+        log.info("takes about %.0f s", planned_seconds(settings, backends, with_model=steps is not None))
         for number in range(settings.rounds):
             round_of.measure(number)
+        round_of.sweep()
     if not running:
         raise ValueError("no backend ran: " + "; ".join(f"{name}: {why}" for name, why in measured.failed.items()))
     return measured
@@ -277,7 +283,7 @@ def _unless_failed(
 
 
 class _Rounds:
-    """A round: reading alone, the network, then each backend warm in each configuration, and cold."""
+    """A round: reading alone, the network, then each backend warm, and cold. A sweep follows the last round."""
 
     def __init__(
         self,
@@ -290,8 +296,9 @@ class _Rounds:
     ) -> None:
         self._split, self._settings, self._steps = split, settings, steps
         self._measured, self._running, self._on_progress = measured, running, on_progress
-        trials = [len(settings.configs(name)) + (not measured.cold_reason) for name in running]
-        self._num_trials = settings.rounds * sum(trials)
+        self._num_trials = num_trials(settings, list(running))
+        if measured.cold_reason:
+            self._num_trials -= settings.rounds * len(running)
         self._mean_bytes = int(split.num_bytes.mean())
         self._done = self._images = 0
 
@@ -301,7 +308,8 @@ class _Rounds:
         names = list(self._running)
         first = number % max(1, len(names))
         names = names[first:] + names[:first]
-        self._report_progress(number, "reading")
+        stage = f"round {number + 1} of {settings.rounds}"
+        self._report_progress(stage, "reading")
         if not measured.cold_reason:
             drop_cache(split)
             measured.reading_cold.append(read_samples(split, settings))
@@ -311,16 +319,31 @@ class _Rounds:
         if self._steps:
             measured.step_rates.append(self._steps.rate(settings.trial_seconds))
         for name in names:
-            for config in settings.configs(name):
-                self._run(number, name, Trial(config, settings.trial_seconds))
+            self._run(stage, name, Trial(settings.config(name), settings.trial_seconds))
         for name in names if not measured.cold_reason else []:
             drop_cache(split)
-            self._run(number, name, Trial(settings.config(name), settings.trial_seconds, cold=True))
+            trial = Trial(settings.config(name), settings.trial_seconds, cold=True)
+            self._run(stage, name, trial)
 
-    def _run(self, number: int, name: str, trial: Trial) -> None:
-        self._report_progress(
-            number, f"{name}, {trial.config.workers} workers{', from the disk' if trial.cold else ''}"
-        )
+    def sweep(self) -> None:
+        """Try other numbers of workers, a trial each; with the fastest, try other loads of the hardware decoder."""
+        settings = self._settings
+        for name in self._running.copy():
+            for config in settings.swept_workers(name):
+                self._run("sweep", name, Trial(config, settings.trial_seconds))
+            for config in settings.swept_loads(name, self._fastest(name)):
+                self._run("sweep", name, Trial(config, settings.trial_seconds))
+
+    def _fastest(self, name: str) -> BackendConfig:
+        rates = {
+            config: statistics.median(result.images / result.seconds for result in results)
+            for (backend, config), results in self._measured.warm.items()
+            if backend == name
+        }
+        return max(rates, key=rates.__getitem__, default=self._settings.config(name))
+
+    def _run(self, stage: str, name: str, trial: Trial) -> None:
+        self._report_progress(stage, f"{name}, {trial.config.workers} workers{', from the disk' if trial.cold else ''}")
         self._done += 1
         if name not in self._running:
             return
@@ -333,21 +356,6 @@ class _Rounds:
             )
             kept.append(result)
 
-    def _report_progress(self, number: int, doing: str) -> None:
-        detail = f"round {number + 1} of {self._settings.rounds}: {doing}"
-        self._on_progress(
-            Progress(self._done / max(1, self._num_trials), self._images, self._images * self._mean_bytes, detail)
-        )
-
-
-SWEPT_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # of the hardware decoder, from none to all of the JPEGs
-
-
-def sweep_of(cores: int | None = None) -> tuple[int, ...]:
-    """Return the numbers of workers to try: powers of 2, and all cores (None: the cores of this process).
-
-    >>> sweep_of(12)
-    (1, 2, 4, 8, 12)
-    """
-    cores = cores or default_workers()
-    return (*(2**power for power in range((cores - 1).bit_length())), cores)
+    def _report_progress(self, stage: str, doing: str) -> None:
+        part = self._done / max(1, self._num_trials)
+        self._on_progress(Progress(part, self._images, self._images * self._mean_bytes, f"{stage}: {doing}"))

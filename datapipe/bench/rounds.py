@@ -75,13 +75,19 @@ class BenchSettings:
         """Return a backend's configuration outside of a sweep."""
         return BackendConfig(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
 
-    def configs(self, backend: str) -> list[BackendConfig]:
-        """Return every configuration to measure of a backend, the one of `config` first."""
-        loads: list[float | None] = [self.config(backend).hw_decoder_load]
-        if backend == "dali_gpu":
-            loads += self.sweep_loads
-        every = [BackendConfig(workers, load) for workers in (self.workers, *self.sweep) for load in loads]
-        return list(dict.fromkeys(every))
+    def swept_workers(self, backend: str) -> list[BackendConfig]:
+        """Return what the first stage of a sweep tries: other numbers of workers."""
+        config = self.config(backend)
+        return [config._replace(workers=workers) for workers in self.sweep if workers != config.workers]
+
+    def swept_loads(self, backend: str, fastest: BackendConfig) -> list[BackendConfig]:
+        """Return what the second stage tries: for dali_gpu, other loads of the hardware decoder."""
+        loads = self.sweep_loads if backend == "dali_gpu" else ()
+        return [fastest._replace(hw_decoder_load=load) for load in loads if load != fastest.hw_decoder_load]
+
+    def num_swept(self, backend: str) -> int:
+        """Return how many trials a sweep takes."""
+        return len(self.swept_workers(backend)) + len(self.swept_loads(backend, self.config(backend)))
 
     def loader_arguments(self, config: BackendConfig) -> dict[str, Any]:
         """Return what loaders are made with, beside the shards, the split and the backend."""

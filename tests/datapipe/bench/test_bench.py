@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from in21k.datapipe.bench.measure import (
-    SWEPT_LOADS,
     BackendProcess,
     BenchResults,
     Reading,
     TrainingSteps,
+    _Rounds,
     measure,
     one_line,
     read_samples,
-    sweep_of,
 )
 from in21k.datapipe.bench.rounds import BackendConfig, BackendRunner, BenchSettings, Trial, TrialResult
+from in21k.datapipe.bench.schedule import SWEPT_LOADS, num_trials, planned_seconds, sweep_of, within_budget
 from in21k.datapipe.bench.summary import (
     HEIGHT,
     PAPER,
@@ -47,6 +47,7 @@ from in21k.datapipe.machine import (
     resident_part,
 )
 from in21k.shards import ShardSet
+from in21k.shards.files.parallel import ignore_progress
 
 from ..conftest import BACKENDS, SIZE
 
@@ -180,14 +181,15 @@ def test_a_sweep_doubles_up_to_all_cores(cores: int, numbers: tuple[int, ...]) -
     assert sweep_of(cores) == numbers
 
 
-def test_the_hardware_decoders_load_is_swept_with_the_workers_for_dali_gpu_alone() -> None:
+def test_a_sweep_tries_workers_first_and_then_loads_for_dali_gpu_alone() -> None:
     settings = settings_of(workers=4, sweep=(1, 4), sweep_loads=(0.0, 0.65, 1.0))
-    assert settings.configs("opencv") == [BackendConfig(4), BackendConfig(1)]
-    assert settings.configs("dali_gpu")[0] == settings.config("dali_gpu") == BackendConfig(4, 0.65)
-    assert set(settings.configs("dali_gpu")) == {
-        BackendConfig(workers, load) for workers in (1, 4) for load in (0, 0.65, 1)
-    }
-    assert settings_of(workers=4).configs("dali_gpu") == [BackendConfig(4, 0.65)]
+    assert settings.config("dali_gpu") == BackendConfig(4, 0.65)
+    assert settings.swept_workers("opencv") == [BackendConfig(1)]
+    assert settings.swept_workers("dali_gpu") == [BackendConfig(1, 0.65)]
+    assert settings.swept_loads("opencv", BackendConfig(1)) == []
+    assert settings.swept_loads("dali_gpu", BackendConfig(1, 0.65)) == [BackendConfig(1, 0.0), BackendConfig(1, 1.0)]
+    assert (settings.num_swept("opencv"), settings.num_swept("dali_gpu")) == (1, 3)
+    assert settings_of(workers=4).num_swept("dali_gpu") == 0
     assert settings.loader_arguments(BackendConfig(1, 0.25))["hw_decoder_load"] == 0.25
     with pytest.raises(ValueError, match=r"hw_decoder_load is 1\.5"):
         settings_of(sweep_loads=(1.5,))
@@ -205,6 +207,44 @@ def swept() -> BenchResults:
         ("dali_gpu", BackendConfig(1, 1.0)): [result(images=1000)],
     }
     return measured
+
+
+class FakeBackend:
+    """A backend whose rate is highest with two workers."""
+
+    def __init__(self, trials: list[Trial]) -> None:
+        self._trials = trials
+
+    def run(self, trial: Trial) -> TrialResult:
+        self._trials.append(trial)
+        return result(images=900 if trial.config.workers == 2 else 100)
+
+
+def test_the_loads_are_swept_with_the_fastest_number_of_workers(shard_set: ShardSet) -> None:
+    """A trial each: 4 + 5, and not 5 x 6 of them in every round."""
+    settings = settings_of(workers=16, sweep=(1, 2, 4, 8, 16), sweep_loads=SWEPT_LOADS, rounds=2, seconds=0.02)
+    trials = list[Trial]()
+    measured = BenchResults(backends=["dali_gpu"], cold_reason="no")
+    running: Any = {"dali_gpu": FakeBackend(trials)}
+    rounds = _Rounds(shard_set.split("train"), settings, None, measured, running, ignore_progress)
+    for number in range(2):
+        rounds.measure(number)
+    rounds.sweep()
+    configs = [trial.config for trial in trials]
+    assert configs[:2] == [BackendConfig(16, 0.65)] * 2
+    assert configs[2:6] == [BackendConfig(workers, 0.65) for workers in (1, 2, 4, 8)]
+    assert configs[6:] == [BackendConfig(2, load) for load in (0.0, 0.25, 0.5, 0.8, 1.0)]
+
+
+def test_a_budget_sets_the_length_of_trials_and_refuses_what_cannot_be_measured() -> None:
+    settings = settings_of(workers=16, sweep=(1, 2, 4, 8, 16), sweep_loads=SWEPT_LOADS, rounds=3)
+    backends = ["dali_gpu", "opencv"]
+    assert num_trials(settings, backends) == 2 * 3 * 2 + 9 + 4
+    fitted = within_budget(settings, backends, 120, with_model=True)
+    assert planned_seconds(fitted, backends, with_model=True) == pytest.approx(120)
+    assert fitted.sweep == settings.sweep
+    with pytest.raises(ValueError, match=r"budget is 30 s; wanted at least \d+ s for 25 trials of 2 backends"):
+        within_budget(settings, backends, 30, with_model=False)
 
 
 def test_a_sweep_names_each_backends_best_combination() -> None:
