@@ -20,7 +20,17 @@ from .files.names import archive_name
 from .files.record import DATASET_JSON, FileRecord, parse_dataset_json
 from .files.shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
 from .index import index_path
-from .manifest import SHARDED, STORED, check_labels, checksum_numbers, num_rows, pc, read_row_groups, read_table
+from .manifest import (
+    SHARDED,
+    STORED,
+    check_labels,
+    checksum_numbers,
+    largest_values,
+    num_rows,
+    pc,
+    read_row_groups,
+    read_table,
+)
 from .sample import checksum
 from .tree import SemanticTree
 from .writer import BLOCK_BYTES
@@ -346,6 +356,12 @@ class ShardSplit:
         last = self.shard_ends - 1
         blocks = -(-self.num_bytes[last].astype(np.int64) // BLOCK_BYTES)
         return self.offsets[last] + (blocks + 2) * BLOCK_BYTES
+
+    @cached_property
+    def largest_sides(self) -> tuple[int, int] | None:
+        """The largest height and width of the manifest's images, in pixels; None if it has no statistics."""
+        sides = largest_values(self.folder / "manifest.parquet", ("height", "width"))
+        return sides and (sides[0], sides[1])
 
     @property
     def location(self) -> str:

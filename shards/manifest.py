@@ -225,6 +225,17 @@ def num_rows(path: Path) -> int:
         return reader.num_rows
 
 
+def largest_values(path: Path, columns: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the largest value of some columns by the statistics of a table's row groups; None if it has none."""
+    metadata = pq.read_metadata(path)
+    names = metadata.schema.names
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    statistics = [[group.column(names.index(name)).statistics for group in groups] for name in columns]
+    if not groups or not all(part and part.has_min_max for parts in statistics for part in parts):
+        return None
+    return tuple(max(part.max for part in parts) for parts in statistics)
+
+
 def read_row_groups(
     path: Path, columns: Sequence[str], *, rows: range | None = None, as_dictionary: Sequence[str] = ()
 ) -> Iterator[pa.Table]:

@@ -134,7 +134,11 @@ class DaliCpuLoader(PlannedLoader):
     def _begin(self) -> None:
         if self._pipeline is None:
             self._pipeline = build_pipeline(
-                self._pipeline_settings, self._next_inputs, threads=self._threads, device_id=self._device_id()
+                self._pipeline_settings,
+                self._next_inputs,
+                threads=self._threads,
+                device_id=self._device_id(),
+                largest_sides=self.split.largest_sides,
             )
         self._pipeline.schedule_run()  # the first call schedules all batches that are prefetched
 
@@ -160,6 +164,8 @@ class DaliCpuLoader(PlannedLoader):
             coming.close()
             self._augmenters.shutdown()
             self._rewind()
+            if not self.settings.training:
+                self._pipeline = None  # a validation's memory is free for training until the next one
 
     def _restart_without_corrupt(self, error: RuntimeError) -> None:
         """Restart with the scheduled batches after an image did not decode; DALI does not tell which one.

@@ -56,13 +56,35 @@ def inputs_of(policy: AugmentPolicy, jpegs: list[NDArray[np.uint8]], plans: Plan
     return inputs
 
 
+def memory_hints(largest_sides: tuple[int, int]) -> dict[str, int]:
+    """Return how much memory a thread of the GPU's JPEG decoder allocates at the start, for images up to these sides.
+
+    It is that of three planes of 2-byte coefficients (guessed: a larger need costs one allocation). DALI's defaults, 16
+    MiB on the device and 8 MiB on the host for each thread, are the limits.
+    """
+    height, width = largest_sides
+    needed = -(-3 * 2 * height * width // 2**20) * 2**20
+    return {
+        "device_memory_padding": min(needed, 16 * 2**20),
+        "host_memory_padding": min(needed, 8 * 2**20),
+        "preallocate_height_hint": height,
+        "preallocate_width_hint": width,
+    }
+
+
 def build_pipeline(
-    settings: LoaderSettings, next_inputs: Callable[[], tuple[Any, ...]], *, threads: int, device_id: int | None
+    settings: LoaderSettings,
+    next_inputs: Callable[[], tuple[Any, ...]],
+    *,
+    threads: int,
+    device_id: int | None,
+    largest_sides: tuple[int, int] | None = None,
 ) -> Any:
     """Build DALI's pipeline from JPEG bytes to one output, the images before RandAugment.
 
     `next_inputs` returns each batch's inputs in the order of `input_names`, and raises StopIteration at the end. With a
-    `device_id` the pipeline runs on that GPU, else on the CPU. DALI has no bfloat16; images are float32 instead.
+    `device_id` the pipeline runs on that GPU, else on the CPU. `largest_sides` are the height and width of the largest
+    image. DALI has no bfloat16; images are float32 instead.
     """
     from nvidia.dali import fn as dali_fn
     from nvidia.dali import types as dali_types
@@ -79,6 +101,7 @@ def build_pipeline(
     if device_id is not None:
         load = settings.hw_decoder_load
         decoding["hw_decoder_load"] = HW_DECODER_LOAD if load is None else load
+        decoding |= memory_hints(largest_sides) if largest_sides else {}
     means, deviations = NO_NORMALIZATION if settings.normalize is None else mean_std(settings.normalize)
     finishing = {
         "dtype": {torch.uint8: types.UINT8, torch.float16: types.FLOAT16}.get(settings.dtype, types.FLOAT),

@@ -14,6 +14,7 @@ from in21k.datapipe.batch import CorruptSample
 from in21k.datapipe.feed import Feed
 from in21k.datapipe.pixels import jpeg_size, jpeg_sizes
 from in21k.shards import ShardSet, open_dataset
+from in21k.shards.dataset import read_manifest
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -72,3 +73,9 @@ def test_sizes_of_many_headers_are_those_of_each(options: dict[str, object], mod
     assert all(size in (None, jpeg_size(jpeg)) for size, jpeg in zip(sizes, jpegs, strict=False))
     if mode == "RGB" and options.keys() <= {"quality", "subsampling", "optimize"}:
         assert None not in sizes[:-2]
+
+
+def test_the_largest_sides_are_those_of_the_manifest(shard_set: ShardSet) -> None:
+    table = read_manifest(shard_set, ["height", "width"])
+    expected = tuple(max(table[name].to_pylist()) for name in ("height", "width"))
+    assert shard_set.split("train").largest_sides == expected

@@ -22,7 +22,7 @@ from nvidia.dali import pipeline as nvidia_pipeline
 
 from in21k.datapipe.backends import dali_loader as dali
 from in21k.datapipe.backends.dali_loader import READ_AHEAD, DaliCpuLoader, DaliGpuLoader, dali_error_reason, read_ahead
-from in21k.datapipe.backends.dali_pipeline import HW_DECODER_LOAD, build_pipeline, input_names
+from in21k.datapipe.backends.dali_pipeline import HW_DECODER_LOAD, build_pipeline, input_names, memory_hints
 
 MakeLoader = Callable[..., Loader]
 GPU = torch.device("cuda", 1)
@@ -116,6 +116,18 @@ def test_the_gpus_decoders_are_told_the_hardwares_part(
     build_pipeline(settings_of(augment=augment), no_inputs, threads=3, device_id=None)
     assert "hw_decoder_load" not in asked[decoder]
     assert asked[decoder]["device"] == "cpu"
+
+
+@pytest.mark.parametrize("augment", ["none", "inception"])
+def test_the_gpus_decoder_allocates_for_the_largest_image(asked: dict[str, dict[str, Any]], augment: str) -> None:
+    settings = settings_of(augment=augment, device=GPU)
+    build_pipeline(settings, no_inputs, threads=3, device_id=1, largest_sides=(224, 300))
+    decoder = asked["image_slice" if settings.policy.crops else "image"]
+    assert (decoder["device_memory_padding"], decoder["host_memory_padding"]) == (2**20, 2**20)
+    assert (decoder["preallocate_height_hint"], decoder["preallocate_width_hint"]) == (224, 300)
+    assert memory_hints((9000, 9000))["device_memory_padding"] == 16 * 2**20
+    build_pipeline(settings, no_inputs, threads=3, device_id=None, largest_sides=(224, 300))
+    assert "device_memory_padding" not in asked["image_slice" if settings.policy.crops else "image"]
 
 
 @pytest.mark.parametrize("augment", ["none", "miil", "inception", "inception-ra"])
