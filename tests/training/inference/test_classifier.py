@@ -350,7 +350,7 @@ def test_features_are_what_the_classifier_takes(run: Path, draw: Draw, encode: E
     (tmp_path / "one.png").write_bytes(encode(pictures[3], "PNG"))
     one = extract_features(opened, tmp_path / "one.png", device="cpu")
     torch.testing.assert_close(one[0], features[3])
-    for images, said in (([], "there is no image"), ([b"junk"], "image 0: not an image")):
+    for images, said in (([], "no image; wanted at least one"), ([b"junk"], "image 0: not an image")):
         with pytest.raises(ValueError, match=said):
             extract_features(opened, images, device="cpu")
     with Image.open(io.BytesIO(encode(pictures[3], "PNG"))) as opened_image:

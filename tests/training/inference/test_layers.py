@@ -86,5 +86,5 @@ def test_a_layer_that_is_none_is_refused_with_near_ones() -> None:
     model.add_module("idle", nn.Linear(2, 2))
     with pytest.raises(ValueError, match="idle is not used when the network answers"):
         features(model, torch.rand(1, 3, 32, 32), "idle")
-    with pytest.raises(ValueError, match="no network of timm's"):
+    with pytest.raises(ValueError, match="is not a timm network"):
         FeatureExtractor(nn.Linear(2, 2))
