@@ -78,6 +78,7 @@ def predict(
     """
     from ..shards.files.parallel import ignore_progress
     from ..training import open_model
+    from ..training.distributed import lone_device
     from ..training.inference.picture import draw_classified, lay_out
     from ..training.inference.predict import prediction_schema
     from ..training.jobs.image_sources import SkippedFiles, own_limit
@@ -91,6 +92,7 @@ def predict(
     if out:
         check_table(out, overwrite=overwrite)
     chosen, skipped = EvalSettings(**settings), SkippedFiles()
+    lone_device(chosen.device)  # refuses several ranks before a network is loaded
     opened = open_model(model, chosen.weights)
     streams = jsonl or not (as_json or out)
     is_watched = not (streams and sys.stdout.isatty())
