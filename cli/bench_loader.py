@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="Data type of the batches.",
 )
 @click.option("--channels-last", is_flag=True, help="Lay batches out channels last.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Another setting of the loader; repeatable.")
 @click.option("--plot", type=PATH, metavar="OUT.png", help="Also draw the rates into this PNG.")
 @device_option
 @overwrite_option
@@ -90,24 +91,28 @@ def bench_loader(
 
 
 def _settings(
-    shards: ShardSet, device: str | None, *, sweep: bool, image_size: int | None, workers: int | None, **settings: Any
+    shards: ShardSet, device: str | None, *, sweep: bool, sets: tuple[str, ...], **options: Any
 ) -> BenchSettings:
     import torch
 
+    from ..datapipe import LoaderSettings
     from ..datapipe.bench.rounds import BenchSettings
     from ..datapipe.bench.schedule import SWEPT_LOADS, sweep_of
+    from ..training.recipes import parse_sets
 
-    if image_size is None and shards.image_size is None:
+    values = {**options, **parse_sets(sets, declared=LoaderSettings)}
+    image_size = values.pop("image_size") or shards.image_size
+    if image_size is None:
         raise ValueError(f"{shards.path}: its images keep their own sizes; give --image-size")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is seen here; look into the driver with nvidia-smi")
     return BenchSettings(
-        image_size=image_size or shards.image_size or 0,
-        workers=num_workers(workers),
+        image_size=image_size,
+        workers=num_workers(values.pop("workers")),
         sweep=sweep_of() if sweep else (),
         sweep_loads=SWEPT_LOADS if sweep else (),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        **settings,
+        **values,
     )
 
 
@@ -146,5 +151,5 @@ def _facts(shards: ShardSet, settings: BenchSettings) -> dict[str, Any]:
         "shards": str(shards.path),
         "num_samples": shards.num_samples["train"],
         "cores": default_workers(),
-        **{name: value for name, value in asdict(settings).items() if not name.startswith("sweep")},
+        **{name: value for name, value in asdict(settings).items() if name != "backend" and "sweep" not in name},
     }

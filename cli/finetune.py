@@ -9,6 +9,7 @@ import click
 
 from .options import INDEXED_BACKEND_HELP, PATH, device_option, emit, json_option, overwrite_option
 from .progress import ProgressLine, TrainLine
+from .registries import loss_names
 from .terminal import in_one_line
 from .train import callbacks, emit_plan, emit_result
 
@@ -26,7 +27,7 @@ from .train import callbacks, emit_plan, emit_result
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
 @click.option("--backend", help=INDEXED_BACKEND_HELP)
 @click.option("--model", help="A timm architecture.  [default: that of --init, where it has one]")
-@click.option("--loss", help="semantic, cross-entropy, bce or asymmetric; several labels take the last two.")
+@click.option("--loss", help=f"One of {loss_names()}; several labels take the last two.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop; images need not be packed.")
 @click.option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from .options import BACKEND_HELP, PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option
 from .pictures import check_picture
 from .progress import TrainLine
+from .registries import loss_names
 from .terminal import in_lines, in_one_line, printable
 from .train_plan import draw_plan, render_plan
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; may be given several times.")
 @click.option("--backend", help=BACKEND_HELP)
 @click.option("--model", help="A timm architecture.")
-@click.option("--loss", help="semantic, cross-entropy, bce or asymmetric.")
+@click.option("--loss", help=f"One of {loss_names()}.")
 @click.option("--teacher", help="Teacher for distillation: a run, an export, a checkpoint or a timm model.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved plan and stop.")
@@ -71,7 +71,7 @@ def train(
     emit_result(out, result, as_json=as_json)
 
 
-def callbacks(line: TrainLine) -> dict[str, Callable[..., None]]:
+def callbacks(line: TrainLine) -> dict[str, Any]:
     """Return what shows a training on stderr: its plan, then its progress."""
     return {
         "on_plan": lambda plan: click.echo(in_lines(render_plan(printable(plan))), err=True),

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .create import available_backends, create_loader
     from .loader import Loader
+    from .settings import LoaderSettings
 
-__all__ = ["Loader", "available_backends", "create_loader"]
+__all__ = ["Loader", "LoaderSettings", "available_backends", "create_loader"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,9 +16,10 @@ from ..shards.drawing import FAINT, INK, Pixels, TileSheet
 from ..shards.fonts import drawable
 from ..shards.reader import SampleReader
 from .create import create_loader
-from .loader import Loader, LoaderSettings
+from .loader import Loader
 from .pixels import decode
 from .plan import EpochPlan, PlannedBatch
+from .settings import LoaderSettings
 
 MAX_IMAGES = 400
 

@@ -6,13 +6,14 @@ import difflib
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..shards.dataset import ShardSet, ShardSplit, open_dataset
-from ..shards.normalize import Normalize
 from .catalog import AUTO_ON_CPU, AUTO_ON_GPU, BACKENDS
-from .loader import Loader, LoaderSettings
+from .loader import Loader
+from .settings import LoaderConfig, LoaderSettings, loader_values
 
 log = logging.getLogger(__name__)
 
@@ -58,106 +59,104 @@ def create_loader(
     shards: str | Path | ShardSet,
     *,
     split: str | ShardSplit,
+    settings: LoaderSettings | None = None,
     training: bool | None = None,
-    backend: str = "auto",
-    batch_size: int,
-    image_size: int,
-    augment: str = "none",
-    seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    workers: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    normalize: Normalize | None = "unit",
-    channels_last: bool = False,
-    crop_pct: float | None = None,
-    max_bad_rate: float = 0.001,
-    hw_decoder_load: float | None = None,
-    epoch_samples: int | None = None,
+    **single: Any,
 ) -> Loader:
     """Make a loader over a split of a shard set.
 
-    shards:         a folder that `in21k shard` made, opened or by its path; or, as a str, a pattern of paths or URLs in
-                    the webdataset library's notation (`https://host/in21k-train-{000000..000123}.tar`, `pipe:COMMAND`,
-                    several joined by `::`), which the backend `webdataset` alone takes. A folder whose name looks like
-                    a pattern goes in as a Path.
-    split:          its name; or the split itself, of an indexed backend, which may have labels of its own.
-    training:       shuffle, and leave out what fills no global batch; otherwise every sample comes once, in the order
-                    of the shards. None: the split `train` alone is for training.
-    epoch_samples:  of webdataset in training: how many samples make an epoch, of all ranks together; None: as many as
-                    the folder holds (a pattern needs the number).
+    shards:     a folder that `in21k shard` made, opened or by its path; or, as a str, a pattern of paths or URLs in the
+                webdataset library's notation (`https://host/in21k-train-{000000..000123}.tar`, `pipe:COMMAND`, several
+                joined by `::`), which only the backend `webdataset` takes. Pass a folder whose name looks like a
+                pattern as a Path.
+    split:      its name; or, for an indexed backend, the split itself, which may have labels of its own.
+    settings:   see `LoaderSettings`; None: the defaults.
+    training:   shuffle, and leave out what fills no global batch; otherwise every sample comes once, in the order of
+                the shards. None: True for the split `train` only.
+    rank, world_size: of this process among those that share the samples.
+    device:     where batches come out; None: the current GPU for dali_gpu, else the CPU.
+    dtype:      of the images: float32, float16, bfloat16; or uint8, which goes with normalize None.
+    single:     single settings by name, which win over `settings`: `batch_size=256, image_size=224, augment="miil"`.
 
-    The other arguments are those of `LoaderSettings`; device None: the current GPU for dali_gpu, else the CPU. Backend
-    `auto`: dali_gpu on a GPU, else the fastest installed one that has a plan; webdataset for a pattern. Augmentations
-    that crop, on images that were squished, earn a warning. Raises ValueError for what does not fit together.
+    The backend of a pattern is webdataset, and needs image_size and, in training, epoch_samples. Augmentations that
+    crop, on images that were squished, log a warning. Raises ValueError for what does not fit together.
     """
+    values = {**loader_values(settings or LoaderSettings()), **single}
     pattern = shards if isinstance(shards, str) and PATTERN.match(shards) else None
-    if device is None:
-        wants_gpu = backend == "dali_gpu" or (backend == "auto" and torch.cuda.is_available())
-        device = f"cuda:{torch.cuda.current_device()}" if wants_gpu and torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    if pattern is None and not isinstance(shards, ShardSet):
+        shards = open_dataset(shards)
+    if values["image_size"] is None:
+        values["image_size"] = _stored_size(shards)
     if training is None:
         training = (split if isinstance(split, str) else split.name) == "train"
-    chosen = choose_backend("webdataset" if pattern and backend == "auto" else backend, device)
-    if pattern and chosen != "webdataset":
+    device = torch.device(device) if device is not None else _default_device(values["backend"])
+    if pattern and values["backend"] == "auto":
+        values["backend"] = "webdataset"
+    values["backend"] = choose_backend(values["backend"], device)
+    config = LoaderConfig(**values, training=training, rank=rank, world_size=world_size, device=device, dtype=dtype)
+    _check(config)
+    if isinstance(shards, ShardSet):
+        return _over_shards(shards, split, config)
+    if config.backend != "webdataset":
         raise ValueError(
-            f"{pattern}: backend {chosen} wants a folder that `in21k shard` made, with its manifest; patterns and URLs "
-            "go with backend webdataset"
+            f"{pattern}: backend {config.backend} needs a folder that `in21k shard` made, with its manifest; patterns "
+            "and URLs go with backend webdataset"
         )
-    if epoch_samples is not None:
-        _check_epoch_samples(epoch_samples, chosen, training=training)
-    if chosen == "dali_gpu" and device.type != "cuda":
-        raise ValueError(f"backend dali_gpu hands out batches on a GPU; device is {device}")
-    if chosen != "dali_gpu" and hw_decoder_load is not None:
-        raise ValueError(f"hw_decoder_load is {hw_decoder_load}; it goes with backend dali_gpu, and this is {chosen}")
-    settings = LoaderSettings(
-        batch_size=batch_size,
-        image_size=image_size,
-        augment=augment,
-        training=training,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        workers=workers,
-        device=device,
-        dtype=dtype,
-        normalize=normalize,
-        channels_last=channels_last,
-        crop_pct=crop_pct,
-        max_bad_rate=max_bad_rate,
-        hw_decoder_load=hw_decoder_load,
-    )
-    if pattern:
-        from .backends.webdataset_loader import WebDatasetLoader
-        from .backends.webdataset_reading import expand_pattern
+    from .backends.webdataset_loader import WebDatasetLoader
+    from .backends.webdataset_reading import expand_pattern
 
-        return WebDatasetLoader(expand_pattern(pattern), settings, epoch_samples)
-    shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
-    if settings.policy.crops and shards.info["images"]["resize"] == "squish":
+    return WebDatasetLoader(expand_pattern(str(pattern)), config)
+
+
+def _over_shards(shards: ShardSet, split: str | ShardSplit, config: LoaderConfig) -> Loader:
+    if config.policy.crops and shards.info["images"]["resize"] == "squish":
         log.warning(
             "augment %s crops what was squished to %s pixels already; for crops prepare the images with "
             "--resize short-edge --size 256",
-            augment,
+            config.augment,
             shards.image_size,
         )
-    if chosen == "webdataset":
-        if not isinstance(split, str):
-            raise ValueError("backend webdataset follows no manifest, so it cannot tell images apart; take another")
-        from .backends.webdataset_loader import WebDatasetLoader
-        from .backends.webdataset_reading import shard_urls
+    if config.backend != "webdataset":
+        return BACKENDS[config.backend].loader_class()(shards.split(split) if isinstance(split, str) else split, config)
+    if not isinstance(split, str):
+        raise ValueError("backend webdataset follows no manifest, so it cannot tell images apart; take another")
+    from .backends.webdataset_loader import WebDatasetLoader
+    from .backends.webdataset_reading import shard_urls
 
-        return WebDatasetLoader(shard_urls(shards, split), settings, epoch_samples)
-    return BACKENDS[chosen].loader_class()(shards.split(split) if isinstance(split, str) else split, settings)
+    return WebDatasetLoader(shard_urls(shards, split), config)
 
 
-def _check_epoch_samples(epoch_samples: int, backend: str, *, training: bool) -> None:
-    if backend != "webdataset":
+def _stored_size(shards: str | Path | ShardSet) -> int:
+    """Return the side in pixels of the images of a shard set; raises ValueError where they have different sizes."""
+    if isinstance(shards, ShardSet) and shards.image_size is not None:
+        return shards.image_size
+    name = shards.location if isinstance(shards, ShardSet) else shards
+    raise ValueError(f"{name}: its images keep their own sizes; give image_size")
+
+
+def _default_device(backend: str) -> torch.device:
+    if backend in ("dali_gpu", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _check(config: LoaderConfig) -> None:
+    """Raise ValueError for a setting that the backend or the split cannot follow."""
+    backend, epoch_samples = config.backend, config.epoch_samples
+    if epoch_samples is not None and backend != "webdataset":
         raise ValueError(
             f"epoch_samples is {epoch_samples}; backend {backend} has an index, and all samples make its epoch: leave "
             "it out, or take backend webdataset"
         )
-    if not training:
+    if epoch_samples is not None and not config.training:
         raise ValueError(f"epoch_samples is {epoch_samples}; it is for training, and otherwise a split comes whole")
-    if epoch_samples < 1:
-        raise ValueError(f"epoch_samples is {epoch_samples}; wanted 1 or more")
+    if backend == "dali_gpu" and config.device.type != "cuda":
+        raise ValueError(f"backend dali_gpu hands out batches on a GPU; device is {config.device}")
+    if backend != "dali_gpu" and config.hw_decoder_load is not None:
+        raise ValueError(
+            f"hw_decoder_load is {config.hw_decoder_load}; it goes with backend dali_gpu, and this is {backend}"
+        )

@@ -3,108 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..shards.files.parallel import default_workers
-from ..shards.normalize import Normalize, mean_std
-from .augment.policy import AugmentPolicy
 from .batch import LoaderBatch
-from .catalog import AUGMENTATIONS
 from .pixels import normalize_pixels
+from .settings import LoaderConfig
 from .to_device import one_ahead
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 # The rate is taken over at least this many samples, or the first corrupt one would stop the epoch (guessed).
 MIN_RATED = 10_000
 MIN_BAD = 3  # always tolerated, in a split of any size (guessed)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderSettings:
-    """What a loader hands out.
-
-    batch_size:     samples per rank.
-    image_size:     pixels; images are stretched to image_size x image_size.
-    augment:        `none`: the whole image, stretched. `miil`: that, a box of half the side filled with one colour, two
-                    of RandAugment's operations. `inception`: random resized crop, flip. `inception-ra`: that, and
-                    RandAugment's operations.
-    crop_pct:       with augment `none`: the shorter side is resized to image_size / crop_pct (0..1), and the middle
-                    taken; None: the whole image, stretched.
-    training:       shuffle, and leave out what fills no global batch; otherwise every sample once, in shard order.
-    seed, rank, world_size: see `EpochPlan`.
-    workers:        decode threads or processes; None: one for each core, shared between the ranks of a node.
-    device:         where batches come out.
-    dtype:          float32, float16, bfloat16; or uint8, which goes with normalize None.
-    normalize:      `unit` (0..1); `imagenet` (its mean and deviation); a pair of mean and deviation of pixels in 0..1,
-                    each a number or one for each channel; None (0..255).
-    channels_last:  memory format of the images.
-    max_bad_rate:   corrupt samples stop the epoch once they are more than this part of the samples that this rank was
-                    handed, counted as 10,000 (or all of a smaller split) until they are more; three are always let
-                    pass, unless it is 0.
-    hw_decoder_load: of dali_gpu alone: the part of the JPEGs (0..1) that the GPU's hardware decoder gets, where it has
-                    one; None: 0.65. `in21k bench-loader --sweep` measures what is best.
-    """
-
-    batch_size: int
-    image_size: int
-    augment: str = "none"
-    training: bool = True
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    workers: int | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    normalize: Normalize | None = "unit"
-    channels_last: bool = False
-    crop_pct: float | None = None
-    max_bad_rate: float = 0.001
-    hw_decoder_load: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted 1 or more")
-        if not 0 <= self.rank < max(1, self.world_size):
-            raise ValueError(f"rank is {self.rank}; wanted 0 to {self.world_size - 1}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; wanted 1 or more")
-        if self.augment not in AUGMENTATIONS:
-            raise ValueError(f"augment is {self.augment!r}; known: {', '.join(AUGMENTATIONS)}")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct is {self.crop_pct}; wanted more than 0, and 1 at most")
-        if self.crop_pct is not None and self.augment != "none":
-            raise ValueError(f"crop_pct goes with augment none; augment is {self.augment!r}")
-        if not 0 <= self.max_bad_rate <= 1:
-            raise ValueError(f"max_bad_rate is {self.max_bad_rate}; wanted 0 to 1")
-        if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
-            raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; wanted 0 to 1")
-        if self.normalize is not None:
-            mean_std(self.normalize)  # which checks it
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype}; known: {', '.join(map(str, DTYPES))}")
-        if self.dtype == torch.uint8 and self.normalize is not None:
-            raise ValueError(f"dtype uint8 holds pixels as they are; normalize is {self.normalize!r}, wanted None")
-
-    @property
-    def policy(self) -> AugmentPolicy:
-        """How images are augmented."""
-        return AugmentPolicy(image_size=self.image_size, augment=self.augment, crop_pct=self.crop_pct, seed=self.seed)
-
-    @property
-    def num_workers(self) -> int:
-        """Decode threads or processes of this rank: `workers`, or its share of the node's cores."""
-        return self.workers or max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class CorruptSampleCounter:
@@ -142,7 +57,7 @@ class CorruptSampleCounter:
         return ValueError(f"{self._describe(sample)} {reason}; {why}; {self._way_out}")
 
 
-def finish_pixels(images: Tensor, settings: LoaderSettings) -> Tensor:
+def finish_pixels(images: Tensor, settings: LoaderConfig) -> Tensor:
     """Return uint8 images (B x 3 x H x W) on the settings' device, normalised, in their dtype and memory format."""
     images = images.to(settings.device, non_blocking=True)
     images = images.contiguous(memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
@@ -169,7 +84,7 @@ class Loader(ABC):
 
     backend: ClassVar[str]
 
-    def __init__(self, settings: LoaderSettings) -> None:
+    def __init__(self, settings: LoaderConfig) -> None:
         self.settings = settings
         self._epoch = 0
         self._active: Generator[LoaderBatch] | None = None

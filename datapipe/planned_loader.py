@@ -18,8 +18,9 @@ from ..shards.dataset import ShardSplit
 from ..shards.reader import CorruptSampleError
 from .batch import LoaderBatch
 from .feed import Feed
-from .loader import CorruptSampleCounter, Loader, LoaderSettings, ended_early
+from .loader import CorruptSampleCounter, Loader, ended_early
 from .plan import EpochPlan, PlannedBatch
+from .settings import LoaderConfig
 
 if TYPE_CHECKING:
     from ..shards.remote.prefetch import ShardPrefetcher
@@ -37,7 +38,7 @@ def _once_fetched(batches: Iterable[PlannedBatch], ahead: ShardPrefetcher) -> It
 class PlannedLoader(Loader):
     """Iterates over one epoch of a split, starting at any sample of it."""
 
-    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
+    def __init__(self, split: ShardSplit, settings: LoaderConfig) -> None:
         self.split = split
         self._consumed = 0
         super().__init__(settings)

@@ -18,7 +18,7 @@ NORMALIZATIONS: dict[str, MeanStd] = {
 }
 
 
-def mean_std(normalize: Normalize) -> MeanStd:
+def mean_std(normalize: Normalize | None) -> MeanStd:
     """Return the mean and the standard deviation of each channel; raises ValueError for anything else.
 
     >>> mean_std([0.5, [0.25, 0.25, 0.2]])
@@ -27,7 +27,7 @@ def mean_std(normalize: Normalize) -> MeanStd:
     if isinstance(normalize, str) and normalize in NORMALIZATIONS:
         return NORMALIZATIONS[normalize]
     try:
-        mean, std = (_of_channels(value) for value in normalize)
+        mean, std = (_of_channels(value) for value in normalize or ())
     except (TypeError, ValueError):  # not a pair, not numbers, or not three of them
         pass
     else:
@@ -50,5 +50,5 @@ def short_normalize(numbers: MeanStd) -> str | list[float | list[float]]:
 
 
 def _of_channels(value: Any) -> Channels:
-    red, green, blue = [value] * 3 if isinstance(value, Real) else value
+    red, green, blue = [value] * 3 if isinstance(value, (Real, str)) else value  # YAML reads 5e-1 as text
     return float(red), float(green), float(blue)

@@ -169,7 +169,7 @@ def self_test(
     amp:        `off`, `bf16` or `fp16`.
     num_images: how many to take, over all ranks; fewer where there are not as many.
 
-    Raises ValueError where the teacher is at chance (its kappa is `AT_CHANCE` or less), or there is no image.
+    Raises ValueError where the teacher is at chance (its kappa is `AT_CHANCE` or less), or without any image.
     """
     ranks = ranks or Ranks()
     levels = Levels(tree).to(ranks.device)
@@ -191,7 +191,7 @@ def self_test(
         loader.load_state_dict(place)
     counts, taken = ranks.sum(counts), ranks.sum(taken)
     if not counts.any():
-        raise ValueError(f"teacher {teacher.name}: there is no {split} image to test it with; wanted at least one")
+        raise ValueError(f"teacher {teacher.name}: no {split} image to test it with; wanted at least one")
     result = SelfTest(name=teacher.name, split=split, num_images=int(taken), **_judge(levels, counts))
     if result.kappa <= AT_CHANCE:
         raise ValueError(
@@ -205,7 +205,7 @@ def self_test(
 def _place_of(loader: Loader) -> dict[str, int] | None:
     try:
         return loader.state_dict()
-    except ValueError:  # a stream, which begins anew by itself
+    except ValueError:  # a stream, which starts over by itself
         return None
 
 
@@ -252,7 +252,7 @@ def _outputs(name: str, classes: LabelSpace | int | nn.Module, tree: SemanticTre
         return class_map(classes if isinstance(classes, LabelSpace) else label_space_of(classes), tree.wnids)
     except ValueError as error:
         architecture = name.partition(".")[0]
-        known = [each.name for each in pretrained_21k() if each.name != name]
-        others = [each for each in known if each.partition(".")[0] == architecture]
+        known = [model.name for model in pretrained_21k() if model.name != name]
+        others = [other for other in known if other.partition(".")[0] == architecture]
         hint = f"; of its architecture these know ImageNet-21K: {', '.join(others)}" if others else ""
         raise ValueError(f"teacher {name}: {error}{hint}") from error

@@ -49,7 +49,7 @@ class Ranks:
         mine = tensor.to(self.device)
         gathered = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(gathered, mine)
-        return [each.cpu() for each in gathered]
+        return [part.cpu() for part in gathered]
 
     def gather_rows(self, *tensors: Tensor) -> list[Tensor]:
         """Return for each tensor the rows of all ranks, in rank order, on the CPU.
@@ -60,12 +60,12 @@ class Ranks:
             return [tensor.cpu() for tensor in tensors]
         num_rows = len(tensors[0])
         sizes = [int(size) for size in self.gather(torch.tensor(num_rows))]
-        found: list[Tensor] = []
+        joined: list[Tensor] = []
         for tensor in tensors:
             padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
             padded[:num_rows] = tensor
-            found.append(torch.cat([each[:size] for each, size in zip(self.gather(padded), sizes, strict=True)]))
-        return found
+            joined.append(torch.cat([part[:size] for part, size in zip(self.gather(padded), sizes, strict=True)]))
+        return joined
 
     def gather_json(self, value: object) -> list[Any]:
         """Return every rank's JSON value in rank order (torch's own object collectives pickle; nothing here does)."""
@@ -73,7 +73,7 @@ class Ranks:
         sizes = [int(size) for size in self.gather(torch.tensor(len(mine)))]
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: len(mine)] = mine
-        return [json.loads(bytes(each[:size].tolist())) for each, size in zip(self.gather(padded), sizes, strict=True)]
+        return [json.loads(bytes(part[:size].tolist())) for part, size in zip(self.gather(padded), sizes, strict=True)]
 
     def share_bytes(self, content: bytes | None) -> bytes:
         """Return rank 0's bytes on every rank, whatever the others give."""

@@ -140,9 +140,9 @@ class MLflowLog:
 
         experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "in21k"))
         self._client: Any = mlflow.MlflowClient()
-        found = self._client.search_runs([experiment.experiment_id], f"tags.in21k = '{run}'", max_results=1)
-        if found:
-            self._id: str = found[0].info.run_id
+        runs = self._client.search_runs([experiment.experiment_id], f"tags.in21k = '{run}'", max_results=1)
+        if runs:
+            self._id: str = runs[0].info.run_id
             self._client.update_run(self._id, "RUNNING")
             return
         tags = {"in21k": run, "mlflow.runName": folder.resolve().name}

@@ -161,7 +161,7 @@ class Trainer:
                 self.ema.update(self.model, step=position.step)
                 rates["ema_decay"] = self.ema.get_decay(position.step)
 
-            means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+            means = {name: torch.stack([batch[name] for batch in losses]).mean() for name in losses[0]}
             images = settings.accumulate * settings.batch_size
             scalars = means | {"grad_norm": norm}
             tracker.add_step(position.step, position.epoch, rates, scalars, images=images, place=place)

@@ -60,7 +60,7 @@ def _module_bytes(module: nn.Module) -> int:
 
 def _optimizer_bytes(model: nn.Module, settings: TrainSettings) -> int | None:
     """Return the size of the optimizer's state after a step; None where it cannot step over tensors without content."""
-    empty = {id(each): nn.Parameter(each.to("meta"), each.requires_grad) for each in model.parameters()}
+    empty = {id(weight): nn.Parameter(weight.to("meta"), weight.requires_grad) for weight in model.parameters()}
     shell = copy.deepcopy(model, dict(empty))
     optimizer = create_optimizer(shell, settings)
     for parameter in shell.parameters():
@@ -77,8 +77,8 @@ def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):
-        for each in cast(Iterable[Any], value.values() if isinstance(value, Mapping) else value):
-            yield from _tensors(each)
+        for item in cast(Iterable[Any], value.values() if isinstance(value, Mapping) else value):
+            yield from _tensors(item)
 
 
 def _activation_bytes(model: nn.Module, settings: TrainSettings) -> int | None:
@@ -88,8 +88,9 @@ def _activation_bytes(model: nn.Module, settings: TrainSettings) -> int | None:
     """
     # Tensors that know their shape, kind and device and have no content: images of any size take a second, no memory.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    empty = {id(each): nn.Parameter(mode.from_tensor(each.detach()), each.requires_grad) for each in model.parameters()}
-    shell = copy.deepcopy(model, {**empty, **{id(each): mode.from_tensor(each) for each in model.buffers()}}).train()
+    weights = {id(w): nn.Parameter(mode.from_tensor(w.detach()), w.requires_grad) for w in model.parameters()}
+    buffers = {id(buffer): mode.from_tensor(buffer) for buffer in model.buffers()}
+    shell = copy.deepcopy(model, {**weights, **buffers}).train()
     if settings.grad_checkpointing:
         checkpoint_gradients(shell, settings.model)
     try:
@@ -116,7 +117,7 @@ def _kept_bytes(model: nn.Module, settings: TrainSettings, num_images: int) -> i
         autocast(torch.device("cpu"), settings.amp),
     ):
         model(images)
-    own = {id(each.untyped_storage()) for each in (*model.parameters(), *model.buffers(), images)}
+    own = {id(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers(), images)}
     return sum(storage.nbytes() for number, storage in kept.items() if number not in own)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..datapipe.settings import LoaderSettings
 from .runs.run_folder import WRITER
 from .settings import TrainSettings, known_settings, nearest
 
@@ -48,7 +49,7 @@ def resolve_settings(recipe: str | None = None, settings: Mapping[str, object] |
 
 def resolve_with_sources(recipe: str | None = None, settings: Mapping[str, object] | None = None) -> Resolved:
     """Do as `resolve_settings`, and name for every setting the source of its value."""
-    sources = dict.fromkeys((each.name for each in fields(TrainSettings)), "default")
+    sources = dict.fromkeys((setting.name for setting in fields(TrainSettings)), "default")
     layers = _layers(recipe) if recipe else []
     for layer in layers:
         sources |= dict.fromkeys(layer.values, layer.source)
@@ -60,17 +61,23 @@ def resolve_with_sources(recipe: str | None = None, settings: Mapping[str, objec
     return Resolved(resolved, sources)
 
 
-def parse_sets(sets: Sequence[str], flags: Mapping[str, object] | None = None) -> dict[str, Any]:
+def parse_sets(
+    sets: Sequence[str],
+    flags: Mapping[str, object] | None = None,
+    declared: type[LoaderSettings] = TrainSettings,
+) -> dict[str, Any]:
     """Return the settings that a command line names.
 
-    sets:  `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
-    flags: settings by name as flags of their own give them; None: the flag was not given.
+    sets:     `key=value` each, the value in YAML (`lr=3e-4`, `model_args={img_size: 64}`, `max_steps=null`, `ema=off`).
+    flags:    settings by name as flags of their own give them; None: the flag was not given.
+    declared: the class that declares them.
 
     Raises ValueError for an unknown setting, a value of another kind, and two values for one setting.
     """
-    settings = known_settings({name: value for name, value in (flags or {}).items() if value is not None}, "the flags")
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    settings = known_settings(given, "the flags", declared=declared)
     for text in sets:
-        for name, value in _read_set(text).items():
+        for name, value in _read_set(text, declared).items():
             if settings.setdefault(name, value) != value:
                 raise ValueError(f"{name} is given twice, as {settings[name]!r} and as {value!r}; give it once")
     return settings
@@ -95,32 +102,32 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _check_dependent(settings: TrainSettings, in_turn: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for a setting that shapes nothing, unless who gave it, or a later one, said to do without."""
+    """Raise ValueError for a setting without effect, unless its layer, or a later one, sets its base to off."""
     for base, names in DEPENDENT_SETTINGS.items():
         idle: set[str] = set()
-        for given in in_turn:
-            idle = set() if base in given else idle | given.keys()
+        for layer in in_turn:
+            idle = set() if base in layer else idle | layer.keys()
         for name in names:
             value = getattr(settings, name)
             if getattr(settings, base) is None and name in idle and value != getattr(TrainSettings, name):
                 raise ValueError(
-                    f"{name} is {value!r} and there is no {base}; give --set {base}=..., or leave {name} out "
+                    f"{name} is {value!r} and no {base} is set; give --set {base}=..., or leave {name} out "
                     f"(where a recipe has it: --set {base}=off)"
                 )
 
 
 def _layers(recipe: str) -> list[_Recipe]:
     """Return a recipe, after the one that it extends."""
-    asked = _read(recipe)
-    if asked.extends is None:
-        return [asked]
-    base = _read(asked.extends)
+    changes = _read(recipe)
+    if changes.extends is None:
+        return [changes]
+    base = _read(changes.extends)
     if base.extends is not None:
         raise ValueError(
-            f"recipe {recipe} extends {asked.extends}, which extends {base.extends}; a recipe may extend one that "
+            f"recipe {recipe} extends {changes.extends}, which extends {base.extends}; a recipe may extend one that "
             "extends none, so let it extend that and repeat the few lines between"
         )
-    return [base, asked]
+    return [base, changes]
 
 
 def _read(recipe: str) -> _Recipe:
@@ -136,7 +143,7 @@ def _read(recipe: str) -> _Recipe:
         raise ValueError(f"{path}: not readable as a recipe ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no settings; wanted lines of `name: value`")
-    # `data` is what a run is trained on, in its config.yaml; it is no setting.
+    # `data` in a run's config.yaml describes what it is trained on; it is not a setting.
     source = f"{'run' if 'data' in content else 'recipe'} {recipe}"
     values = {str(name): value for name, value in content.items() if name not in ("data", WRITER)}
     extends = values.pop("extends", None)
@@ -147,11 +154,11 @@ def _read(recipe: str) -> _Recipe:
     return _Recipe(extends, known_settings(values, str(path), also=("extends",)), source)
 
 
-def _read_set(text: str) -> dict[str, Any]:
+def _read_set(text: str, declared: type[LoaderSettings]) -> dict[str, Any]:
     name, _, value = text.partition("=")
     if not value.strip():
         raise ValueError(f"--set {text}: has no value; wanted --set KEY=VALUE, off where there is to be none")
-    return known_settings({name.strip(): _yaml(value, f"--set {text}")}, f"--set {text}")
+    return known_settings({name.strip(): _yaml(value, f"--set {text}")}, f"--set {text}", declared=declared)
 
 
 class _Loader(yaml.SafeLoader):

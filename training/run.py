@@ -1,4 +1,4 @@
-"""A training job from its first check to the files it leaves."""
+"""One training run, from its first check to the files that it leaves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,14 @@ from .runs.checkpoint import (
     tree_content,
     tree_digest,
 )
-from .runs.run_folder import FREE, FREE_UNLESS_DETERMINISTIC, RunFolder, network_config, open_run, run_config
+from .runs.run_folder import (
+    RESUMABLE_SETTINGS,
+    RESUMABLE_UNLESS_DETERMINISTIC,
+    RunFolder,
+    network_config,
+    open_run,
+    run_config,
+)
 from .schedule import count_steps
 from .settings import TrainSettings
 from .signals import StopRequests
@@ -58,7 +65,7 @@ def seed_everything(settings: TrainSettings) -> None:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that was asked to stop: after which step, of how many; the same command goes on."""
+    """A run that a signal stopped: after which step, of how many. The same call or command resumes it."""
 
     step: int
     num_steps: int
@@ -85,23 +92,23 @@ def train_model(
     model:      on any device; its output is logits (B, len(tree)).
     val_loader: yields over all ranks each validation sample once; None: no validation, and no `best` checkpoint.
     settings:   with image_size filled in.
-    folder:     the run's folder. A finished run of the same settings is left alone, an unfinished one goes on after its
+    folder:     the run's folder. A finished run of the same settings is left alone, an unfinished one resumes after its
                 last checkpoint, one of other settings is refused unless `overwrite`.
-    teacher:    who is distilled, on the ranks' device; it is tested before the first step.
-    mix:        mixes batches (`in21k.datapipe.mix`).
+    teacher:    the teacher for distillation, on the ranks' device; it is tested before the first step.
+    mix:        mixes batches (`in21k.datapipe.augment.mixup`).
     label_sets: of images with several labels, bool (num_sets, len(tree)): the loaders' labels are numbers of its rows,
                 validation measures the mean average precision, and the best is the best by that.
     data:       plain facts of the data set (fingerprint, counts); they go into config.yaml, equal ones may go on.
 
-    Raises ValueError where folder, model and data do not fit together, NonFiniteLossError (a ValueError) where the loss
-    is lost; nonfinite.json then says in which batch.
+    Raises ValueError where folder, model and data do not fit together, and NonFiniteLossError (a ValueError) when the
+    loss becomes NaN or infinite; nonfinite.json then names the batch.
     """
     ranks = ranks or Ranks()
     settings = resolve_amp(settings, ranks.device)
     facts = {"label_sets": len(label_sets)} if label_sets is not None else {}
     config = run_config(settings, {**facts, **(data or {})}, ranks.world_size)
     _check(model, loader, tree, settings, ranks)
-    free = (*FREE, *(() if settings.deterministic else FREE_UNLESS_DETERMINISTIC))
+    free = (*RESUMABLE_SETTINGS, *(() if settings.deterministic else RESUMABLE_UNLESS_DETERMINISTIC))
     fixed = {name: value for name, value in config.items() if name not in free}
     versions = {name: version(name) for name in ("in21k", "torch", "timm")}
     ranks.check_alike({**fixed, "tree": tree_digest(tree), **versions})
@@ -117,13 +124,13 @@ def train_model(
     )
     if teacher and (overwrite or not ranks.gather_json(RunFolder(folder).last.exists())[0]):
         tested, split = (val_loader, "validation") if val_loader is not None else (loader, "training")
-        found = self_test(teacher, tested, tree, split=split, amp=settings.amp, ranks=ranks)
-        log.log(logging.INFO if ranks.is_first else logging.DEBUG, "%s", found)
+        self_test_result = self_test(teacher, tested, tree, split=split, amp=settings.amp, ranks=ranks)
+        log.log(logging.INFO if ranks.is_first else logging.DEBUG, "%s", self_test_result)
     with StopRequests() as stop_requests, open_run(folder, config, ranks, overwrite=overwrite) as run:
         if _is_finished(run, ranks):
             log.info("%s: this run is finished already", folder)
             return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
-        _go_on(trainer, loader, run)
+        _resume(trainer, loader, run)
         return _run(trainer, loader, val_loader, tree, run, config, progress, stop_requests)
 
 
@@ -213,13 +220,13 @@ def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: Train
     count_steps(len(loader), settings)
     if settings.save_every_steps and place_of(loader) is None:
         raise ValueError(
-            f"save_every_steps is {settings.save_every_steps}, and backend {settings.backend} cannot go on within an "
+            f"save_every_steps is {settings.save_every_steps}, and backend {settings.backend} cannot resume within an "
             "epoch; take an indexed backend, or make epochs shorter by --set epoch_samples"
         )
     check_trackers(settings.trackers)
 
 
-def _go_on(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
+def _resume(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
     """Resume from the newest whole checkpoint of rank 0's folder, where it has one; all ranks raise its ValueError."""
     ranks, newest, problem = trainer.ranks, None, ""
     if ranks.is_first:
@@ -243,7 +250,7 @@ def _go_on(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
         problem = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{path}: does not fit this run ({type(error).__name__}: {problem})") from error
     position = trainer.position
-    log.info("%s: going on after step %d, in epoch %d", run.path, position.step, position.epoch)
+    log.info("%s: resuming after step %d, in epoch %d", run.path, position.step, position.epoch)
 
 
 def _write_down(error: NonFiniteLossError, loader: Loader, run: RunFolder, ranks: Ranks) -> None:

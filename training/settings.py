@@ -9,19 +9,20 @@ import keyword
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from ..datapipe.settings import LoaderSettings
 from ..shards.normalize import mean_std, short_normalize
+from .losses.registry import LOSSES
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-BINARY_LOSSES = ("bce", "asymmetric")  # a yes or no for each class
+BINARY_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.binary)  # a yes or no for each class
 _INFINITE = float("inf")
 # Whole numbers from 1 on. Beyond these a number is a slip of the finger.
 _MOST = {
-    **dict.fromkeys(("batch_size", "accumulate", "epochs", "validate_every_epochs", "keep_last"), 1_000_000),
-    **dict.fromkeys(("max_steps", "epoch_samples", "save_every_steps", "log_every_steps", "base_batch"), 10**12),
-    **dict.fromkeys(("image_size", "teacher_size"), 8192),
-    "workers": 1024,
+    **dict.fromkeys(("accumulate", "epochs", "validate_every_epochs", "keep_last"), 1_000_000),
+    **dict.fromkeys(("max_steps", "save_every_steps", "log_every_steps", "base_batch"), 10**12),
+    "teacher_size": 8192,
 }
 # Of other settings: which, what holds for a value that is not None, and that in words.
 _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
@@ -32,12 +33,12 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "at least 0",
     ),
     (
-        ("label_smoothing", "momentum", "max_bad_rate", "asl_margin"),
+        ("label_smoothing", "momentum", "asl_margin"),
         lambda value: 0 <= value < 1,
         "at least 0 and less than 1",
     ),
     (("ema",), lambda value: 0 < value < 1, "more than 0 and less than 1, or off"),
-    (("crop_pct", "layer_decay", "gamma"), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    (("layer_decay", "gamma"), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     (("mixup", "cutmix"), lambda value: 0 <= value <= 1, "0 to 1"),
     (("warmup",), lambda value: 0 <= value <= 1, "a share of the steps, 0 to 1"),
     (
@@ -55,13 +56,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: not value.keys() & {"num_classes", "in_chans"},
         "neither num_classes nor in_chans, which come from the data",
     ),
-    (("seed",), lambda value: 0 <= value < 2**63, "0 to 2^63 - 1"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Everything that shapes a training run beside the data; raises ValueError where a value makes no sense."""
+class TrainSettings(LoaderSettings):
+    """Everything that shapes a training run beside the data; raises ValueError for a value that makes no sense."""
+
+    way_out: ClassVar[str] = " (--set {name}=...)"
 
     model: str = "resnet50"
     """A timm architecture, or one of ours (`in21k models`)."""
@@ -72,7 +74,7 @@ class TrainSettings:
     `in21k.models.load_weights`), or a timm model with pretrained weights; None: random weights."""
     init_head: Literal["drop", "slice"] = "drop"
     """The head of `init`, where it has other classes: left out; or each class gets its own row of it, by wnid."""
-    loss: Literal["semantic", "cross-entropy", "bce", "asymmetric"] = "semantic"
+    loss: str = "semantic"
     """Semantic softmax over the tree, one softmax over all classes, or a binary cross-entropy for each class; images of
     several labels take `bce` or `asymmetric`."""
     init_partial: bool = False
@@ -97,31 +99,10 @@ class TrainSettings:
     """Of the semantic distillation loss over the batch; the paper's code has the sum, which grows with the batch."""
     kd_temperature: float | None = None
     """None: semantic distillation over the tree. A number: plain distillation of all logits at this temperature."""
-    backend: str = "auto"
-    """The loader's backend (`auto`, `dali_gpu`, `dali_cpu`, `opencv`, `torch`, `webdataset`); the loader checks it."""
-    epoch_samples: int | None = None
-    """How many images make an epoch, for the backend `webdataset` alone, which cannot count them."""
-    augment: Literal["none", "miil", "inception", "inception-ra"] = "none"
-    """`none`: stretch to image_size; `miil`: then cutout and RandAugment; `inception`: random crop and flip;
-    `inception-ra`: then RandAugment."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution, 0 (off) to 1."""
     cutmix: float = 0.0
     """Alpha of cutmix's; where both are on, each has every second batch, by chance."""
-    max_bad_rate: float = 0.001
-    """An epoch stops past this share of corrupt samples; below it others stand in for them. 0 <= x < 1."""
-    normalize: str | list[Any] = "unit"
-    """`unit`: pixels 0..1; `imagenet`: less ImageNet's mean, over its standard deviation; or these two by number, as
-    [0.5, 0.5], each a number or one for each channel."""
-    crop_pct: float | None = None
-    """Validation: the shorter side is resized to image_size / crop_pct and the middle taken, 0 < x <= 1; None: the
-    whole image, stretched."""
-    workers: int | None = None
-    """Decode threads or processes per rank; None: as the backend sees fit. Shapes no result."""
-    image_size: int | None = None
-    """Side of the square images in pixels; None: the size that the shards hold."""
-    batch_size: int = 64
-    """Images per rank and forward pass."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     epochs: int = 80
@@ -159,8 +140,6 @@ class TrainSettings:
     """Mixed precision; `auto`: off on a CPU, bf16 on a GPU."""
     compile: bool = False
     """Compile network and teacher with torch.compile."""
-    channels_last: bool = False
-    """Lay images and weights out channels last; convolutions on a GPU in half precision like that."""
     ema: float | None = None
     """The decay of an exponential moving average of the weights, 0 < x < 1. After step t (1..) the average is
     d * average + (1 - d) * weights with d = min(ema, 1 - t^(-2/3)), logged as `ema_decay`: it begins as the weights of
@@ -182,29 +161,30 @@ class TrainSettings:
     """Who is told beside log.jsonl: `tensorboard`, `wandb`, `mlflow`. Shapes no result."""
     validate_every_epochs: int = 1
     """Validate after every so many epochs, and after the last."""
-    seed: int = 0
-    """Of weights, order of samples, and every draw."""
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; slower on a GPU."""
 
     def __post_init__(self) -> None:
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name, hint in setting_kinds().items():
-            if get_origin(hint) is Literal and given[name] not in get_args(hint):
-                raise ValueError(_bad(name, given[name], "one of " + ", ".join(get_args(hint))))
-        for name, most in _MOST.items():
-            if given[name] is not None and not 1 <= given[name] <= most:
-                raise ValueError(_bad(name, given[name], "at least 1" if given[name] < 1 else f"at most {most:,}"))
-        for names, holds, words in _RULES:
-            for name in names:
-                if given[name] is not None and not holds(given[name]):
-                    raise ValueError(_bad(name, given[name], words))
-        for name in ("model_args", "optimizer_args"):
-            _check_arguments(name, given[name])
-        try:  # one form of equal numbers, so that they are no other settings
+        try:  # one form of equal numbers, so that they are not different settings
             object.__setattr__(self, "normalize", short_normalize(mean_std(self.normalize)))
         except ValueError as error:
-            raise ValueError(f"{error} (--set normalize=...)") from error
+            raise ValueError(f"{error}{self.way_out.format(name='normalize')}") from error
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise self.refusal("loss", f"one of {', '.join(LOSSES)}")
+        for name, hint in setting_kinds().items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise self.refusal(name, "one of " + ", ".join(get_args(hint)))
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise self.refusal(name, "1 or more" if value < 1 else f"at most {most:,}")
+        for names, holds, words in _RULES:
+            for name in names:
+                if getattr(self, name) is not None and not holds(getattr(self, name)):
+                    raise self.refusal(name, words)
+        for name in ("model_args", "optimizer_args"):
+            _check_arguments(name, getattr(self, name))
         _check_optimizer(self.optimizer)
         self._check_pairs()
 
@@ -215,7 +195,7 @@ class TrainSettings:
             raise ValueError("auto_scale_lr needs the global batch that lr is meant for; give --set base_batch=...")
         if self.teacher_size is not None and self.teacher is None:
             raise ValueError(
-                f"teacher_size is {self.teacher_size} and there is no teacher; give --teacher, or leave it"
+                f"teacher_size is {self.teacher_size} and no teacher is set; give --teacher, or leave it out"
             )
         if streams and self.epoch_samples is None:
             raise ValueError(
@@ -228,31 +208,45 @@ class TrainSettings:
             )
 
 
-def setting_kinds() -> dict[str, Any]:
+def setting_kinds(settings: type[LoaderSettings] = TrainSettings) -> dict[str, Any]:
     """Return the kind of every setting as a type hint, in the order in which they are declared."""
-    hints = get_type_hints(TrainSettings)
-    return {each.name: hints[each.name] for each in fields(TrainSettings)}
+    hints = get_type_hints(settings)
+    return {declared.name: hints[declared.name] for declared in fields(settings)}
 
 
 def setting_meanings() -> dict[str, str]:
-    """Return what every setting means, on one line: the text under its declaration."""
-    (declared,) = ast.parse(inspect.getsource(TrainSettings)).body
+    """Return what every setting of a training means, on one line: the text below its declaration."""
+    return _meanings_in(LoaderSettings) | _meanings_in(TrainSettings)
+
+
+def _meanings_in(settings: type) -> dict[str, str]:
+    (declared,) = ast.parse(inspect.getsource(settings)).body
     assert isinstance(declared, ast.ClassDef)
+    names = {field.name for field in fields(settings)}
     meanings: dict[str, str] = {}
     for statement, below in zip(declared.body, declared.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            if statement.target.id not in names:
+                continue  # of the class
             assert isinstance(below, ast.Expr)
             assert isinstance(below.value, ast.Constant)
             meanings[statement.target.id] = " ".join(str(below.value.value).split())
     return meanings
 
 
-def known_settings(values: Mapping[str, object], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
+def known_settings(
+    values: Mapping[str, object],
+    where: str,
+    also: Sequence[str] = (),
+    *,
+    declared: type[LoaderSettings] = TrainSettings,
+) -> dict[str, Any]:
     """Return settings as given in YAML, each of its own kind; ValueError for an unknown one and for another kind.
 
-    also: what else could stand there, and be meant by an unknown name.
+    also:     other names that are allowed there, and that an unknown name may mean.
+    declared: the class that declares them.
     """
-    kinds = setting_kinds()
+    kinds = setting_kinds(declared)
     for name in values:
         if name not in kinds:
             raise ValueError(f"{where}: unknown setting {name!r}{nearest(name, [*kinds, *also])}")
@@ -263,8 +257,8 @@ def _convert(name: str, value: object, hint: Any) -> Any:
     """Make of a YAML value one of the setting's kind (None where it may be); raises ValueError where it is none."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kind = get_origin(kinds[0]) or kinds[0]
-    if any(get_origin(other) is list for other in kinds[1:]):
-        return value  # `normalize`, a name or numbers, which TrainSettings checks
+    if any(get_origin(other) is Sequence for other in kinds[1:]):
+        return value  # `normalize`, a name or numbers, which the settings check
     if kind is Literal:
         # YAML 1.1 reads a bare `off` as False.
         return "off" if value is False and "off" in get_args(kinds[0]) else value
@@ -326,7 +320,7 @@ def _check_optimizer(name: str) -> None:
     """Raise ValueError where timm has no such optimizer, or one that the loop cannot serve."""
     from timm import optim as timms
 
-    known = [str(each) for each in timms.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
+    known = [str(optimizer) for optimizer in timms.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
     known.remove("adahessian")  # wants the graph of the gradient
     if name.removeprefix("lookahead_") not in known:
         raise ValueError(_bad("optimizer", name, f"adam, adamw, sgd, or another of timm's{nearest(name, known)}"))

@@ -43,15 +43,15 @@ class NonFiniteLossError(ValueError):
 class Progress(Protocol):
     """Who wants to watch a run; called on rank 0 only."""
 
-    def on_start(self, step: int, total_steps: int) -> None:
+    def on_start(self, step: int, total_steps: int, /) -> None:
         """Training begins after `step` steps of `total_steps`."""
         ...
 
-    def on_step(self, line: Mapping[str, Any]) -> None:
+    def on_step(self, line: Mapping[str, Any], /) -> None:
         """A step is done; its line of log.jsonl."""
         ...
 
-    def on_validation(self, line: Mapping[str, Any]) -> None:
+    def on_validation(self, line: Mapping[str, Any], /) -> None:
         """A validation is done; its line of log.jsonl."""
         ...
 
@@ -166,7 +166,7 @@ class Tracker:
         flag = torch.tensor([float(self._wants_stop())], device=self._ranks.device)
         noted = [torch.stack([scalar.float() for scalar in step.scalars.values()]) for step in self._steps]
         by_rank = torch.stack(self._ranks.gather(torch.cat([flag, *noted])))
-        sizes = [1, *(len(each) for each in noted)]
+        sizes = [1, *map(len, noted)]
         flags, *values = by_rank.split(sizes, dim=1)
         return values, bool(flags.any())
 

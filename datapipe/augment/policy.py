@@ -60,7 +60,7 @@ class Plans:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentPolicy:
-    """How images are augmented; `LoaderSettings` says what the fields mean."""
+    """How images are augmented; see `LoaderSettings` for the fields."""
 
     image_size: int
     augment: str = "none"

@@ -17,9 +17,10 @@ from torch import Tensor
 from ...shards.dataset import ShardSplit
 from ..augment.draws import Op, Operations
 from ..batch import CorruptSample, LoaderBatch
-from ..loader import LoaderSettings, finish_pixels
+from ..loader import finish_pixels
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
+from ..settings import LoaderConfig
 from .cpu_transforms import cpu_transforms
 from .dali_pipeline import build_pipeline, decoder_alone, input_names, inputs_of
 
@@ -86,7 +87,7 @@ class DaliCpuLoader(PlannedLoader):
 
     backend = "dali_cpu"
 
-    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
+    def __init__(self, split: ShardSplit, settings: LoaderConfig) -> None:
         super().__init__(split, settings)
         self._policy = settings.policy
         self._pipeline_settings = self._settings_for_pipeline()
@@ -96,7 +97,7 @@ class DaliCpuLoader(PlannedLoader):
         self._threads = settings.num_workers
         self._pipeline: Any = None
 
-    def _settings_for_pipeline(self) -> LoaderSettings:
+    def _settings_for_pipeline(self) -> LoaderConfig:
         """Return the settings of the pipeline's output: uint8 if RandAugment or another device follows."""
         device = torch.device("cpu") if self._device_id() is None else self.settings.device
         if device == self.settings.device and not self._policy.uses_randaugment:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...shards.normalize import mean_std
 from ..augment.policy import AugmentPolicy, Plans
-from ..loader import LoaderSettings
+from ..settings import LoaderConfig
 
 PREFETCH_BATCHES = 2
 # The share of the JPEGs for the hardware decoder. DALI's own default, except in some 2.x, where 0.9 made the slowest
@@ -73,7 +73,7 @@ def memory_hints(largest_sides: tuple[int, int]) -> dict[str, int]:
 
 
 def build_pipeline(
-    settings: LoaderSettings,
+    settings: LoaderConfig,
     next_inputs: Callable[[], tuple[Any, ...]],
     *,
     threads: int,

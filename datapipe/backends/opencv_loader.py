@@ -20,10 +20,11 @@ from ...shards.dataset import ShardSplit
 from ..augment.policy import SamplePlan
 from ..batch import CorruptSample, LoaderBatch
 from ..feed import JpegSample
-from ..loader import LoaderSettings, finish_pixels
+from ..loader import finish_pixels
 from ..pixels import normalization_table
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
+from ..settings import LoaderConfig
 from .opencv_transforms import decode_and_transform
 
 CHUNK = 32  # samples a task (measured): smaller ones cost the main thread more, larger ones leave threads idle
@@ -70,7 +71,7 @@ class OpenCVLoader(PlannedLoader):
 
     backend = "opencv"
 
-    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
+    def __init__(self, split: ShardSplit, settings: LoaderConfig) -> None:
         super().__init__(split, settings)
         self._policy = settings.policy
         self._workers = settings.num_workers

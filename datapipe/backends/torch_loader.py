@@ -19,10 +19,11 @@ from ...shards.reader import CorruptSampleError
 from ..augment.policy import AugmentPolicy, SamplePlan
 from ..batch import CorruptSample, LoaderBatch
 from ..feed import Feed, JpegSample
-from ..loader import LoaderSettings, finish_pixels
+from ..loader import finish_pixels
 from ..pixels import decode
 from ..plan import PlannedBatch
 from ..planned_loader import PlannedLoader
+from ..settings import LoaderConfig
 from .torch_transforms import transformed
 from .worker_batches import from_workers, in_shared_memory
 
@@ -64,7 +65,7 @@ class TorchLoader(PlannedLoader):
 
     backend = "torch"
 
-    def __init__(self, split: ShardSplit, settings: LoaderSettings) -> None:
+    def __init__(self, split: ShardSplit, settings: LoaderConfig) -> None:
         super().__init__(split, settings)
         self._dataset = _BatchDataset(self._feed, settings.policy)
         self._workers = settings.num_workers

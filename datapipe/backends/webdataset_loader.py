@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 from ..batch import LoaderBatch
 from ..catalog import INDEXED
 from ..feed import MAX_TRIES
-from ..loader import MIN_RATED, CorruptSampleCounter, Loader, LoaderSettings, ended_early, finish_pixels
+from ..loader import MIN_RATED, CorruptSampleCounter, Loader, ended_early, finish_pixels
 from ..plan import EpochPlan, PlannedBatch
+from ..settings import LoaderConfig
 from .webdataset_reading import ShardUrls
 from .webdataset_stream import BatchStream, CorruptStreamError, WorkerBatch, begin_worker
 from .worker_batches import from_workers
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 class WebDatasetLoader(Loader):
     """Streams shards in `workers` processes, or one for each shard if there are fewer; a GPU normalises its batches.
 
-    epoch_samples: samples of a training epoch, of all ranks together; None: all samples of the shards.
-
     A training epoch has `epoch_samples` // (ranks x batch_size) batches on every rank, whatever its shards hold. In
     validation each sample of a rank's shards comes once: ranks may differ in length, the length is not known before the
     end, and each worker's last batch may be short. Every iteration starts at the start of an epoch.
@@ -49,9 +48,9 @@ class WebDatasetLoader(Loader):
 
     backend = "webdataset"
 
-    def __init__(self, shards: ShardUrls, settings: LoaderSettings, epoch_samples: int | None = None) -> None:
+    def __init__(self, shards: ShardUrls, settings: LoaderConfig) -> None:
         self._shards = shards
-        self._num_samples = epoch_samples or (None if shards.sizes is None else sum(shards.sizes))
+        self._num_samples = settings.epoch_samples or (None if shards.sizes is None else sum(shards.sizes))
         plan = EpochPlan(  # which checks the numbers
             shard_sizes=np.array([self._num_samples or 0]),
             batch_size=settings.batch_size,
@@ -152,7 +151,7 @@ def _batches_of(plan: EpochPlan) -> int:
     return plan.num_batches()
 
 
-def _workers_of(num_shards: int, settings: LoaderSettings) -> int:
+def _workers_of(num_shards: int, settings: LoaderConfig) -> int:
     """Return how many workers this rank gets: each needs a shard. Raises ValueError if a rank has no shard."""
     rank, world_size = settings.rank, settings.world_size
     if num_shards < world_size:

@@ -25,9 +25,10 @@ from webdataset.tariterators import group_by_keys
 from ...shards.members import IMAGE, LABEL
 from ...shards.shuffle import permutation
 from ..feed import MAX_TRIES, fill_rows
-from ..loader import LoaderSettings, finish_pixels
+from ..loader import finish_pixels
 from ..pixels import jpeg_size
 from ..plan import PlannedBatch
+from ..settings import LoaderConfig
 from .cpu_transforms import cpu_transforms
 from .webdataset_reading import ShardUrls, end_commands, read_members
 from .worker_batches import SharedMemoryError, in_shared_memory
@@ -68,9 +69,7 @@ class BatchStream(IterableDataset[WorkerBatch | Exception]):
              shards end first.
     """
 
-    def __init__(
-        self, shards: ShardUrls, settings: LoaderSettings, epoch: int, batches: Iterable[PlannedBatch]
-    ) -> None:
+    def __init__(self, shards: ShardUrls, settings: LoaderConfig, epoch: int, batches: Iterable[PlannedBatch]) -> None:
         self._shards, self._settings, self._epoch, self._batches = shards, settings, epoch, batches
         self._policy = settings.policy
         self._write_sample = cpu_transforms().decode_and_transform

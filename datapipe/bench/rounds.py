@@ -15,8 +15,9 @@ from torch import Tensor
 from ...shards.dataset import ShardSet
 from ..backends.dali_pipeline import HW_DECODER_LOAD
 from ..create import create_loader
-from ..loader import Loader, LoaderSettings
+from ..loader import Loader
 from ..machine import cpu_seconds, descendants, gpu_free, private_bytes, resident_bytes, synchronize
+from ..settings import LoaderConfig, LoaderSettings, loader_values
 
 SPLIT = "train"
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
@@ -30,33 +31,29 @@ class BackendConfig(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings:
+class BenchSettings(LoaderSettings):
     """What is measured, the same for every backend; raises ValueError for invalid settings.
 
-    batch_size, image_size, augment, seed, channels_last: as in `LoaderSettings`; pixels come out in 0..1, or in 0..255
-                                                          as dtype `uint8`.
-    workers:  decode threads or processes.
-    sweep:    other numbers of workers to measure too.
+    Pixels come out in 0..1, or in 0..255 as dtype `uint8`, whatever `normalize` is.
+
+    sweep:       other numbers of workers to measure too.
     sweep_loads: for dali_gpu, other shares of the JPEGs for the hardware decoder.
-    seconds:  measuring time of each backend, over all rounds.
-    rounds:   trials of each backend.
-    device:   the device of the batches, `cpu` or `cuda`.
+    seconds:     measuring time of each backend, over all rounds.
+    rounds:      trials of each backend.
+    device:      the device of the batches, `cpu` or `cuda`.
     """
 
-    batch_size: int
-    image_size: int
-    workers: int
-    augment: str = "none"
+    image_size: int = 0
+    workers: int = 1
     seconds: float = 10.0
     rounds: int = 3
     sweep: tuple[int, ...] = ()
     sweep_loads: tuple[float, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
-    channels_last: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds is {self.seconds}; wanted more than 0")
         if self.rounds < 1:
@@ -64,7 +61,7 @@ class BenchSettings:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}")
         for load in (None, *self.sweep_loads):
-            LoaderSettings(**self.loader_arguments(BackendConfig(self.workers, load)))  # which checks the rest
+            LoaderConfig(**self.loader_arguments(BackendConfig(self.workers, load)))  # which checks the rest
 
     @property
     def trial_seconds(self) -> float:
@@ -73,7 +70,8 @@ class BenchSettings:
 
     def config(self, backend: str) -> BackendConfig:
         """Return a backend's configuration outside of a sweep."""
-        return BackendConfig(self.workers, HW_DECODER_LOAD if backend == "dali_gpu" else None)
+        load = HW_DECODER_LOAD if self.hw_decoder_load is None else self.hw_decoder_load
+        return BackendConfig(self.workers, load if backend == "dali_gpu" else None)
 
     def swept_workers(self, backend: str) -> list[BackendConfig]:
         """Return what the first stage of a sweep tries: other numbers of workers."""
@@ -92,16 +90,11 @@ class BenchSettings:
     def loader_arguments(self, config: BackendConfig) -> dict[str, Any]:
         """Return what loaders are made with, beside the shards, the split and the backend."""
         return {
-            "batch_size": self.batch_size,
-            "image_size": self.image_size,
-            "augment": self.augment,
-            "seed": self.seed,
-            "workers": config.workers,
-            "hw_decoder_load": config.hw_decoder_load,
+            **{name: value for name, value in loader_values(self).items() if name != "backend"},
+            **config._asdict(),
             "device": torch.device(self.device),
             "dtype": getattr(torch, self.dtype),
             "normalize": None if self.dtype == "uint8" else "unit",
-            "channels_last": self.channels_last,
         }
 
 

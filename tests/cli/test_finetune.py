@@ -285,7 +285,7 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
     [
         (["--data", "nothing"], "nothing: does not exist; wanted shards, class folders"),
         (["--data", "torchvision:MNIST"], "wanted torchvision:NAME:FOLDER"),
-        (["--data", "{images}/train.txt", "--val-data", "{images}/val.txt"], "wanted --loss asymmetric or --loss bce"),
+        (["--data", "{images}/train.txt", "--val-data", "{images}/val.txt"], "wanted --loss bce or --loss asymmetric"),
         (["--data", "{images}/folders", "--model", "resnet18"], "is a resnet10t, and --model resnet18 was given"),
         (["--data", "{images}/train.txt", "--val-share", "1"], "--val-share is 1.0; wanted a share of the images"),
         (["--data", "{images}/train.txt", "--val-share", "nan"], "--val-share is nan; wanted a share of the images"),

@@ -220,7 +220,7 @@ def test_a_signal_to_torchrun_ends_all_ranks_in_good_order_and_the_run_goes_on(s
     assert steps_of(out) == list(range(1, int(stopped[1]) + 1))
     done = subprocess.run([*launch, *IN21K, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"going on after step {stopped[1]}" in done.stderr
+    assert f"resuming after step {stopped[1]}" in done.stderr
     assert steps_of(out) == list(range(1, 61))
 
 

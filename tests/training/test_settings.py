@@ -115,7 +115,8 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
     **dict.fromkeys(("max_steps", "save_every_steps", "base_batch"), ([0, 10**12 + 1], [1, None])),
     **dict.fromkeys(("lr", "clip_grad", "kd_temperature"), ([0.0, -1.0, NAN, INFINITE], [1e-9, 1e9])),
     **dict.fromkeys(("weight_decay", "kd_weight"), ([-0.1, NAN, INFINITE], [0.0, 100.0])),
-    **dict.fromkeys(("label_smoothing", "momentum", "max_bad_rate"), ([-0.1, 1.0, NAN], [0.0, 0.999])),
+    **dict.fromkeys(("label_smoothing", "momentum"), ([-0.1, 1.0, NAN], [0.0, 0.999])),
+    **dict.fromkeys(("max_bad_rate", "hw_decoder_load"), ([-0.1, 1.1, NAN], [0.0, 1.0])),
     **dict.fromkeys(("asl_gamma_positive", "asl_gamma_negative"), ([-0.1, NAN, INFINITE], [0.0, 4.0])),
     "asl_margin": ([-0.1, 1.0, NAN], [0.0, 0.5]),
     **dict.fromkeys(("mixup", "cutmix", "warmup"), ([-0.1, 1.1, NAN], [0.0, 1.0])),
@@ -161,7 +162,7 @@ def test_every_range_holds_at_its_edges(name: str) -> None:
     ("given", "message", "completed"),
     [
         ({"auto_scale_lr": True}, "--set base_batch=", {"base_batch": 256}),
-        ({"teacher_size": 384}, "there is no teacher", {"teacher": "run/"}),
+        ({"teacher_size": 384}, "no teacher is set", {"teacher": "run/"}),
         ({"backend": "webdataset"}, "--set epoch_samples=", {"epoch_samples": 1000}),
         ({"epoch_samples": 1000}, "backend auto counts its images", {"backend": "webdataset"}),
     ],

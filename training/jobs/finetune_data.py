@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ...datapipe.catalog import AUGMENTATIONS
 from ...preprocess.images.image import ImageSettings
 from ...preprocess.pack_labelled import (
     LabelledData,
@@ -166,6 +167,7 @@ def _list_present(data: str, images: Sequence[LabelledImage]) -> list[LabelledIm
 def _image_settings(settings: TrainSettings) -> ImageSettings:
     """Return how images are stored: stretched to the size, or with a margin where training or validation crops."""
     assert settings.image_size is not None
-    if settings.augment.startswith("inception") or settings.crop_pct is not None:
+    policy = AUGMENTATIONS[settings.augment]
+    if policy.crops or settings.crop_pct is not None:
         return ImageSettings(resize="short-edge", size=round(settings.image_size / (settings.crop_pct or CROPPED)))
     return ImageSettings(resize="squish", size=settings.image_size)

@@ -241,22 +241,14 @@ def _with_image_size(settings: TrainSettings, shards: ShardSet) -> TrainSettings
 
 
 def _create_loader(shards: ShardSet, split: str, settings: TrainSettings, ranks: Ranks) -> Loader:
-    assert settings.image_size is not None
+    """Make the loader of a split: only training augments and counts epoch_samples, only validation crops."""
+    only: dict[str, Any] = {"crop_pct": None} if split == "train" else {"augment": "none", "epoch_samples": None}
     return create_loader(
         shards,
         split=split,
-        backend=settings.backend,
-        batch_size=settings.batch_size,
-        image_size=settings.image_size,
-        augment=settings.augment if split == "train" else "none",
-        seed=settings.seed,
+        settings=settings,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        workers=settings.workers,
         device=ranks.device,
-        normalize=settings.normalize,
-        channels_last=settings.channels_last,
-        crop_pct=None if split == "train" else settings.crop_pct,
-        max_bad_rate=settings.max_bad_rate,
-        epoch_samples=settings.epoch_samples if split == "train" else None,
+        **only,
     )

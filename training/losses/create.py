@@ -1,15 +1,13 @@
-"""The losses by name."""
+"""The losses that the settings of a training name."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from ...shards.tree import SemanticTree
-from ..settings import BINARY_LOSSES, TrainSettings
-from .cross_entropy import BinaryCrossEntropyLoss, CrossEntropyLoss
+from ..settings import TrainSettings
 from .distill_loss import LogitKDLoss, SemanticKDLoss
-from .multilabel import MultiLabelLoss
-from .semantic import SemanticSoftmaxLoss
+from .registry import LOSSES
 
 
 def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None = None) -> nn.Module:
@@ -19,32 +17,27 @@ def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor 
     Raises ValueError as `check_loss`.
     """
     check_loss(settings, multi_label=label_sets is not None)
+    named = LOSSES[settings.loss]
     if label_sets is not None:
-        dials = {
-            "gamma_positive": settings.asl_gamma_positive,
-            "gamma_negative": settings.asl_gamma_negative,
-            "margin": settings.asl_margin,
-        }
-        asked = dials if settings.loss == "asymmetric" else {}
-        return MultiLabelLoss(label_sets, label_smoothing=settings.label_smoothing, **asked)
-    if settings.loss == "semantic":
-        return SemanticSoftmaxLoss(tree, settings.label_smoothing)
-    if settings.loss == "bce":
-        return BinaryCrossEntropyLoss(settings.label_smoothing)
-    return CrossEntropyLoss(settings.label_smoothing)
+        assert named.of_label_sets
+        return named.of_label_sets(settings, label_sets)
+    assert named.of_one_label
+    return named.of_one_label(settings, tree)
 
 
 def check_loss(settings: TrainSettings, *, multi_label: bool) -> None:
-    """Raise ValueError where the settings do not go with data of one label an image, or of several."""
-    if multi_label and settings.loss not in BINARY_LOSSES:
+    """Raise ValueError where the loss does not fit images of one label each, or of several."""
+    named = LOSSES[settings.loss]
+    if multi_label and not named.of_label_sets:
+        fitting = " or ".join(f"--loss {name}" for name, other in LOSSES.items() if other.of_label_sets)
         raise ValueError(
-            f"loss is {settings.loss!r}, and the images have several labels; wanted --loss asymmetric or --loss bce "
-            "(--recipe finetune-multilabel has the former)"
+            f"loss is {settings.loss!r}, and the images have several labels; wanted {fitting} "
+            "(--recipe finetune-multilabel sets one)"
         )
     if multi_label and settings.teacher is not None:
         raise ValueError("images of several labels are not distilled; leave --teacher out")
-    if not multi_label and settings.loss == "asymmetric":
-        raise ValueError("loss 'asymmetric' is for images of several labels, and these have one; take --loss bce")
+    if not multi_label and not named.of_one_label:
+        raise ValueError(f"loss {settings.loss!r} is for images of several labels, and these have one; take --loss bce")
 
 
 def create_distillation(settings: TrainSettings, tree: SemanticTree) -> nn.Module:

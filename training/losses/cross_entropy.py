@@ -58,7 +58,7 @@ class BinaryCrossEntropyLoss(nn.Module):
 
 
 def check_smoothing(label_smoothing: float) -> float:
-    """Return it; raises ValueError where it is no share of a target."""
+    """Return the share; raises ValueError unless 0 <= label_smoothing < 1."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; wanted at least 0 and less than 1")
     return label_smoothing

@@ -13,7 +13,7 @@ from ...shards.tree import SemanticTree
 class Levels(nn.Module):
     """The levels of a tree that hold at least two classes, the hierarchies, from general to particular.
 
-    A level of one class is no hierarchy: there is nothing to choose. Its class trains its ancestors only.
+    A level of one class leaves nothing to choose, so it has no hierarchy. Its class trains its ancestors only.
 
     numbers:   per hierarchy its level in the tree (K of them).
     sizes:     per hierarchy its number of classes N_k.
@@ -63,7 +63,7 @@ class Levels(nn.Module):
     def ancestors_of(self, labels: Tensor) -> Tensor:
         """Return int64 (B, K): the class that is right in each hierarchy for labels int64 (B,); -1 where there is none.
 
-        A label that is no class index is an error on a CPU, and a failed assertion on a GPU, as in torch's own losses.
+        A label outside the class indices is an error on a CPU, and a failed assertion on a GPU, as in torch's losses.
         """
         return self.ancestors.index_select(0, labels)
 

@@ -80,7 +80,7 @@ def parse_checkpoint(content: bytes, path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
-    except Exception as error:  # of what is no checkpoint torch's readers raise whatever they stumble over
+    except Exception as error:  # for other files torch's readers raise errors of any type
         raise ValueError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path}: damaged as a checkpoint (the checksum of its {damaged} is wrong)")

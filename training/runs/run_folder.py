@@ -38,9 +38,9 @@ FILES = (
 )
 SUBFOLDER_FILES = ("checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/step-*.pt", "tensorboard/events.out.*")
 EXPORT_JSON = "export.json"  # is in a folder that `in21k export` made of a run
-# Settings that may change between the start of a run and its end; the second ones only where bits need not be equal.
-FREE = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
-FREE_UNLESS_DETERMINISTIC = ("backend", "world_size")
+# Settings that a resumed run may change; the second ones only where equal bits are not asked for.
+RESUMABLE_SETTINGS = ("workers", "save_every_steps", "keep_last", "log_every_steps", "trackers")
+RESUMABLE_UNLESS_DETERMINISTIC = ("backend", "hw_decoder_load", "world_size")
 
 
 WRITER = "in21k"  # in config.yaml: the version that wrote it
@@ -88,7 +88,7 @@ def check_config(content: object, where: str, *, knows_all: bool = False) -> dic
 
     knows_all: raise ValueError for settings that this version does not know, as who resumes a run has to.
 
-    Raises ValueError, naming `where` it stands, for what is no configuration.
+    Raises ValueError, naming `where` it stands, for anything that is not a configuration.
     """
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{where}: no configuration of a run; wanted settings and `data`")
@@ -209,5 +209,5 @@ def open_run(path: Path, config: Mapping[str, Any], ranks: Ranks, *, overwrite: 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**config, **config["data"]}
-    free = (*FREE, *(() if config["deterministic"] else FREE_UNLESS_DETERMINISTIC), "data")
+    free = (*RESUMABLE_SETTINGS, *(() if config["deterministic"] else RESUMABLE_UNLESS_DETERMINISTIC), "data")
     return {key: value for key, value in flat.items() if key not in free}

@@ -37,7 +37,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> RunLog:
-    """Read log.jsonl, up to a line that is no JSON: there the run was killed. No file is a log of no steps.
+    """Read log.jsonl, up to a line that is not JSON, where the run was killed. A missing file is an empty log.
 
     A step takes 8 bytes a scalar. Raises ValueError for lines that no run writes.
     """

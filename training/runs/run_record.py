@@ -54,8 +54,8 @@ class RunRecord:
     @property
     def headline(self) -> str | None:
         """The measure that ranks this run's models; None where it was not validated."""
-        found = self.validation
-        return None if found is None else "map" if "map" in found else "semantic_top1"
+        validation = self.validation
+        return None if validation is None else "map" if "map" in validation else "semantic_top1"
 
     @property
     def best(self) -> tuple[float, int] | None:
@@ -63,8 +63,8 @@ class RunRecord:
         headline = self.headline
         if headline is None:
             return None
-        reached = [(each.values.get("ema", each.values)[headline], -each.epoch) for each in self.log.validations]
-        best, epoch = max(reached)
+        validations = self.log.validations
+        best, epoch = max((line.values.get("ema", line.values)[headline], -line.epoch) for line in validations)
         return best, -epoch
 
     def whole_epochs(self) -> list[Epoch]:
@@ -120,9 +120,9 @@ def telling_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
         flat = [_flat(asdict(TrainSettings())), _flat({**configs[0], "data": {}})]
     else:
         flat = [_flat(config) for config in configs]
-    names = list(dict.fromkeys(name for each in flat for name in each))
-    values = {name: [each.get(name) for each in flat] for name in names}
-    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+    names = list(dict.fromkeys(name for config in flat for name in config))
+    by_name = {name: [config.get(name) for config in flat] for name in names}
+    return {name: values for name, values in by_name.items() if any(value != values[0] for value in values)}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

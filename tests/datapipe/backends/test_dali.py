@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from in21k.datapipe import Loader
-from in21k.datapipe.loader import LoaderSettings
 from in21k.datapipe.plan import PlannedBatch
+from in21k.datapipe.settings import LoaderConfig
 from in21k.shards import ShardSet, open_dataset
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -98,8 +98,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     return found
 
 
-def settings_of(**changed: Any) -> LoaderSettings:
-    return LoaderSettings(**({"batch_size": 8, "image_size": 32, "workers": 1} | changed))
+def settings_of(**changed: Any) -> LoaderConfig:
+    return LoaderConfig(**({"batch_size": 8, "image_size": 32, "workers": 1} | changed))
 
 
 @pytest.mark.parametrize(("load", "wanted"), [(None, HW_DECODER_LOAD), (0.0, 0.0), (0.8, 0.8)])

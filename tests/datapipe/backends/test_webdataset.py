@@ -188,7 +188,7 @@ def test_each_round_of_training_takes_each_shard_once(world_size: int, workers: 
     shards = webdataset_reading.ShardUrls([f"{number}" for number in range(7)], None, "")
     rounds: list[list[int]] = [[], []]
     for rank, worker in itertools.product(range(world_size), range(workers)):
-        settings = webdataset_stream.LoaderSettings(batch_size=1, image_size=1, rank=rank, world_size=world_size)
+        settings = webdataset_stream.LoaderConfig(batch_size=1, image_size=1, rank=rank, world_size=world_size)
         stream = webdataset_stream.BatchStream(shards, settings, 0, [])
         stream._worker, stream._num_workers = worker, workers
         for number in range(2):
@@ -309,7 +309,7 @@ def test_training_on_a_pattern_needs_epoch_samples(open_stream: Make, pattern: s
     [
         ({"split": "test"}, "has no split 'test'; it holds train, val"),
         ({"batch_size": 53}, r"an epoch has 52 samples, fewer than one global batch of 53"),
-        ({"seed": -1}, "seed is -1; wanted 0 or more"),
+        ({"seed": -1}, r"seed is -1; wanted 0 to 2\^63 - 1"),
         ({"world_size": 0}, "world_size is 0; wanted 1 or more"),
     ],
 )

@@ -83,7 +83,7 @@ def test_keys_that_differ_are_samples_of_their_own(
 def test_no_sample_is_lost_unsaid_whatever_the_keys(keys: list[str]) -> None:
     """Of samples by any keys, dots in them or not, each comes out by itself, or the shard is an error."""
     names = [f"{key}.{extension}" for key in keys for extension in ("cls", "jpg")]
-    settings = webdataset_stream.LoaderSettings(batch_size=1, image_size=1, training=False)
+    settings = webdataset_stream.LoaderConfig(batch_size=1, image_size=1, training=False)
     stream = webdataset_stream.BatchStream(ShardUrls(["a.tar"], None, ""), settings, 0, [])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(webdataset_stream, "read_members", lambda _url: ((name, b"1") for name in names))

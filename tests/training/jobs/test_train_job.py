@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from in21k.datapipe import create_loader
 from in21k.shards import ShardSet
 from in21k.training import TrainSettings, jobs, load_run
 from in21k.training.run import Stopped
@@ -101,3 +102,22 @@ def test_a_mistake_is_a_value_error_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         jobs.train(shard_set, tmp_path / "run", settings=settings, device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_the_loader_alone_reaches_it(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"hw_decoder_load is 0\.4; it goes with backend dali_gpu, and this is torch"):
+        jobs.train(shard_set, tmp_path / "run", settings={**TINY, "hw_decoder_load": 0.4}, device="cpu")
+    loaders: list[Any] = []
+
+    def create(*arguments: Any, **named: Any) -> Any:
+        loaders.append(create_loader(*arguments, **named))
+        return loaders[-1]
+
+    monkeypatch.setattr("in21k.training.jobs.train_job.create_loader", create)
+    settings = {**TINY, "augment": "inception", "crop_pct": 0.5, "max_bad_rate": 0.25, "epochs": 1}
+    jobs.train(shard_set, tmp_path / "run", settings=settings, device="cpu")
+    for_training, for_validation = (loader.settings for loader in loaders)
+    assert (for_training.augment, for_training.crop_pct, for_training.max_bad_rate) == ("inception", None, 0.25)
+    assert (for_validation.augment, for_validation.crop_pct, for_validation.max_bad_rate) == ("none", 0.5, 0.25)

@@ -80,8 +80,8 @@ def test_huge_logits_and_empty_batches_give_numbers() -> None:
 @pytest.mark.parametrize(
     ("settings", "multi_label", "message"),
     [
-        (TrainSettings(), True, "wanted --loss asymmetric or --loss bce"),
-        (TrainSettings(loss="cross-entropy"), True, "wanted --loss asymmetric or --loss bce"),
+        (TrainSettings(), True, "wanted --loss bce or --loss asymmetric"),
+        (TrainSettings(loss="cross-entropy"), True, "wanted --loss bce or --loss asymmetric"),
         (TrainSettings(loss="bce", teacher="x"), True, "leave --teacher out"),
         (TrainSettings(loss="asymmetric"), False, "take --loss bce"),
     ],
