@@ -55,7 +55,7 @@ EXAMPLES = {
         "in21k preprocess raw-tar - prepared/ < fall11_whole.tar",
     ),
     "preprocess folder": (
-        "in21k preprocess folder photos/ prepared/ --rare-threshold 0",
+        "in21k preprocess folder photos/ prepared/",
         "in21k preprocess folder photos/ prepared/ --parents parents.csv",
         "in21k preprocess folder labels.csv prepared/ --resize short-edge",
     ),

@@ -28,7 +28,9 @@ def summarize(prepared: PreparedSet) -> dict[str, Any]:
         **prepared.info,
         "path": str(prepared.path),
         "classes_per_level": [len(classes) for classes in prepared.tree.classes_by_level],
-        "classes_without_val": [row.wnid for row in prepared.classes if has_val and row.kept and not row.num_val],
+        "classes_without_val": [
+            row.wnid for row in prepared.classes if has_val and row.kept and not row.inner and not row.num_val
+        ],
     }
 
 
@@ -38,8 +40,10 @@ def render(summary: Mapping[str, Any]) -> str:
     splits = " + ".join(f"{count['num_samples']:,} {split}" for split, count in counts["splits"].items())
     val_rejects = [f"{wnid} {count:,}" for wnid, count in summary["val_rejects"].items()]
     dropped = [f"{wnid} {count:,}" for wnid, count in summary["dropped_for_rejects"].items()]
+    num_inner = counts.get("num_inner_classes", 0)
+    kept = f"{counts['num_classes'] - num_inner:,} kept" + (f", {num_inner:,} inner classes added" if num_inner else "")
     lines = [
-        f"{summary['path']}: {counts['num_classes_seen']:,} classes seen, {counts['num_classes']:,} kept",
+        f"{summary['path']}: {counts['num_classes_seen']:,} classes seen, {kept}",
         f"images of those: {counts['num_raw_kept']:,}; stored: {splits}",
         f"rejects, files that are not images included: {counts['num_rejects']:,}{_by_kind(summary['rejects'])}",
         f"images stored with a decoder warning: {summary['num_with_warnings']:,}",

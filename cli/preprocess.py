@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..preprocess.classes.taxonomy import Taxonomy
     from ..preprocess.estimate import Estimate
     from ..preprocess.images.image import ImageSettings
+    from ..preprocess.own_folders import Defaults
     from ..preprocess.sources.units import RawSource
 
 
@@ -37,9 +38,10 @@ def raw_tar(source: Path, out: Path, **options: Any) -> None:
     the official processed archive, whose split and classes are kept; plain or gzipped; `-` is standard input. Nothing
     is extracted and every image is read once. Run the same command again to resume.
     """
+    from ..preprocess.own_folders import Defaults
     from ..preprocess.sources.open import open_raw_tar
 
-    _prepare(open_raw_tar(source), out, **options)
+    _prepare(open_raw_tar(source), out, Defaults(), **options)
 
 
 @preprocess.command("folder")
@@ -57,16 +59,19 @@ def folder(source: Path, out: Path, **options: Any) -> None:
     --parents places in the tree. Class indices follow the order of identifiers, in which a digest and `_` stand for
     characters other than A-Z, a-z, 0-9, `_` and `-`; ImageFolder orders by name.
     """
+    from ..preprocess.own_folders import folder_defaults
     from ..preprocess.sources.open import open_folder
 
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out}: lies in the source, which would then be read as one; give a folder outside {source}")
-    _prepare(open_folder(source), out, **options)
+    folder = open_folder(source)
+    _prepare(folder, out, folder_defaults(folder, options["size"]), **options)
 
 
 def _prepare(
     source: RawSource,
     out: Path,
+    defaults: Defaults,
     *,
     max_reject_rate: float,
     parents: Path | None,
@@ -89,7 +94,7 @@ def _prepare(
         raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted 0 to 1")
     if ray_address and engine != "ray":
         raise ValueError("--ray-address goes with --engine ray")
-    select, image = _settings(source, **settings)
+    select, image = _settings(source, defaults, has_parents=parents is not None, **settings)
     taxonomy = Taxonomy.read(wordnet, parents)
     if dry_run:
         estimate = _estimate(source, out, select, image, taxonomy, num_workers(workers))
@@ -113,29 +118,44 @@ def _prepare(
 
 def _settings(
     source: RawSource,
+    defaults: Defaults,
     *,
-    rare_threshold: int,
+    has_parents: bool,
+    inner_classes: bool | None,
+    rare_threshold: int | None,
     classes: str | None,
     drop_subtree: tuple[str, ...],
     exclude: Path | None,
     val_per_class: int | None,
     val_list: Path | None,
     resize: str | None,
+    size: int | None,
     **image: Any,
 ) -> tuple[SelectSettings, ImageSettings]:
     from ..preprocess.classes.label_spaces import read_classes
     from ..preprocess.classes.select import SelectSettings
     from ..preprocess.images.image import ImageSettings
     from ..preprocess.sources.class_names import class_id
+    from ..shards.label_spaces import PRUNED_SPACES
 
+    if classes in PRUNED_SPACES and inner_classes:
+        raise ValueError(
+            f"--inner-classes cannot be used with --classes {classes}: its published weights have no outputs for them; "
+            "leave one of the two out"
+        )
+    if inner_classes is None:
+        inner_classes = has_parents and classes not in PRUNED_SPACES and not source.is_processed()
     select = SelectSettings(
-        rare_threshold=rare_threshold,
+        rare_threshold=defaults.rare_threshold if rare_threshold is None else rare_threshold,
+        inner_classes=inner_classes,
         classes=frozenset(read_classes(classes)) if classes else None,
         drop_subtree=tuple(map(class_id, drop_subtree)),
         exclude=exclude,
         val_per_class=val_per_class,
+        val_share=defaults.val_share if val_per_class is None and val_list is None else None,
         val_list=val_list,
     )
+    image["size"] = size or defaults.size
     image_settings = ImageSettings(resize=resize or "none", **image)  # checks the rest before a stream is read
     if resize is None and not source.is_processed():
         image_settings = ImageSettings(resize="squish", **image)

@@ -8,7 +8,9 @@ from .options import PATH, Command, json_option, overwrite_option, workers_optio
 
 _OPTIONS = (
     click.option(
-        "--rare-threshold", default=500, show_default=True, help="Keep the classes with more images than this."
+        "--rare-threshold",
+        type=int,
+        help="Keep the classes with more images than this.  [default: 500; 0 for folders of your own]",
     ),
     click.option("--classes", metavar="FILE|fall11p|winter21p|in12k", help="Keep exactly these classes instead."),
     click.option(
@@ -21,8 +23,8 @@ _OPTIONS = (
     click.option(
         "--val-per-class",
         type=int,
-        help="Validation images of each class, the first by file name; 0: no validation split.  [default: 50, unless "
-        "SOURCE has folders train/ and val/]",
+        help="Validation images of each class, the first by file name; 0: no validation split.  [default: 50; a tenth "
+        "for folders of your own; the split of SOURCE where it has train/ and val/]",
     ),
     click.option("--val-list", type=PATH, help="A file of the validation images instead: keys or paths."),
     click.option(
@@ -31,7 +33,7 @@ _OPTIONS = (
         help="squish: to size x size; short-edge: the shorter side to size; none. Smaller images keep their size.  "
         "[default: squish; none for the processed archive]",
     ),
-    click.option("--size", default=224, show_default=True, help="Size in pixels."),
+    click.option("--size", type=int, help="Size in pixels.  [default: 224; at most the median of folders of your own]"),
     click.option(
         "--resizer",
         type=click.Choice(["pillow", "opencv"]),
@@ -47,6 +49,11 @@ _OPTIONS = (
         help="Fail when a larger share of the kept classes' members is rejected.",
     ),
     click.option("--parents", type=PATH, help="A parents.csv (child,parent[,name]) that places classes of your own."),
+    click.option(
+        "--inner-classes/--no-inner-classes",
+        default=None,
+        help="Add ancestors at which branches meet, as classes without images.  [default: where --parents is given]",
+    ),
     click.option("--wordnet", type=PATH, help="A folder of WordNet noun files.  [default: the WordNet 3.0 of in21k]"),
     click.option(
         "--engine",

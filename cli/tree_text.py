@@ -29,7 +29,8 @@ def render_summary(result: dict[str, Any]) -> str:
         for node in result["largest_branches"]
     ]
     images = f", {result['num_train']:,} training images" if has_images else ""
-    head = f"{result['num_classes']:,} classes, {result['num_top_classes']:,} of them at the top{images}"
+    inner = f" ({result['num_inner_classes']:,} inner)" if result["num_inner_classes"] else ""
+    head = f"{result['num_classes']:,} classes{inner}, {result['num_top_classes']:,} of them at the top{images}"
     drawn = ["\n".join([_line(node), *_branches(node)]) for node in result["drawn"]]
     flat = [FLAT] if len(levels) == 2 and result["num_classes"] > 1 else []
     return "\n\n".join([head, *flat, table(levels), table(branches), *drawn])
@@ -38,7 +39,7 @@ def render_summary(result: dict[str, Any]) -> str:
 def _line(node: dict[str, Any]) -> str:
     below = f", {node['num_below']:,} below it" if node["num_below"] else ""
     images = "" if node["num_train_branch"] is None else f", {node['num_train_branch']:,} training images"
-    return f"{node['name']}  {node['wnid']}{below}{images}"
+    return f"{node['name']}  {node['wnid']}{below}{images}{', inner' if node['inner'] else ''}"
 
 
 def _branches(node: dict[str, Any]) -> Iterator[str]:
@@ -64,7 +65,7 @@ def render_class(result: dict[str, Any]) -> str:
 
 
 def _counted(node: dict[str, Any]) -> str:
-    parts = [f"class {node['class_index']}"]
+    parts = [f"{'inner ' if node['inner'] else ''}class {node['class_index']}"]
     if node["num_below"]:
         parts.append(f"{node['num_below']:,} below it")
     if node["num_train"] is not None:

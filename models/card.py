@@ -66,7 +66,7 @@ logits = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))
 config = model.pretrained_cfg
 {answer}"""
 _ONE_LABEL = """\
-label = config["label_names"][int(logits.argmax())]
+label = config["label_names"][int(logits{image_classes}.argmax())]
 print(label, config["label_descriptions"][label])"""
 _SEVERAL_LABELS = """\
 for label, probability in zip(config["label_names"], logits.sigmoid()[0].tolist()):
@@ -119,6 +119,8 @@ def render_model_card(
     multi_label = SEVERAL_LABELS in prepared.get("notes", ())
     in_wordnet = all(re.fullmatch(r"n\d{8}", label) for label in prepared["label_names"])
     kinds = "labels" if multi_label else "classes"
+    num_image_classes = config.get("num_image_classes")
+    first = f"[:, :{num_image_classes}]" if num_image_classes else ""
     whole = f"the whole image, stretched to {size} x {size} pixels"
     middle = (
         f"the middle {size} x {size} pixels of the image, its shorter side resized to {size / prepared['crop_pct']:.0f}"
@@ -133,7 +135,7 @@ def render_model_card(
         weights=weights,
         code=_CODE.format(
             imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else "",
-            answer=_SEVERAL_LABELS if multi_label else _ONE_LABEL,
+            answer=_SEVERAL_LABELS if multi_label else _ONE_LABEL.format(image_classes=first),
         ),
         kinds=kinds,
         labels=_OF_LABELS if multi_label else _OF_TREE.format(wordnet=", WordNet 3.0's" if in_wordnet else ""),
@@ -143,6 +145,7 @@ def render_model_card(
         data="\n".join(
             [
                 f"- {config['num_classes']:,} {kinds}{f': those of {label_space}' if label_space else ''}",
+                *([f"- the first {num_image_classes:,} have images, the others are their ancestors"] if first else []),
                 *(f"- {count:,} {split} images" for split, count in data.get("num_samples", {}).items()),
                 *([f"- shards: fingerprint {data['shards']}"] if "shards" in data else []),
             ]

@@ -42,6 +42,7 @@ CHECKSUMS = "SHA256SUMS"
 # What `notes` in config.json say of how logits are read; timm hands them on in `pretrained_cfg`.
 BY_SIGMOID = "the probability of a class is the sigmoid of its logit"
 SEVERAL_LABELS = "an image has any number of labels"
+INNER_CLASSES = "the first {} outputs are classes with images, the others their ancestors"
 
 
 def write_checksums(folder: Path) -> None:
@@ -84,6 +85,7 @@ def timm_config(
     names: Sequence[str],
     by_sigmoid: bool = False,
     several_labels: bool = False,
+    num_image_classes: int | None = None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`, as `timm.create_model("local-dir:RUN", pretrained=True)` wants it.
 
@@ -94,13 +96,19 @@ def timm_config(
     normalize:    of the images that it was trained on; see `shards.normalize`.
     wnids, names: the classes in the order of the head's outputs.
     by_sigmoid, several_labels: see `BY_SIGMOID` and `SEVERAL_LABELS`.
+    num_image_classes: how many classes, the first ones, have images of their own; None: all. The others are ancestors
+                  of these, which a plain argmax must leave out: `num_image_classes` and a note say so.
     """
     notes = [*([BY_SIGMOID] if by_sigmoid else []), *([SEVERAL_LABELS] if several_labels else [])]
+    has_inner = num_image_classes is not None and num_image_classes < len(wnids)
+    if has_inner:
+        notes.append(INNER_CLASSES.format(num_image_classes))
     mean, std = mean_std(normalize)
     own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     return {
         "architecture": architecture.partition(".")[0],
         "num_classes": len(wnids),
+        **({"num_image_classes": num_image_classes} if has_inner else {}),
         "num_features": getattr(model, "num_features", None),
         "model_args": dict(model_args),
         "pretrained_cfg": {

@@ -114,7 +114,7 @@ def estimate(
     if not counts.sampled:
         why = "no class would be kept; lower --rare-threshold, or name others in --classes"
         raise ValueError(f"{source.name}: {why if counts.has_images else why_no_images(len(counts.names), source)}")
-    build_tree(sorted(counts.kept), taxonomy)  # which warns of classes that become roots
+    build_tree(sorted(counts.kept), taxonomy, inner_classes=select.inner_classes)  # which warns of unknown classes
     log_missing_classes(select, counts.names, len(counts.kept))
     log_split(source.name, source.layout)
     log_strays(source.rejects)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import median_low
 
-from .classes.wordnet import WordNet
+from .classes.select import SelectSettings
 from .images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, open_image
-from .sources.labelled import VAL_SHARE
+from .sources.folders import WNID
+from .sources.labelled import NUM_VAL, VAL_SHARE
 from .sources.units import RawSource
 
 log = logging.getLogger(__name__)
@@ -20,24 +21,31 @@ NUM_MEASURED = 1000
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings of `preprocess` that follow from the source; see SelectSettings and ImageSettings."""
+    """Settings of SelectSettings and ImageSettings that follow from the source."""
 
-    rare_threshold: int = 500
+    rare_threshold: int = SelectSettings.rare_threshold
     val_share: float | None = None
     size: int = ImageSettings.size
 
 
-def defaults_of(source: RawSource) -> Defaults:
-    """Return the defaults for a folder: those of ImageNet-21K where one of its classes is a WordNet synset.
+def folder_defaults(source: RawSource, size: int | None = None) -> Defaults:
+    """Return the defaults for a folder or a list: those for ImageNet-21K where one of its classes is a wnid.
 
-    For any other folder every class is kept, a tenth of its images are for validation (see `num_held_back`), and the
-    size is the median longer side of the first NUM_MEASURED images by name, where that is below ImageNet-21K's 224.
+    Otherwise every class is kept, a tenth of its images are for validation (see `num_held_back`), and the size, where
+    None is given, is the median longer side of the first NUM_MEASURED images by name, 224 at most. The log says so.
     """
-    classes, nouns = source.classes() or (), WordNet.packaged()
-    if not classes or any(raw_class.wnid in nouns for raw_class in classes):
-        return Defaults()
-    sides = list(islice(_longer_sides(source), NUM_MEASURED))
-    size = min(median_low(sides), Defaults.size) if sides else Defaults.size
+    if any(WNID.fullmatch(raw_class.wnid) for raw_class in source.classes() or ()):
+        return Defaults(size=size or Defaults.size)
+    if size is None:
+        sides = list(islice(_longer_sides(source), NUM_MEASURED))
+        size = min(median_low(sides), Defaults.size) if sides else Defaults.size
+    log.info(
+        "%s: no class is a wnid, so the defaults are --rare-threshold 0, a tenth of each class for validation (%d "
+        "images at most), and --size %d",
+        source.name,
+        NUM_VAL,
+        size,
+    )
     return Defaults(rare_threshold=0, val_share=VAL_SHARE, size=size)
 
 

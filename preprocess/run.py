@@ -66,6 +66,11 @@ def prepare(
     """
     taxonomy = taxonomy or Taxonomy.packaged()
     _check_subtrees(select, taxonomy)
+    if select.inner_classes and source.is_processed():
+        raise ValueError(
+            f"{source.name}: --inner-classes cannot be used with the processed archive, whose classes are those of "
+            "published weights; leave the option out"
+        )
     resizer_version = get_resizer(image.resizer).version()
     provenance = {
         "source": {"name": readable(source.name), "num_bytes": source.num_bytes},
@@ -105,8 +110,8 @@ def prepare(
             if isinstance(error, UselessError) or not any(folder.work.glob("*/*.json")):
                 folder.discard()
             raise
-        write_tables(job, outcome, taxonomy.with_names(outcome.names))
-        info = describe(outcome)
+        tree = write_tables(job, outcome, taxonomy.with_names(outcome.names))
+        info = describe(outcome, tree)
         folder.finish({**info, "files": record_files(out, PreparedSet.recorded(info))})
     log_unmatched_lists(select, outcome)
     log_crashes(outcome.parts)
@@ -115,7 +120,8 @@ def prepare(
 
 def list_class_tars(path: Path) -> list[str]:
     """Return the class tars of a finished prepared data set, by its class table."""
-    return [tar for row in read_class_table(path / "classes.parquet") if row.kept for tar in _class_tars(row.wnid)]
+    rows = read_class_table(path / "classes.parquet")
+    return [tar for row in rows if row.kept and not row.inner for tar in _class_tars(row.wnid)]
 
 
 def _class_tars(wnid: str) -> list[str]:

@@ -20,10 +20,10 @@ from .sources.members import Reject
 from .tasks import CLASS_ROWS, ClassPart, Job
 
 
-def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
-    """Write tree.json, classes.parquet, manifest.parquet and rejects.parquet."""
+def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> SemanticTree:
+    """Write tree.json, classes.parquet, manifest.parquet and rejects.parquet; return the tree."""
     kept = outcome.kept
-    tree = build_tree([part.wnid for part in kept], taxonomy)
+    tree = build_tree([part.wnid for part in kept], taxonomy, inner_classes=job.select.inner_classes)
     tree.save(job.out / "tree.json")
     write_class_table(job.out / "classes.parquet", _class_rows(outcome.parts, tree, taxonomy))
     with TableWriter(job.out / "manifest.parquet", STORED) as writer:
@@ -34,6 +34,7 @@ def write_tables(job: Job, outcome: Outcome, taxonomy: Taxonomy) -> None:
                 start = 0 if split == "train" else part.num_stored["train"]
                 writer.write(table.slice(start, part.num_stored[split]))
     _write_rejects(job.out / "rejects.parquet", list(outcome.rejects()))
+    return tree
 
 
 def _write_rejects(path: Path, rejects: list[Reject]) -> None:
@@ -44,23 +45,25 @@ def _write_rejects(path: Path, rejects: list[Reject]) -> None:
 
 def _class_rows(parts: Sequence[ClassPart], tree: SemanticTree, taxonomy: Taxonomy) -> Iterator[ClassRow]:
     index_of = {wnid: index for index, wnid in enumerate(tree.wnids)}
-    for part in parts:
-        index = index_of.get(part.wnid)
+    part_of = {part.wnid: part for part in parts}
+    for wnid in sorted({*part_of, *tree.wnids}):
+        index, part = index_of.get(wnid), part_of.get(wnid)
         yield ClassRow(
-            wnid=part.wnid,
-            name=taxonomy.name(part.wnid),
-            definition=taxonomy.definition(part.wnid),
-            num_raw=part.num_raw,
-            num_train=part.num_stored["train"],
-            num_val=part.num_stored["val"],
-            kept=part.kept,
+            wnid=wnid,
+            name=taxonomy.name(wnid),
+            definition=taxonomy.definition(wnid),
+            num_raw=part.num_raw if part else 0,
+            num_train=part.num_stored["train"] if part else 0,
+            num_val=part.num_stored["val"] if part else 0,
+            kept=index is not None,
+            inner=index is not None and index >= tree.num_image_classes,
             class_index=index,
             level=None if index is None else tree.levels[index],
         )
 
 
-def describe(outcome: Outcome) -> dict[str, Any]:
-    """Return the result as dataset.json describes it.
+def describe(outcome: Outcome, tree: SemanticTree) -> dict[str, Any]:
+    """Return the result as dataset.json describes it. num_classes counts inner classes too.
 
     ignored:             number of files of each `ignored_kind`.
     empty_classes:       folders without files, and class tars without members.
@@ -76,7 +79,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "version": VERSION,
         "counts": {
             "num_classes_seen": len(outcome.parts),
-            "num_classes": len(kept),
+            "num_classes": len(tree),
+            **({"num_inner_classes": tree.num_inner} if tree.num_inner else {}),
             "num_raw": sum(part.num_raw for part in outcome.parts),
             "num_raw_kept": sum(part.num_raw for part in kept),
             "num_rejects": reasons.total(),

@@ -19,6 +19,7 @@ _SCHEMA = pa.schema(
         pa.field("num_train", pa.int64(), nullable=False),
         pa.field("num_val", pa.int64(), nullable=False),
         pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("inner", pa.bool_(), nullable=False),
         pa.field("class_index", pa.int32()),
         pa.field("level", pa.int32()),
     ]
@@ -28,7 +29,8 @@ _SCHEMA = pa.schema(
 class ClassRow(NamedTuple):
     """A class of the source.
 
-    num_raw counts its images there, num_train and num_val those stored. class_index (0.. in wnid order) and level
+    num_raw counts its images there, num_train and num_val those stored. An inner class is kept without images, for the
+    classes below it. class_index (0.. in wnid order, first the classes with images, then the inner ones) and level
     (number of class ancestors) are None for a class that was not kept.
     """
 
@@ -39,6 +41,7 @@ class ClassRow(NamedTuple):
     num_train: int
     num_val: int
     kept: bool
+    inner: bool
     class_index: int | None
     level: int | None
 
@@ -53,3 +56,8 @@ def write_class_table(path: Path, rows: Iterable[ClassRow]) -> None:
 def read_class_table(path: Path) -> list[ClassRow]:
     """Read `classes.parquet`; raises ValueError for any other file."""
     return [ClassRow(**row) for row in read_table(path, _SCHEMA).to_pylist()]
+
+
+def kept_classes(rows: Iterable[ClassRow]) -> list[ClassRow]:
+    """Return the kept classes in the order of their class indices."""
+    return sorted((row for row in rows if row.kept), key=lambda row: (row.inner, row.wnid))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .class_table import ClassRow, read_class_table
+from .class_table import ClassRow, kept_classes, read_class_table
 from .files.names import archive_name
 from .files.record import DATASET_JSON, FileRecord, parse_dataset_json
 from .files.shape import ANY, COUNT, NUM_SAMPLES, TEXT, Each, Shape, check_shape
@@ -66,6 +66,7 @@ class Dataset:
         self.info: dict[str, Any] = parse_dataset_json(data, self.location, kind=self.format, made_by=self.made_by)
         try:
             check_shape(self.info, self.shape)
+            check_shape(self.info["counts"].get("num_inner_classes", 0), COUNT, "counts.num_inner_classes")
             self._check_splits()
         except ValueError as error:
             raise ValueError(
@@ -111,9 +112,10 @@ class Dataset:
         """The semantic tree over the kept classes."""
         path = self.checked("tree.json")
         tree = SemanticTree.load(path)
-        if len(tree) != self.num_classes:
+        if (len(tree), tree.num_image_classes) != (self.num_classes, self.num_image_classes):
             raise ValueError(
-                f"{path}: has {len(tree):,} classes; {DATASET_JSON} says {self.num_classes:,}; run `in21k verify`"
+                f"{path}: has {len(tree):,} classes, {tree.num_image_classes:,} with images; {DATASET_JSON} says "
+                f"{self.num_classes:,} and {self.num_image_classes:,}; run `in21k verify`"
             )
         return tree
 
@@ -122,12 +124,13 @@ class Dataset:
         """Every class that the source held, in wnid order."""
         path = self.checked("classes.parquet")
         rows = read_class_table(path)
-        kept = [row for row in rows if row.kept]
+        kept = kept_classes(rows)
         counts = {"train": sum(row.num_train for row in kept), "val": sum(row.num_val for row in kept)}
         if (
             [row.class_index for row in kept] != list(range(self.num_classes))
             or any(counts[split] != self.num_samples.get(split, 0) for split in SPLITS)
             or any(row.level is None or row.level >= self.num_classes for row in kept)
+            or sum(row.inner for row in kept) != self.num_classes - self.num_image_classes
         ):
             raise ValueError(f"{path}: its classes or image counts differ from {DATASET_JSON}; run `in21k verify`")
         return rows
@@ -139,8 +142,13 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The number of kept classes."""
+        """The number of kept classes, inner ones included."""
         return self.info["counts"]["num_classes"]
+
+    @property
+    def num_image_classes(self) -> int:
+        """The number of kept classes that have images of their own."""
+        return self.num_classes - self.info["counts"].get("num_inner_classes", 0)
 
     @property
     def num_samples(self) -> dict[str, int]:
@@ -256,7 +264,7 @@ class ShardSet(Dataset):
         places >>= row_bits
         places &= (1 << _block_bits(len(rows), len(shards))) - 1
         places *= BLOCK_BYTES
-        num_bytes, labels, checksums = _read_images(path, rows, order, self.num_classes)
+        num_bytes, labels, checksums = _read_images(path, rows, order, self.num_image_classes)
         order += start
         return ShardSplit(
             name=split,

@@ -147,7 +147,7 @@ class ManifestLocations:
     """
 
     def __init__(self, prepared: PreparedSet) -> None:
-        path, num_classes = prepared.manifest_path, prepared.num_classes
+        path, num_classes = prepared.manifest_path, prepared.num_image_classes
         total = num_rows(path)
         self.offsets = np.empty(total, np.int64)
         self.checksums = np.empty(total, np.uint64)
@@ -355,11 +355,13 @@ def _describe(prepared: PreparedSet, plan: ShardPlan) -> dict[str, Any]:
         split: {key: sum(shard[key] for shard in listed) for key in ("num_samples", "num_bytes")}
         for split, listed in shards.items()
     }
+    counts = prepared.info["counts"]
+    num_classes = {name: counts[name] for name in ("num_classes", "num_inner_classes") if name in counts}
     return {
         "format": ShardSet.format,
         "version": VERSION,
         "images": {**prepared.info["settings"], "source": prepared.info["source"]["name"]},
-        "counts": {"num_classes": len(prepared.tree), "splits": splits},
+        "counts": {**num_classes, "splits": splits},
         "shards": shards,
     }
 

@@ -7,14 +7,14 @@ import difflib
 import io
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .files.atomic import parse_json, whole_file, write_json, write_text
-from .files.shape import ANY, INDEX, TEXT, check_shape
+from .files.shape import ANY, COUNT, INDEX, TEXT, check_shape
 from .miil import read_miil
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ CSV_HEADER = "child,parent,name\n"
 MAX_WEIGHT = 20.0  # the reference's bound on a level's weight
 FLAT = (
     "The tree has one level: no class lies below another, so semantic softmax is plain softmax with cross-entropy, and "
-    "semantic top-1 is top-1. (A parent counts only where it is a class with images of its own.)"
+    "semantic top-1 is top-1. (A parent without images of its own counts only with `in21k preprocess --inner-classes`.)"
 )
 _TORCH_MAGIC = (b"PK", b"\x80")  # how files of torch.save begin: a zip, or in old ones a pickle
 
@@ -39,6 +39,8 @@ class SemanticTree:
     wnids:  the class ids (`n` + WordNet offset, or a user's own names), unique.
     names:  a readable name per class.
     paths:  `paths[i] = (i, nearest class ancestor, ..., top class ancestor)`.
+    num_inner: number of inner classes, which are the last ones. They have no images of their own; the images of the
+            classes below them train them.
 
     >>> tree = SemanticTree.from_paths(["a", "b", "c"], ["animal", "bird", "swan"], [[0], [1, 0], [2, 1, 0]])
     >>> tree.parents, tree.levels
@@ -48,6 +50,7 @@ class SemanticTree:
     wnids: tuple[str, ...]
     names: tuple[str, ...]
     paths: tuple[tuple[int, ...], ...]
+    num_inner: int = 0
 
     @classmethod
     def from_paths(cls, wnids: Sequence[str], names: Sequence[str], paths: Sequence[Sequence[int]]) -> SemanticTree:
@@ -58,8 +61,13 @@ class SemanticTree:
         return tree
 
     @classmethod
-    def from_parents(cls, wnids: Sequence[str], names: Sequence[str], parents: Sequence[int]) -> SemanticTree:
-        """Build a tree from each class's parent index (-1: none); raises ValueError on a cycle or a bad index."""
+    def from_parents(
+        cls, wnids: Sequence[str], names: Sequence[str], parents: Sequence[int], num_inner: int = 0
+    ) -> SemanticTree:
+        """Build a tree from each class's parent index (-1: none).
+
+        Raises ValueError on a cycle, a bad index, and an inner class without an image class below it.
+        """
         num_classes = len(wnids)
         paths: dict[int, tuple[int, ...]] = {-1: ()}
         _check_counts(wnids, names, parents)
@@ -75,7 +83,31 @@ class SemanticTree:
                 node = parents[node]
             for below in reversed(climbed):
                 paths[below] = (below, *paths[parents[below]])
-        return cls(tuple(wnids), tuple(names), tuple(paths[index] for index in range(num_classes)))
+        tree = cls(tuple(wnids), tuple(names), tuple(paths[index] for index in range(num_classes)), num_inner)
+        tree._check_inner()
+        return tree
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> SemanticTree:
+        """Return the tree of what `content` returned; raises ValueError for any other value."""
+        check_shape(dict(content), {"wnids": [TEXT], "names": [TEXT], "parents": [INDEX]})
+        num_classes = len(content["wnids"])
+        num_image_classes = content.get("num_image_classes", num_classes)
+        check_shape(num_image_classes, COUNT, "num_image_classes")
+        return cls.from_parents(content["wnids"], content["names"], content["parents"], num_classes - num_image_classes)
+
+    def content(self) -> dict[str, Any]:
+        """Return the tree as JSON values: wnids, names, parents (-1: none), num_image_classes where some are inner."""
+        lists = {"wnids": list(self.wnids), "names": list(self.names), "parents": list(self.parents)}
+        return {**lists, "num_image_classes": self.num_image_classes} if self.num_inner else lists
+
+    def _check_inner(self) -> None:
+        if not 0 <= self.num_inner <= len(self):
+            raise ValueError(f"tree: {self.num_inner} of {len(self)} classes are inner; wanted 0 to {len(self)}")
+        above = {node for path in self.paths[: self.num_image_classes] for node in path}
+        empty = next((index for index in range(self.num_image_classes, len(self)) if index not in above), None)
+        if empty is not None:
+            raise ValueError(f"tree: no class with images lies below the inner class {empty} ({self.wnids[empty]})")
 
     def _check_paths(self) -> None:
         num_classes = len(self.wnids)
@@ -103,8 +135,7 @@ class SemanticTree:
             check_shape(content, {"format": ANY, "version": ANY})
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {content['format']!r} version {content['version']!r}")
-            check_shape(content, {"wnids": [TEXT], "names": [TEXT], "parents": [INDEX]})
-            return cls.from_parents(content["wnids"], content["names"], content["parents"])
+            return cls.from_content(content)
         except ValueError as error:
             raise ValueError(f"{path}: no {FORMAT} of version {VERSION} ({error})") from error
 
@@ -117,15 +148,8 @@ class SemanticTree:
             raise ValueError(f"{path}: no tree of the reference code ({error})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write `tree.json`: format, version, wnids, names, parents (-1: none)."""
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "wnids": self.wnids,
-            "names": self.names,
-            "parents": self.parents,
-        }
-        write_json(Path(path), content)
+        """Write `tree.json`: format, version, and `content`."""
+        write_json(Path(path), {"format": FORMAT, "version": VERSION, **self.content()})
 
     def save_csv(self, path: str | Path) -> None:
         """Write `child,parent,name`, a class a line, in UTF-8; a top class has no parent."""
@@ -159,6 +183,11 @@ class SemanticTree:
 
     def __len__(self) -> int:
         return len(self.wnids)
+
+    @property
+    def num_image_classes(self) -> int:
+        """The number of classes with images of their own: those of index 0 to num_image_classes - 1."""
+        return len(self) - self.num_inner
 
     @cached_property
     def parents(self) -> tuple[int, ...]:

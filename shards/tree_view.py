@@ -64,6 +64,7 @@ class TreeView:
             "name": self.tree.names[index],
             "level": self.tree.levels[index],
             "num_below": self.num_below[index],
+            "inner": index >= self.tree.num_image_classes,
             "num_train": self.num_train[index] if self.num_train else None,
             "num_train_branch": self.num_branch[index] if self.num_branch else None,
         }
@@ -79,6 +80,7 @@ class TreeView:
         largest = self.largest(tops, NUM_BRANCHES)
         return {
             "num_classes": len(tree),
+            "num_inner_classes": tree.num_inner,
             "num_train": sum(self.num_train) if self.num_train else None,
             "classes_per_level": [len(classes) for classes in tree.classes_by_level],
             "weight_per_level": list(tree.level_weights),

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from .class_table import read_class_table
+from .class_table import kept_classes, read_class_table
 from .dataset import PreparedSet, ShardSet
 from .files.atomic import read_json, render_json
 from .files.names import archive_name
@@ -216,13 +216,17 @@ def _check_tables(dataset: PreparedSet | ShardSet, manifest: _Counts, changed: C
 
 def _check_tree(dataset: PreparedSet | ShardSet) -> Iterator[str]:
     tree = SemanticTree.load(dataset.path / "tree.json")
-    kept = [row for row in read_class_table(dataset.path / "classes.parquet") if row.kept]
+    kept = kept_classes(read_class_table(dataset.path / "classes.parquet"))
     if [row.class_index for row in kept] != list(range(len(kept))) or [row.wnid for row in kept] != list(tree.wnids):
         yield "classes.parquet: the kept classes differ from tree.json in wnid order"
+    if sum(row.inner for row in kept) != tree.num_inner:
+        yield "classes.parquet: the inner classes differ from tree.json"
     if [row.level for row in kept] != list(tree.levels):
         yield "classes.parquet: levels differ from tree.json"
     if len(tree) != dataset.num_classes:
         yield f"tree.json: {len(tree)} classes; dataset.json says {dataset.num_classes}"
+    if tree.num_image_classes != dataset.num_image_classes:
+        yield f"tree.json: {tree.num_image_classes} image classes; dataset.json says {dataset.num_image_classes}"
 
 
 def _check_rejects(dataset: PreparedSet | ShardSet) -> Iterator[str]:

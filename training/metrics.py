@@ -76,7 +76,8 @@ class TopAccuracy:
         self.sums = torch.zeros(2 + num_classes, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits (B, num_classes), labels int64 (B,)."""
+        """Count a batch: logits (B, num_classes or more, of which the first count), labels int64 (B,)."""
+        logits = logits[:, : len(self.class_counts)]
         self.count(logits.topk(min(5, logits.shape[1]), dim=1).indices, labels)
 
     def count(self, top: Tensor, labels: Tensor) -> None:
@@ -103,13 +104,13 @@ class TopAccuracy:
 def commonest(tree: SemanticTree, class_counts: Tensor) -> float:
     """Return the semantic accuracy (0..1) of always answering each level's commonest class: what learning has to beat.
 
-    class_counts: (num_classes,) number of samples of each class.
+    class_counts: (num_image_classes,) number of samples of each class with images.
 
     >>> tree = SemanticTree.from_paths("abc", ["animal", "plant", "stone"], [[0], [1], [2]])
     >>> commonest(tree, torch.tensor([5, 3, 2]))
     0.5
     """
-    counts = tree.branch_sums(class_counts.tolist())
+    counts = tree.branch_sums([*class_counts.tolist(), *[0] * tree.num_inner])
     by_level = [[counts[index] for index in classes] for classes in tree.classes_by_level if len(classes) > 1]
     right, valid = sum(map(max, by_level)), sum(map(sum, by_level))
     if not valid:

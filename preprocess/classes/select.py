@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from ...shards.sample import checksum, make_keys
 from ..sources.class_names import class_id
 from ..sources.folders import TRAIN_FOLDER, Layout, class_of_folder
+from ..sources.labelled import NUM_VAL, num_held_back
 from ..sources.layouts import as_member
 from ..sources.members import Member, UselessError, is_image, readable
 from .taxonomy import Taxonomy
 
-NUM_VAL = 50
 _CHECKSUM = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
 
 
@@ -98,9 +98,11 @@ class SelectSettings:
 
     rare_threshold:  a class is kept when it has more images than this, unreadable ones included.
     val_per_class:   number of validation images of a class: the first by byte order of their names; None: 50.
+    val_share:       take no more than this share of a class's images for validation (see `num_held_back`).
     val_list:        a file that names the validation images instead (see `read_names`).
     classes:         keep exactly these, however many images they have.
     drop_subtree:    drop these synsets, and all below them in the taxonomy.
+    inner_classes:   add the ancestors at which branches with classes meet, as classes without images.
     exclude:         a file that names images which are not stored.
     val_only:        allow classes with validation images alone, as label sets may be.
     own_classes:     keep all classes of a source that has a split, whatever their number of images.
@@ -111,9 +113,11 @@ class SelectSettings:
 
     rare_threshold: int = 500
     val_per_class: int | None = None
+    val_share: float | None = None
     val_list: Path | None = None
     classes: frozenset[str] | None = None
     drop_subtree: tuple[str, ...] = ()
+    inner_classes: bool = False
     exclude: Path | None = None
     val_only: bool = False
     own_classes: bool = True
@@ -150,9 +154,11 @@ class SelectSettings:
         return {
             "rare_threshold": self.rare_threshold,
             "val_per_class": self.num_val,
+            "val_share": self.val_share,
             "val_list": self.val_list and read_names(self.val_list).fingerprint,
             "classes": None if self.classes is None else checksum("\n".join(sorted(self.classes)).encode()),
             "drop_subtree": sorted(self.drop_subtree),
+            "inner_classes": self.inner_classes,
             "exclude": self.exclude and read_names(self.exclude).fingerprint,
         }
 
@@ -249,4 +255,7 @@ def _splits(wnid: str, members: Sequence[Member], keys: Sequence[str], select: S
         return ("val" if line else "train" for line in lines)
     if any(member.split in ("train", "val") for member in members):
         return ("val" if member.split == "val" else "train" for member in members)
-    return ("val" if number < select.num_val else "train" for number in range(len(members)))
+    num_val = select.num_val
+    if select.val_share is not None:
+        num_val = min(num_val, num_held_back(len(members), select.val_share))
+    return ("val" if number < num_val else "train" for number in range(len(members)))

@@ -6,8 +6,10 @@ import csv
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,12 +226,14 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
-def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None) -> SemanticTree:
+def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None, *, inner_classes: bool = False) -> SemanticTree:
     """Build the semantic tree over a set of classes.
 
     A class's path holds its ancestors that are classes too, from the nearest to the topmost. Class indices follow the
     order of `wnids`. A class that the taxonomy (default: the packaged WordNet) does not know becomes a root, with a
     warning.
+
+    inner_classes: add the ancestors at which two or more branches with classes meet, as the last classes.
 
     >>> tree = build_tree(["n01503061", "n01858441", "n09450163"])
     >>> tree.names, tree.parents
@@ -244,7 +248,26 @@ def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None) -> Semant
             len(unknown),
             _first([taxonomy.name(wnid) for wnid in unknown]),
         )
-    return SemanticTree.from_parents(wnids, [taxonomy.name(wnid) for wnid in wnids], _class_parents(wnids, taxonomy))
+    inner = _meeting_ancestors(wnids, taxonomy) if inner_classes else []
+    wnids += inner
+    names = [taxonomy.name(wnid) for wnid in wnids]
+    return SemanticTree.from_parents(wnids, names, _class_parents(wnids, taxonomy), len(inner))
+
+
+def _meeting_ancestors(wnids: Sequence[str], taxonomy: Taxonomy) -> list[str]:
+    """Return the ancestors, not among the classes, that have classes in two or more of their branches; sorted.
+
+    >>> _meeting_ancestors(["n01858441", "n01860187", "n02084071"], Taxonomy.packaged())  # swan, black swan, dog
+    ['n01471682']
+    """
+    branches: defaultdict[str, set[str]] = defaultdict(set)  # per node its children on the way to a class
+    for wnid in wnids:
+        for child, parent in pairwise(taxonomy.walk(wnid)):
+            if child in branches[parent]:
+                break  # this way up was walked before
+            branches[parent].add(child)
+    classes = set(wnids)
+    return sorted(node for node, children in branches.items() if len(children) > 1 and node not in classes)
 
 
 def _class_parents(wnids: Sequence[str], taxonomy: Taxonomy) -> list[int]:

@@ -19,6 +19,7 @@ from .members import DUPLICATE, from_os, ignored_kind, readable, to_bytes, to_os
 log = logging.getLogger(__name__)
 
 VAL_SHARE = 0.1  # held back for validation by default
+NUM_VAL = 50  # at most of a class, by default
 
 
 class LabelledImage(NamedTuple):
@@ -41,7 +42,7 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float | N
 
     val_data:  folders or a list of validation images. Default: the split of the data's own folders, else the images
                that `hold_back` takes.
-    val_share: the share that is held back; None: a tenth.
+    val_share: the share that is held back; None: a tenth, of a class NUM_VAL at most.
 
     Raises ValueError where two of these are given, for a class without training images, for training images that all
     have the same labels, and for validation images that have none.
@@ -56,7 +57,7 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float | N
             image._replace(name=f"{split}/{image.name}", split=split) for split, part in parts.items() for image in part
         ]
     elif not has_split:
-        images = hold_back(images, VAL_SHARE if val_share is None else val_share)
+        images = hold_back(images, val_share)
     if val_share is not None and (val_data or has_split):
         raise ValueError(
             f"{val_data or data}: holds the images for validation, and a share of {val_share} to hold back was given "
@@ -187,10 +188,10 @@ def common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath({path.parent for path in paths}))
 
 
-def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledImage]:
-    """Put `share` of the images of each class into val, and the others into train. Multi-label images are one class.
+def hold_back(images: Sequence[LabelledImage], share: float | None = None) -> list[LabelledImage]:
+    """Put `share` of the images of each class into val, and the others into train; None: as in `preprocess folder`.
 
-    The choice depends on the images' names alone. A class of two or more images keeps one at least in each split.
+    Val takes the first by byte order of their names. Multi-label images are drawn from all, by a hash of their names.
     """
     groups: dict[tuple[str, ...], list[LabelledImage]] = defaultdict(list)
     several = has_several_labels(images)
@@ -198,10 +199,29 @@ def hold_back(images: Sequence[LabelledImage], share: float) -> list[LabelledIma
         groups[() if several else image.labels].append(image)
     placed: list[LabelledImage] = []
     for group in groups.values():
-        drawn = sorted(group, key=lambda image: hashlib.sha256(to_bytes(image.name)).digest())
-        num_val = min(max(round(share * len(drawn)), 1), len(drawn) - 1) if share else 0
-        placed += [image._replace(split="val" if n < num_val else "train") for n, image in enumerate(drawn)]
+        ordered = sorted(group, key=_hash if several else _name)
+        num_val = num_held_back(len(group), VAL_SHARE if share is None else share)
+        if share is None and not several:
+            num_val = min(num_val, NUM_VAL)
+        placed += [image._replace(split="val" if n < num_val else "train") for n, image in enumerate(ordered)]
     return placed
+
+
+def _name(image: LabelledImage) -> bytes:
+    return to_bytes(image.name)
+
+
+def _hash(image: LabelledImage) -> bytes:
+    return hashlib.sha256(_name(image)).digest()
+
+
+def num_held_back(num_images: int, share: float) -> int:
+    """Return how many images of a class are for validation: a share, at least one of two, and none of one.
+
+    >>> [num_held_back(number, 0.1) for number in (1, 2, 10, 25, 400)]
+    [0, 1, 1, 2, 40]
+    """
+    return min(max(round(share * num_images), 1), num_images - 1) if share and num_images else 0
 
 
 def has_several_labels(images: Iterable[LabelledImage]) -> bool:

@@ -37,10 +37,12 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "classes.parquet",
         [
             *(
-                ClassRow(wnid, tree.names[i], f"what {tree.names[i]} means", 1, 10**i, 1, True, i, tree.levels[i])
+                ClassRow(
+                    wnid, tree.names[i], f"what {tree.names[i]} means", 1, 10**i, 1, True, False, i, tree.levels[i]
+                )
                 for i, wnid in enumerate(tree.wnids)
             ),
-            ClassRow("n04146614", "school bus", "", 312, 0, 0, False, None, None),
+            ClassRow("n04146614", "school bus", "", 312, 0, 0, False, False, None, None),
         ],
     )
     return folder

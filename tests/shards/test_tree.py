@@ -72,6 +72,23 @@ def test_a_saved_tree_comes_back_equal_from_equal_bytes(
     assert path.read_bytes() == written
 
 
+def test_inner_classes_are_the_last_and_come_back_from_the_file(tmp_path: Path) -> None:
+    tree = SemanticTree.from_parents("abc", ["beagle", "poodle", "dog"], [2, 2, -1], num_inner=1)
+    assert (len(tree), tree.num_image_classes) == (3, 2)
+    tree.save(tmp_path / "tree.json")
+    assert SemanticTree.load(tmp_path / "tree.json") == tree
+    assert json.loads((tmp_path / "tree.json").read_text())["num_image_classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("num_inner", "message"),
+    [(1, r"no class with images lies below the inner class 2 \(c\)"), (4, "4 of 3 classes are inner"), (-1, "-1 of 3")],
+)
+def test_inner_classes_without_an_image_class_are_refused(num_inner: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SemanticTree.from_parents("abc", "abc", [-1, 0, -1], num_inner=num_inner)
+
+
 @pytest.mark.parametrize(
     ("parents", "wanted"),
     [

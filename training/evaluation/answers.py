@@ -16,8 +16,8 @@ NUM_TOP = 5
 class Answers(NamedTuple):
     """The answers for B images; of a network without a tree K is 0.
 
-    top:                 int64 (B, 5), the likeliest classes of all, the likeliest first; fewer where there are fewer.
-    top_probabilities:   float32 (B, 5), among all classes (plain softmax), or each by its sigmoid.
+    top:                 int64 (B, 5), the likeliest classes with images, the likeliest first; fewer of fewer classes.
+    top_probabilities:   float32 (B, 5), among these classes (plain softmax), or each by its sigmoid.
     levels:              int64 (B, K), in each hierarchy its likeliest class.
     level_probabilities: float32 (B, K), within that hierarchy (semantic softmax, or its share of the sigmoids' sum).
     """
@@ -35,8 +35,9 @@ def probabilities_of(logits: Tensor, *, by_sigmoid: bool = False) -> Tensor:
 
 def answers_of(logits: Tensor, levels: Levels | None, *, by_sigmoid: bool = False) -> Answers:
     """Read logits (B, num_classes); `levels` lie on their device; for by_sigmoid see `OpenModel.by_sigmoid`."""
-    top = logits.topk(min(NUM_TOP, logits.shape[1]), dim=1).indices
-    top_probabilities = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, top)
+    of_images = logits[:, : levels.num_image_classes] if levels else logits
+    top = of_images.topk(min(NUM_TOP, of_images.shape[1]), dim=1).indices
+    top_probabilities = probabilities_of(of_images, by_sigmoid=by_sigmoid).gather(1, top)
     if levels is None:
         nothing = top[:, :0]
         return Answers(top, top_probabilities, nothing, nothing.float())

@@ -39,10 +39,10 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
     the predictions for 21,841 classes with 50 images each.
     """
     labels, first = predictions.labels, predictions.answers.top[:, 0]
-    semantic, top = SemanticAccuracy(tree), TopAccuracy(len(tree))
+    semantic, top = SemanticAccuracy(tree), TopAccuracy(tree.num_image_classes)
     semantic.count(predictions.answers.levels, labels)
     top.count(predictions.answers.top, labels)
-    of_classes = _precision_and_recall(first, labels, len(tree))
+    of_classes = _precision_and_recall(first, labels, tree.num_image_classes)
     there = of_classes.is_there
     confused = list(_confusions(predictions, tree))
     distances = [path_distance(tree, pair.label, pair.answer) for pair in confused]
@@ -68,7 +68,7 @@ def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:
 
     What has nothing to be a part of is null: of a class without images all but precision.
     """
-    labels, answers, num_classes = predictions.labels, predictions.answers, len(tree)
+    labels, answers, num_classes = predictions.labels, predictions.answers, tree.num_image_classes
     of_classes = _precision_and_recall(answers.top[:, 0], labels, num_classes)
     num_samples = torch.bincount(labels, minlength=num_classes)
     num_answered = torch.bincount(answers.top[:, 0], minlength=num_classes)
@@ -85,9 +85,9 @@ def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:
     return pa.table(
         {
             "class_index": pa.array(range(num_classes), pa.int32()),
-            "wnid": tree.wnids,
-            "name": tree.names,
-            "level": pa.array(tree.levels, pa.int32()),
+            "wnid": tree.wnids[:num_classes],
+            "name": tree.names[:num_classes],
+            "level": pa.array(tree.levels[:num_classes], pa.int32()),
             "num_samples": num_samples.numpy(),
             "num_answered": num_answered.numpy(),
             "top1": top1,
@@ -132,9 +132,9 @@ class _Confusion(NamedTuple):
 
 
 def _confusions(predictions: Predictions, tree: SemanticTree) -> Iterator[_Confusion]:
-    """Yield the pairs of a class and a wrong answer at its level, the commonest first, equal ones by class."""
+    """Yield the pairs of a class and a wrong answer at its level, both with images, the commonest first."""
     labels, answers = predictions.labels.numpy(), own_level_answers(predictions, tree).numpy()
-    wrong = (answers >= 0) & (answers != labels)
+    wrong = (answers >= 0) & (answers < tree.num_image_classes) & (answers != labels)
     pairs, counts = np.unique(labels[wrong] * len(tree) + answers[wrong], return_counts=True)
     for place in np.argsort(-counts, kind="stable"):
         label, answer = divmod(int(pairs[place]), len(tree))

@@ -73,13 +73,14 @@ def collect(
     """
     ranks = ranks or Ranks()
     levels, classes = Levels(tree).to(ranks.device), classes.to(ranks.device)
-    width = 1 + min(5, len(tree)) + len(levels.numbers)
+    width = 1 + min(5, tree.num_image_classes) + len(levels.numbers)
     whole = [torch.empty(0, 1 + width, dtype=torch.int64, device=ranks.device)]
     shares = [torch.empty(0, width, device=ranks.device)]
     for logits, rows in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
         labels = classes[rows]
         answers = answers_of(logits, levels, by_sigmoid=by_sigmoid)
-        of_label = probabilities_of(logits, by_sigmoid=by_sigmoid).gather(1, labels[:, None])
+        of_images = logits[:, : tree.num_image_classes]
+        of_label = probabilities_of(of_images, by_sigmoid=by_sigmoid).gather(1, labels[:, None])
         whole.append(torch.cat([rows[:, None], labels[:, None], answers.top, answers.levels], dim=1))
         shares.append(torch.cat([of_label, answers.top_probabilities, answers.level_probabilities], dim=1))
     numbers, probabilities = ranks.gather_rows(torch.cat(whole), torch.cat(shares))

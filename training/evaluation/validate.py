@@ -35,7 +35,7 @@ def evaluate(
     give more. Raises ValueError without samples, and where the model has another number of classes than the tree.
     """
     ranks = ranks or Ranks()
-    semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(len(tree), ranks.device)
+    semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(tree.num_image_classes, ranks.device)
     for logits, labels in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
         semantic.update(logits, labels)
         top.update(logits, labels)

@@ -40,7 +40,7 @@ def check_pair(train: FeatureFile, test: FeatureFile) -> None:
 
 def wnids_of(train: FeatureFile, test: FeatureFile, tree: SemanticTree | None) -> list[str]:
     """Return the classes to tell apart, by wnid: those of the tree, else those of either file in order."""
-    return list(tree.wnids) if tree else sorted({*train.classes[0], *test.classes[0]})
+    return list(tree.wnids[: tree.num_image_classes]) if tree else sorted({*train.classes[0], *test.classes[0]})
 
 
 class Draw(NamedTuple):

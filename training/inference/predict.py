@@ -19,8 +19,9 @@ class Describer:
     """Turns logits (B, num_classes) into words: per image {levels, chain, top5}.
 
     levels: per hierarchy {level, wnid, name, probability}, the probability within that hierarchy (see `Answers`).
-    chain:  the leading ones of `levels`, as long as each lies below the one before: animal, bird, swan.
-    top5:   the likeliest of all classes {wnid, name, probability}, the probability among all (plain softmax).
+    chain:  the leading ones of `levels`, as long as each lies below the one before: animal, bird, swan. An ancestor
+            that is alone on its level is among them, with the probability 1.
+    top5:   the likeliest of the classes with images {wnid, name, probability}, the probability among these (softmax).
 
     wnids:       of the outputs, None where they have none.
     names:       of the outputs.
@@ -59,12 +60,21 @@ class Describer:
         ]
         return {
             "levels": per_level,
-            "chain": per_level[: self._chain_length(levels)],
+            "chain": self._chain(per_level, levels),
             "top5": [self._answer(index, p) for index, p in zip(top, top_probabilities, strict=True)],
         }
 
     def _answer(self, index: int, probability: float) -> dict[str, Any]:
         return {**self._outputs[index], "probability": probability}
+
+    def _chain(self, per_level: list[dict[str, Any]], classes: list[int]) -> list[dict[str, Any]]:
+        if not self._tree or not classes:
+            return []
+        length = self._chain_length(classes)
+        answers = dict(zip(classes[:length], per_level, strict=False))
+        path = reversed(self._tree.paths[classes[length - 1]])
+        levels = self._tree.levels
+        return [answers.get(node) or {"level": levels[node], **self._answer(node, 1.0)} for node in path]
 
     def _chain_length(self, classes: list[int]) -> int:
         """Return how many of the leading classes lie each below the one before."""

@@ -13,6 +13,8 @@ from .registry import LOSSES
 def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None = None) -> nn.Module:
     """Build the loss that the settings name: of logits (B, num_classes) and labels (B,), a mean.
 
+    Of a tree with inner classes semantic softmax takes all outputs, and every other loss those of the image classes.
+
     label_sets: of images with several labels, bool (num_sets, num_classes); labels are then numbers of label sets.
     Raises ValueError as `check_loss`.
     """
@@ -22,7 +24,29 @@ def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor 
         assert named.of_label_sets
         return named.of_label_sets(settings, label_sets)
     assert named.of_one_label
-    return named.of_one_label(settings, tree)
+    loss = named.of_one_label(settings, tree)
+    return loss if settings.loss == "semantic" else _on_image_classes(loss, tree)
+
+
+class ImageClassLoss(nn.Module):
+    """A loss of the outputs for classes with images, the first of logits (B, num_classes).
+
+    num_image_classes: how many these are; of targets (B, num_classes), as a teacher's logits, as many count.
+    """
+
+    def __init__(self, loss: nn.Module, num_image_classes: int) -> None:
+        super().__init__()
+        self.loss, self.num_image_classes = loss, num_image_classes
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, a float32 scalar."""
+        if targets.ndim > 1:
+            targets = targets[:, : self.num_image_classes]
+        return self.loss(logits[:, : self.num_image_classes], targets)
+
+
+def _on_image_classes(loss: nn.Module, tree: SemanticTree) -> nn.Module:
+    return ImageClassLoss(loss, tree.num_image_classes) if tree.num_inner else loss
 
 
 def check_loss(settings: TrainSettings, *, multi_label: bool) -> None:
@@ -44,4 +68,4 @@ def create_distillation(settings: TrainSettings, tree: SemanticTree) -> nn.Modul
     """Build the loss of student's and teacher's logits, each (B, num_classes): in the tree, or over all classes."""
     if settings.kd_temperature is None:
         return SemanticKDLoss(tree, settings.kd_reduction)
-    return LogitKDLoss(settings.kd_temperature)
+    return _on_image_classes(LogitKDLoss(settings.kd_temperature), tree)

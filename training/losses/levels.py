@@ -15,6 +15,7 @@ class Levels(nn.Module):
 
     A level of one class leaves nothing to choose, so it has no hierarchy. Its class trains its ancestors only.
 
+    num_classes, num_image_classes: as of the tree.
     numbers:   per hierarchy its level in the tree (K of them).
     sizes:     per hierarchy its number of classes N_k.
     weights:   per hierarchy w_k, as `SemanticTree.level_weights` has them.
@@ -34,7 +35,7 @@ class Levels(nn.Module):
     def __init__(self, tree: SemanticTree) -> None:
         super().__init__()
         by_level = tree.classes_by_level
-        self.num_classes = len(tree)
+        self.num_classes, self.num_image_classes = len(tree), tree.num_image_classes
         self.numbers = tuple(level for level, weight in enumerate(tree.level_weights) if weight is not None)
         if not self.numbers:
             raise ValueError(

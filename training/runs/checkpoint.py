@@ -114,9 +114,9 @@ def open_parts(content: Mapping[str, Any], path: Path) -> tuple[SemanticTree, di
     return tree, check_config(content["config"], str(path))
 
 
-def tree_content(tree: SemanticTree) -> dict[str, list[Any]]:
+def tree_content(tree: SemanticTree) -> dict[str, Any]:
     """Return a tree as a checkpoint holds it."""
-    return {"wnids": list(tree.wnids), "names": list(tree.names), "parents": list(tree.parents)}
+    return tree.content()
 
 
 def tree_digest(tree: SemanticTree) -> str:
@@ -124,9 +124,9 @@ def tree_digest(tree: SemanticTree) -> str:
     return hashlib.sha256(json.dumps(tree_content(tree)).encode()).hexdigest()[:16]
 
 
-def tree_from(content: Mapping[str, list[Any]]) -> SemanticTree:
+def tree_from(content: Mapping[str, Any]) -> SemanticTree:
     """Return the tree of a checkpoint."""
-    return SemanticTree.from_parents(content["wnids"], content["names"], content["parents"])
+    return SemanticTree.from_content(content)
 
 
 def keep_checkpoints(last: Path, step: int, count: int) -> None:

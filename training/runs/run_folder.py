@@ -66,6 +66,7 @@ def network_config(model: nn.Module, config: Mapping[str, Any], tree: SemanticTr
         normalize=config["normalize"],
         wnids=tree.wnids,
         names=tree.names,
+        num_image_classes=tree.num_image_classes,
         by_sigmoid=config["loss"] in BINARY_LOSSES,
         several_labels="label_sets" in config["data"],
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from ....shards.class_table import kept_classes
 from ....shards.dataset import PreparedSet
 from .. import charts
 from ..histogram import Histogram
@@ -37,9 +38,9 @@ class Facts:
         self.prepared = prepared
         self.images = images
         classes = sorted(prepared.classes, key=lambda row: (-row.num_raw, row.wnid))
-        self.kept = [row for row in classes if row.kept]
-        self.dropped = [row for row in classes if not row.kept]
-        self.by_index = sorted(self.kept, key=lambda row: row.wnid)
+        self.kept = [row for row in classes if row.kept and not row.inner]
+        self.dropped = [row for row in classes if not row.kept or (row.inner and row.num_raw)]
+        self.by_index = kept_classes(classes)
         if tuple(row.wnid for row in self.by_index) != prepared.tree.wnids:
             raise ValueError(f"{prepared.path}: classes.parquet and tree.json differ; run `in21k verify`")
 
@@ -113,13 +114,18 @@ class Facts:
         return size if settings.get("resize") == "squish" and isinstance(size, int) else None
 
 
+def _and_inner(facts: Facts) -> str:
+    num_inner = facts.prepared.tree.num_inner
+    return f", and {plural(num_inner, 'inner class', 'inner classes')} without images" if num_inner else ""
+
+
 def overview(facts: Facts) -> str:
     """Counts before and after."""
     num_kept, num_seen = len(facts.kept), len(facts.kept) + len(facts.dropped)
     stored = facts.images.num_images
     size = f", the source {byte_size(facts.source_bytes)}" if facts.source_bytes is not None else ""
     tiles = [
-        ("classes kept", number(num_kept), f"of {number(num_seen)} seen"),
+        ("classes kept", number(num_kept), f"of {number(num_seen)} seen{_and_inner(facts)}"),
         ("images stored", number(stored), f"of {number(facts.num_raw)} in the source"),
         (
             "bytes of images",
@@ -234,6 +240,7 @@ def largest_branches(facts: Facts) -> str:
 def tree_map(facts: Facts) -> str:
     """The taxonomy as a map to be opened branch by branch; `report.js` draws it."""
     tree, rows = facts.prepared.tree, facts.by_index
+    inner = " with the inner ones" if tree.num_inner else ""
     data = {
         "names": [printable(name) for name in tree.names],
         "wnids": [printable(wnid) for wnid in tree.wnids],
@@ -254,7 +261,7 @@ def tree_map(facts: Facts) -> str:
         f"{embedded_json(data)}</div>"
     )
     caption = (
-        f"The kept classes, {number(len(tree))}: a tile's area is the number of images stored for it and all "
+        f"The kept classes, {number(len(tree))}{inner}: a tile's area is the number of images stored for it and all "
         "classes below it; hues only tell neighbours apart. Open a branch by a click or tap, or with the arrow keys "
         "and Enter; Escape or the path above leads back."
     )

@@ -106,7 +106,7 @@ def _read(prepared: PreparedSet, rows: Sequence[int]) -> dict[int, SheetImage]:
                 here = [row for row in wanted if first <= row < first + num_rows]
                 if here:
                     table = reader.read(group).take(pa.array([row - first for row in here]))
-                    check_labels(table["class_index"].to_numpy(), prepared.num_classes, reader.path)
+                    check_labels(table["class_index"].to_numpy(), prepared.num_image_classes, reader.path)
                     for row, entry in zip(here, table.to_pylist(), strict=True):
                         images[row] = _image(prepared, entry, files)
                 first += num_rows

@@ -34,10 +34,13 @@ def rows_of(release: str) -> list[ClassRow]:
     rest = shares((known.num_raw or 0) - sum(train) - sum(val) if known.num_raw else 0, len(dropped))
     return [
         *(
-            ClassRow(wnid, tree.names[i], "", train[i] + val[i], train[i], val[i], True, i, tree.levels[i])
+            ClassRow(wnid, tree.names[i], "", train[i] + val[i], train[i], val[i], True, False, i, tree.levels[i])
             for i, wnid in enumerate(tree.wnids)
         ),
-        *(ClassRow(wnid, "", "", count, 0, 0, False, None, None) for wnid, count in zip(dropped, rest, strict=True)),
+        *(
+            ClassRow(wnid, "", "", count, 0, 0, False, False, None, None)
+            for wnid, count in zip(dropped, rest, strict=True)
+        ),
     ]
 
 
@@ -143,7 +146,7 @@ def test_lost_images_of_the_source_are_counted(prepared_of: Prepared) -> None:
 
 def test_a_data_set_of_no_kept_class_is_compared_too(prepared_of: Prepared) -> None:
     assert "classes kept: 0; fall11's 21K-P has 11,221 (11,221 fewer here)" in release_differences(
-        prepared_of([ClassRow("n1", "", "", 3, 0, 0, False, None, None)]), "fall11"
+        prepared_of([ClassRow("n1", "", "", 3, 0, 0, False, False, None, None)]), "fall11"
     )
 
 

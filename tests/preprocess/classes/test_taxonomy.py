@@ -98,7 +98,7 @@ def test_classes_that_are_no_synset_are_top_classes_and_the_log_names_them(
     caplog.clear()
     build_tree([f"class-{number}" for number in range(7)], packaged)
     assert "7 classes" in caplog.text
-    assert "class-4, ... (a file" in caplog.text
+    assert "class-4, ... (a --parents file" in caplog.text
 
 
 def test_a_set_without_classes_has_an_empty_tree(packaged: Taxonomy) -> None:

@@ -228,7 +228,10 @@ def test_the_threshold_holds_for_a_users_split_and_an_explicit_number_of_validat
         ("dog", 2, 0, 0),
     ]
     for error in everywhere.refused(names, select=SelectSettings(rare_threshold=0, val_per_class=1)):
-        assert "has a split of its own, train/ and val/, and --val-per-class 1 was given too; leave it out" in error
+        assert (
+            "has a split of its own, train/ and val/, and --val-per-class 1 was given too; leave the option out"
+            in error
+        )
 
 
 def test_further_splits_are_ignored_by_name_and_counted(

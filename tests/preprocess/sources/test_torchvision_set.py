@@ -128,7 +128,7 @@ def test_an_image_that_cannot_be_read_or_stored_is_named_in_one_line(
     [
         ("CIFAR1000", "has no data set 'CIFAR1000'; nearest: CIFAR100"),
         ("CIFAR100", "torchvision does not find it there"),
-        ("EuroSAT", "has no parts to train and to validate on"),
+        ("EuroSAT", "has no parts for training and validation"),
         ("EMNIST", "has no part for train"),
     ],
 )
