@@ -19,7 +19,7 @@ from ..shards.normalize import mean_std
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
 from .inference.open_model import OpenModel, num_published, open_model
-from .losses.levels import Levels
+from .losses.levels import InnerScores, Levels
 from .precision import autocast
 from .settings import TrainSettings
 
@@ -56,6 +56,7 @@ class Teacher(nn.Module):
         mean_std: tuple[Sequence[float], Sequence[float]],
         student_mean_std: tuple[Sequence[float], Sequence[float]],
         size: int | None = None,
+        inner_scores: nn.Module | None = None,
     ) -> None:
         """Make a teacher of a network on the CPU.
 
@@ -63,8 +64,10 @@ class Teacher(nn.Module):
         mean_std:         of the network's images, per channel of pixels in 0..1.
         student_mean_std: of the images that it will be handed.
         size:             side in pixels to which these are resized; None: they stay as they are.
+        inner_scores:     adds logits for inner classes to those of `outputs`; see `InnerScores`.
         """
         super().__init__()
+        self.inner_scores = inner_scores
         self.name, self.size = name, size
         facts = [outputs.tolist(), [list(values) for values in mean_std]]
         self.fingerprint = weights_fingerprint(network, also=json.dumps(facts))
@@ -91,7 +94,8 @@ class Teacher(nn.Module):
                 images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
             logits: Tensor = self.network(images)
         # What is taken out here, and not in there, is an ordinary tensor.
-        return logits.index_select(1, self._outputs).float()
+        logits = logits.index_select(1, self._outputs).float()
+        return self.inner_scores(logits) if self.inner_scores else logits
 
 
 def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.device) -> Teacher:
@@ -115,6 +119,7 @@ def load_teacher(settings: TrainSettings, tree: SemanticTree, device: torch.devi
         mean_std=(opened.mean, opened.std),
         student_mean_std=mean_std(settings.normalize),
         size=settings.teacher_size,
+        inner_scores=InnerScores(tree) if len(outputs) < len(tree) else None,
     ).to(device)
     if settings.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -243,13 +248,19 @@ def _open(name: str, tree: SemanticTree) -> tuple[OpenModel, Tensor]:
         opened = open_model(name, "ema-or-last")
     except ValueError as error:
         raise ValueError(f"teacher {error}") from error
-    return opened, _outputs(name, opened.classes or opened.model, tree)
+    outputs = _outputs(name, opened.classes or opened.model, tree)
+    return opened, outputs if opened.trains_inner else outputs[: tree.num_image_classes]
 
 
 def _outputs(name: str, classes: LabelSpace | int | nn.Module, tree: SemanticTree) -> Tensor:
-    """Return for each class of the tree its output (int64); raises ValueError where the teacher lacks one."""
+    """Return for each class of the tree its output (int64), of image classes alone where it lacks an inner class.
+
+    Raises ValueError where the teacher lacks an image class.
+    """
     try:
-        return class_map(classes if isinstance(classes, LabelSpace) else label_space_of(classes), tree.wnids)
+        space = classes if isinstance(classes, LabelSpace) else label_space_of(classes)
+        has_inner = set(tree.wnids) <= set(space.wnids)
+        return class_map(space, tree.wnids if has_inner else tree.wnids[: tree.num_image_classes])
     except ValueError as error:
         architecture = name.partition(".")[0]
         known = [model.name for model in pretrained_21k() if model.name != name]

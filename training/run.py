@@ -24,7 +24,7 @@ from .evaluation.multilabel import evaluate_labels
 from .init_weights import check_network
 from .logs import check_trackers, open_logs
 from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
-from .losses.create import create_distillation, create_loss
+from .losses.create import create_distillation, create_loss, trains_inner
 from .precision import resolve_amp
 from .runs.checkpoint import (
     keep_checkpoints,
@@ -120,7 +120,7 @@ def train_model(
         teacher=teacher,
         distillation=create_distillation(settings, tree) if teacher else None,
         mix=mix,
-        measure=SEMANTIC if label_sets is None else Measure("map", partial(evaluate_labels, table=label_sets)),
+        measure=_measure_of(settings, tree, label_sets),
     )
     if teacher and (overwrite or not ranks.gather_json(RunFolder(folder).last.exists())[0]):
         tested, split = (val_loader, "validation") if val_loader is not None else (loader, "training")
@@ -281,3 +281,10 @@ def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder, config: Mappin
         metrics |= position.validation
         metrics |= {f"best_{trainer.measure.headline}": position.best, "best_epoch": position.best_epoch}
     write_json(run.path / "metrics.json", metrics)
+
+
+def _measure_of(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None) -> Measure:
+    if label_sets is not None:
+        return Measure("map", partial(evaluate_labels, table=label_sets))
+    fill_inner = bool(tree.num_inner) and not trains_inner(settings)
+    return SEMANTIC._replace(evaluate=partial(SEMANTIC.evaluate, fill_inner=True)) if fill_inner else SEMANTIC

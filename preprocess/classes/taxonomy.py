@@ -257,8 +257,8 @@ def build_tree(wnids: Iterable[str], taxonomy: Taxonomy | None = None, *, inner_
 def _meeting_ancestors(wnids: Sequence[str], taxonomy: Taxonomy) -> list[str]:
     """Return the ancestors, not among the classes, that have classes in two or more of their branches; sorted.
 
-    >>> _meeting_ancestors(["n01858441", "n01860187", "n02084071"], Taxonomy.packaged())  # swan, black swan, dog
-    ['n01471682']
+    >>> _meeting_ancestors(["n01858441", "n01860187", "n02084071"], Taxonomy.packaged())  # of swans and dog: animal
+    ['n00015388']
     """
     branches: defaultdict[str, set[str]] = defaultdict(set)  # per node its children on the way to a class
     for wnid in wnids:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from in21k.models import create_model
+from in21k.models.label_space import LabelSpace
 from in21k.shards.tree import SemanticTree
 from in21k.training import CrossEntropyLoss, SemanticSoftmaxLoss, TrainSettings, evaluate
 from in21k.training.evaluation.measure import measure, per_class
 from in21k.training.evaluation.predictions import collect
+from in21k.training.features.knn import _Counts
+from in21k.training.features.probe import _lifted
+from in21k.training.inference.open_model import OpenModel
+from in21k.training.inference.pixel_model import PixelModel
 from in21k.training.inference.predict import Describer
-from in21k.training.losses.create import create_distillation, create_loss
+from in21k.training.losses.create import create_distillation, create_loss, trains_inner
 from in21k.training.losses.distill_loss import LogitKDLoss
+from in21k.training.losses.levels import InnerScores, Levels
 from in21k.training.runs.checkpoint import tree_content, tree_from
 from in21k.training.runs.run_folder import network_config, run_config
 
@@ -98,6 +105,64 @@ def test_a_prediction_climbs_through_inner_classes() -> None:
     assert [answer["name"] for answer in beagle["top5"]] == ["beagle", "poodle", "cat"]
     assert sum(answer["probability"] for answer in beagle["top5"]) == pytest.approx(1)
     assert [answer["name"] for answer in cat["chain"]] == ["animal", "cat"]
+
+
+def test_a_softmax_over_image_classes_scores_inner_ones_by_the_classes_below() -> None:
+    logits = torch.tensor([[1.0, 1.5, 1.2, 50, -50]])  # of the last two nothing is trained
+    scores = InnerScores(TREE)(logits)
+    assert scores[:, :3].tolist() == logits[:, :3].tolist()
+    assert scores[0, DOG].item() == pytest.approx(logits[0, [BEAGLE, POODLE]].logsumexp(0).item())
+    assert scores[0, ANIMAL].item() == pytest.approx(logits[0, :3].logsumexp(0).item())
+    batches = [(logits, torch.tensor([POODLE]))]
+    assert evaluate(nn.Identity(), batches, TREE)["semantic_top1"] == 50  # by the untrained output the cat is likelier
+    assert evaluate(nn.Identity(), batches, TREE, fill_inner=True)["semantic_top1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_trained"),
+    [
+        ({"loss": "semantic"}, True),
+        ({"loss": "cross-entropy"}, False),
+        ({"loss": "bce", "teacher": "run", "kd_temperature": 2.0}, False),
+        ({"loss": "cross-entropy", "teacher": "run"}, True),
+    ],
+)
+def test_inner_outputs_are_trained_by_what_knows_the_tree(settings: dict[str, Any], is_trained: bool) -> None:
+    assert trains_inner(replace(TrainSettings(), **settings)) is is_trained
+
+
+def test_a_network_without_inner_outputs_is_asked_for_image_classes_and_filled() -> None:
+    class Published(nn.Module):
+        num_classes = 4
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([[0.0, 1, 2, 3]]).expand(len(images), -1)
+
+    opened = OpenModel(
+        model=Published(),
+        name="published",
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        image_size=8,
+        crop_pct=None,
+        classes=LabelSpace("four", ("fish", "poodle", "cat", "beagle")),
+    )
+    outputs = opened.outputs_of(TREE)
+    assert outputs.tolist() == [3, 2, 1]
+    logits = PixelModel(opened, outputs, TREE)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert logits.shape == (2, 5)
+    assert logits[0, :3].tolist() == [3, 2, 1]
+    assert logits[0, DOG].item() == pytest.approx(torch.tensor([3.0, 1]).logsumexp(0).item())
+
+
+def test_probes_and_neighbours_answer_on_levels_of_inner_classes() -> None:
+    lifted = _lifted(torch.tensor([[0.1, 0.3, 0.2]]), Levels(TREE).ancestors)  # cat, and of the deepest level poodle
+    assert lifted.tolist() == [[0, 1, 1, 0, 0]]
+    counts = _Counts(3, TREE, torch.device("cpu"))
+    voters = torch.tensor([[BEAGLE, POODLE, CAT]])
+    counts.update(voters, torch.zeros(1, 3, dtype=torch.float64), torch.tensor([POODLE]))
+    # Two dogs outvote one cat; beagle and poodle have a vote each, of which the first counts.
+    assert counts.compute()["semantic_top1"] == 50
 
 
 def test_a_checkpoint_keeps_which_classes_are_inner() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...shards.tree import SemanticTree
 from ..distributed import Ranks
+from ..losses.levels import InnerScores
 from ..metrics import SemanticAccuracy, TopAccuracy, commonest
 from ..precision import autocast
 from ..tracker import Batch
@@ -23,12 +24,14 @@ def evaluate(
     amp: str = "off",
     ranks: Ranks | None = None,
     on_batch: Callable[[int], object] | None = None,
+    fill_inner: bool = False,
 ) -> dict[str, Any]:
     """Validate a model that lies on the ranks' device; every rank has to call it, and gets the result of all.
 
     loader:   this rank's batches: images (B, 3, H, W), labels int64 (B,); there may be none, and empty ones.
     amp:      `off`, `bf16` or `fp16`.
     on_batch: called with the number of images after each batch.
+    fill_inner: score inner classes by the classes below them (see `InnerScores`), as their outputs are not trained.
 
     Returns {semantic_top1, semantic_top1_commonest, top1, top5 (percent), num_samples, per_level}, in which
     semantic_top1_commonest is what always answering each level's commonest class would give. `collect` and `measure`
@@ -36,8 +39,9 @@ def evaluate(
     """
     ranks = ranks or Ranks()
     semantic, top = SemanticAccuracy(tree, ranks.device), TopAccuracy(tree.num_image_classes, ranks.device)
+    inner_scores = InnerScores(tree).to(ranks.device) if fill_inner else None
     for logits, labels in answered(model, loader, amp=amp, ranks=ranks, on_batch=on_batch):
-        semantic.update(logits, labels)
+        semantic.update(inner_scores(logits) if inner_scores else logits, labels)
         top.update(logits, labels)
     # Counts are added over the ranks, and divided once: no average of averages.
     semantic.sums, top.sums = ranks.sum(semantic.sums), ranks.sum(top.sums)

@@ -125,7 +125,7 @@ class _Counts:
         if self._levels and self._semantic:
             above = self._levels.ancestors_of(voters.reshape(-1)).view(*voters.shape, -1)  # B, k, K
             cast = logs[..., None].where(above >= 0, -math.inf)
-            votes = _log_votes(above.clamp(min=0).flatten(1), cast.flatten(1), self._num_classes)
+            votes = _log_votes(above.clamp(min=0).flatten(1), cast.flatten(1), self._levels.num_classes)
             best = [part.max(dim=1) for part in self._levels.split(votes)]
             answers = [
                 classes[likeliest.indices].where(likeliest.values > -math.inf, NO_ANSWER)

@@ -204,12 +204,15 @@ class _Probe:
 
 
 def _lifted(scores: Tensor, ancestors: Tensor) -> Tensor:
-    """Return (B, num_classes): 1 at the ancestor, in each hierarchy, of the best-scoring class that has one there."""
+    """Return (B, num_classes): 1 at the ancestor, in each hierarchy, of the best-scoring class that has one there.
+
+    scores: of the classes with images. ancestors: see `Levels`.
+    """
     answers: list[Tensor] = []
-    for above in ancestors.T:
+    for above in ancestors[: scores.shape[1]].T:
         (reach,) = (above >= 0).nonzero(as_tuple=True)
         answers.append(above[reach[scores[:, reach].argmax(dim=1)]])
-    return torch.zeros_like(scores).scatter_(1, torch.stack(answers, dim=1), 1)
+    return scores.new_zeros(len(scores), len(ancestors)).scatter_(1, torch.stack(answers, dim=1), 1)
 
 
 def _check(shots: Sequence[int], seeds: Sequence[int], learning_rates: Sequence[float], epochs: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...models.trial import try_images
 from ...shards.tree import SemanticTree
+from ..losses.levels import InnerScores
 from ..precision import autocast
 from ..runs.saved_run import Weights
 from .images import Picture, UnreadableImageError
@@ -99,6 +100,9 @@ class Classifier:
         self._amp = opened.run.settings.amp if opened.run and self._device.type == "cuda" else "off"
         self._model = opened.model.to(self._device)
         self._flip = flip
+        self._inner_scores = None
+        if tree and tree.num_inner and not opened.trains_inner:
+            self._inner_scores = InnerScores(tree).to(self._device)
 
     def __call__(self, images: Given | Iterable[Given]) -> list[dict[str, Any]]:
         """Return what each image shows, in their order.
@@ -128,7 +132,8 @@ class Classifier:
         images = self._opened.normalize(pixels.to(self._device))
         with torch.inference_mode(), autocast(self._device, self._amp):
             logits: Tensor = self._model(images).float()
-            return (logits + self._model(images.flip(3)).float()) / 2 if self._flip else logits
+            logits = (logits + self._model(images.flip(3)).float()) / 2 if self._flip else logits
+            return self._inner_scores(logits) if self._inner_scores else logits
 
 
 def extract_features(

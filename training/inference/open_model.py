@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ...models.export import BY_SIGMOID, SEVERAL_LABELS, weights_fingerprint
 from ...models.fit import convert
-from ...models.label_space import LabelSpace, label_space_of
+from ...models.label_space import LabelSpace, class_map, label_space_of
 from ...models.trial import try_images
 from ...models.weights_file import check_finite, read_weights
 from ...shards.normalize import mean_std
 from ...shards.tree import SemanticTree
+from ..losses.create import trains_inner
 from ..runs.saved_run import SavedRun, Weights, load_run
 from ..settings import BINARY_LOSSES
 
@@ -80,6 +81,21 @@ class OpenModel:
         """What an export of ours says to timm, which hands it on."""
         config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
         return config.get("notes") or ()
+
+    @property
+    def trains_inner(self) -> bool:
+        """Whether the outputs for inner classes of a run's tree were trained."""
+        return self.run is None or trains_inner(self.run.settings)
+
+    def outputs_of(self, tree: SemanticTree) -> Tensor:
+        """Return which outputs are the classes of a tree, int64, for `logits[:, outputs]`.
+
+        Those of its image classes alone where the network has none for its inner classes, or none that were trained.
+        Raises ValueError where it lacks an image class.
+        """
+        assert self.classes is not None
+        has_inner = self.trains_inner and set(tree.wnids) <= set(self.classes.wnids)
+        return class_map(self.classes, tree.wnids if has_inner else tree.wnids[: tree.num_image_classes])
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, 3, H, W) as the network takes them, float32."""

@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ...shards.tree import SemanticTree
+from ..losses.levels import InnerScores
 from .open_model import OpenModel
 
 
@@ -14,12 +16,16 @@ class PixelModel(nn.Module):
     """Takes images uint8 (B, 3, H, W), gives logits (B, len(outputs)).
 
     outputs: int64, which outputs of the network, in which order; None: all, in theirs.
+    tree:    of the classes that the outputs stand for. Where they are its image classes alone, logits for its inner
+             classes are added (see `InnerScores`).
     """
 
     outputs: Tensor | None
 
-    def __init__(self, opened: OpenModel, outputs: Tensor | None = None) -> None:
+    def __init__(self, opened: OpenModel, outputs: Tensor | None = None, tree: SemanticTree | None = None) -> None:
         super().__init__()
+        lacks_inner = tree is not None and outputs is not None and len(outputs) < len(tree)
+        self._inner_scores = InnerScores(tree) if tree and lacks_inner else None
         self.network, self._normalize = opened.model, opened.normalize
         num_outputs = cast(int, opened.model.num_classes)
         if outputs is not None and torch.equal(outputs, torch.arange(num_outputs)):
@@ -29,4 +35,5 @@ class PixelModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch."""
         logits: Tensor = self.network(self._normalize(images))
-        return logits if self.outputs is None else logits.index_select(1, self.outputs)
+        logits = logits if self.outputs is None else logits.index_select(1, self.outputs)
+        return self._inner_scores(logits) if self._inner_scores else logits

@@ -55,7 +55,8 @@ def validate_imagenet1k(
         raise ValueError(
             f"{opened.source or opened.name}: the classes of its outputs are unknown; give a model of ImageNet-21K"
         )
-    shared = shared_with_imagenet1k(opened.classes.wnids)
+    num_image_classes = opened.tree.num_image_classes if opened.tree else None
+    shared = shared_with_imagenet1k(opened.classes.wnids[:num_image_classes])
     is_folder = "://" not in str(data) and not (Path(data) / "dataset.json").is_file()
     with join_ranks(settings.device) as ranks, own_limit():
         setup = EvalSetup(opened, settings, ranks)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...datapipe.rows import read_images
-from ...models import class_map
 from ...preprocess.pack_labelled import Watch
 from ...shards import SemanticTree, ShardSet
 from ...shards.files.parallel import ignore_progress
@@ -257,7 +256,7 @@ def _multi_label(name: str, record: RunRecord) -> str:
 def _unknown_classes(name: str, opened: OpenModel, data: ShardSet) -> str:
     """Return why a run has no predictions: it does not know the shards' classes; empty where it does."""
     known = opened.tree.wnids if opened.tree else ()
-    if set(data.tree.wnids) <= set(known):
+    if set(data.tree.wnids[: data.tree.num_image_classes]) <= set(known):
         return ""
     return (
         f"{name} knows {len(known):,} classes, the shards have {len(data.tree):,}, and it does not know them all; give "
@@ -275,7 +274,7 @@ def _measure(
     assert opened.classes is not None
     setup = EvalSetup(opened, inspection.settings, ranks)
     if answer.predictions is None:
-        outputs = class_map(opened.classes, shards.tree.wnids)
+        outputs = opened.outputs_of(shards.tree)
         with watch(f"answers of {name}") as on_progress:
             answer.predictions = collect_predictions(setup, shards, images, outputs, on_progress)
         answer.tree = shards.tree

@@ -11,7 +11,6 @@ import pyarrow as pa
 from torch import Tensor
 
 from ...datapipe import create_loader
-from ...models import class_map
 from ...preprocess.pack_labelled import LabelledSet
 from ...shards import SemanticTree, ShardSet
 from ...shards.files.parallel import OnProgress, ignore_progress
@@ -124,11 +123,11 @@ def collect_predictions(
 ) -> Predictions:
     """Have a network answer every validation image; every rank has to call it, and gets the answers of all.
 
-    outputs: for each class of the shards the network's output, int64 (C,).
+    outputs: for each class of the shards the network's output, int64 (C,); see `OpenModel.outputs_of`.
     """
     with setup.row_loader(shards, images.split) as loader:
         return collect(
-            PixelModel(setup.opened, outputs).to(setup.ranks.device),
+            PixelModel(setup.opened, outputs, shards.tree).to(setup.ranks.device),
             loader,
             images.classes,
             shards.tree,
@@ -141,7 +140,8 @@ def collect_predictions(
 
 def _outputs(opened: OpenModel, data: str | Path, labelled: LabelledSet) -> Tensor:
     """Return the network's output for each class of the shards; raises ValueError where it lacks one."""
-    name, wnids = opened.source or opened.name, labelled.shards.tree.wnids
+    name, tree = opened.source or opened.name, labelled.shards.tree
+    wnids = tree.wnids[: tree.num_image_classes]
     if labelled.sets is not None:
         raise ValueError(f"{data}: its images have several labels, and {name} gives each image one; give other shards")
     if opened.classes is None:
@@ -151,7 +151,7 @@ def _outputs(opened: OpenModel, data: str | Path, labelled: LabelledSet) -> Tens
             f"{name} knows {len(opened.classes):,} classes, {data} has {len(wnids):,}, and it does not know them all; "
             "give the shards it was trained on"
         )
-    return class_map(opened.classes, wnids)
+    return opened.outputs_of(tree)
 
 
 def _measure_labels(

@@ -28,6 +28,11 @@ def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor 
     return loss if settings.loss == "semantic" else _on_image_classes(loss, tree)
 
 
+def trains_inner(settings: TrainSettings) -> bool:
+    """Tell whether the outputs for inner classes are trained: by semantic softmax, or a teacher in the tree."""
+    return settings.loss == "semantic" or (settings.teacher is not None and settings.kd_temperature is None)
+
+
 class ImageClassLoss(nn.Module):
     """A loss of the outputs for classes with images, the first of logits (B, num_classes).
 

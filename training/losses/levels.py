@@ -72,3 +72,37 @@ class Levels(nn.Module):
     def classes(self) -> tuple[Tensor, ...]:
         """Per hierarchy its class indices, int64 (N_k,)."""
         return cast(tuple[Tensor, ...], self.order.split(self.sizes))
+
+
+class InnerScores(nn.Module):
+    """Gives inner classes the log-sum-exp of the logits of the image classes below them.
+
+    For networks that have no outputs for inner classes, or whose loss left them out: one softmax over the image classes
+    then makes an inner class as probable as all classes below it together.
+
+    Logits (B, num_image_classes or more), of which the first count, to float32 (B, num_classes).
+
+    >>> tree = SemanticTree.from_parents("abcd", ["beagle", "poodle", "cat", "dog"], [3, 3, -1, -1], num_inner=1)
+    >>> InnerScores(tree)(torch.tensor([[1.0, 1.0, 0.0]])).exp().tolist()  # e, e, 1, 2e
+    [[2.7182817459106445, 2.7182817459106445, 1.0, 5.436563491821289]]
+    """
+
+    below: Tensor
+    inner: Tensor
+
+    def __init__(self, tree: SemanticTree) -> None:
+        super().__init__()
+        self.num_image_classes, self.num_inner = tree.num_image_classes, tree.num_inner
+        first = tree.num_image_classes
+        pairs = [(index, node - first) for index in range(first) for node in tree.paths[index] if node >= first]
+        below, inner = zip(*pairs, strict=True) if pairs else ((), ())
+        self.register_buffer("below", torch.tensor(below, dtype=torch.int64), persistent=False)
+        self.register_buffer("inner", torch.tensor(inner, dtype=torch.int64), persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the logits of all classes."""
+        logits = logits[:, : self.num_image_classes].float()
+        most = logits.amax(dim=1, keepdim=True)
+        shares = (logits - most).exp().index_select(1, self.below)
+        sums = logits.new_zeros(len(logits), self.num_inner).index_add_(1, self.inner, shares)
+        return torch.cat([logits, sums.clamp(min=torch.finfo(sums.dtype).tiny).log() + most], dim=1)
