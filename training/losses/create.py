@@ -13,7 +13,7 @@ from .registry import LOSSES
 def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None = None) -> nn.Module:
     """Build the loss that the settings name: of logits (B, num_classes) and labels (B,), a mean.
 
-    Of a tree with inner classes semantic softmax takes all outputs, and every other loss those of the image classes.
+    A loss that does not know the tree takes the outputs of classes with images alone.
 
     label_sets: of images with several labels, bool (num_sets, num_classes); labels are then numbers of label sets.
     Raises ValueError as `check_loss`.
@@ -25,12 +25,12 @@ def create_loss(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor 
         return named.of_label_sets(settings, label_sets)
     assert named.of_one_label
     loss = named.of_one_label(settings, tree)
-    return loss if settings.loss == "semantic" else _on_image_classes(loss, tree)
+    return loss if named.knows_tree else _on_image_classes(loss, tree)
 
 
 def trains_inner(settings: TrainSettings) -> bool:
-    """Tell whether the outputs for inner classes are trained: by semantic softmax, or a teacher in the tree."""
-    return settings.loss == "semantic" or (settings.teacher is not None and settings.kd_temperature is None)
+    """Tell whether the outputs for inner classes are trained: by a loss that knows the tree, or a teacher in it."""
+    return LOSSES[settings.loss].knows_tree or (settings.teacher is not None and settings.kd_temperature is None)
 
 
 class ImageClassLoss(nn.Module):

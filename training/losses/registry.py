@@ -23,6 +23,8 @@ class NamedLoss(NamedTuple):
     """The tensor tells which labels are in each label set: bool (num_sets, num_classes)."""
     binary: bool = False
     """A yes or no for each class, in place of one answer of all classes."""
+    knows_tree: bool = False
+    """It trains inner classes too; other losses take the outputs of classes with images alone."""
 
 
 def _asymmetric(settings: Settings, label_sets: Tensor) -> nn.Module:
@@ -36,7 +38,7 @@ def _asymmetric(settings: Settings, label_sets: Tensor) -> nn.Module:
 
 
 LOSSES = {
-    "semantic": NamedLoss(lambda settings, tree: SemanticSoftmaxLoss(tree, settings.label_smoothing)),
+    "semantic": NamedLoss(lambda settings, tree: SemanticSoftmaxLoss(tree, settings.label_smoothing), knows_tree=True),
     "cross-entropy": NamedLoss(lambda settings, _: CrossEntropyLoss(settings.label_smoothing)),
     "bce": NamedLoss(
         lambda settings, _: BinaryCrossEntropyLoss(settings.label_smoothing),
