@@ -46,17 +46,17 @@ DALI_BUILDS = ("nvidia-dali-cuda110", "nvidia-dali-cuda120", "nvidia-dali-cuda13
 PACKAGES = ("torch", "torchvision", *DALI_BUILDS, "webdataset", "timm", "spdl", "litdata", "ffcv")
 
 
-def copied(archive: Path, out: Path) -> Path:
-    """Write a raw archive with each image COPIES times."""
+def copied(archive: Path, out: Path, copies: int) -> Path:
+    """Write a raw archive with each image so many times."""
     with tarfile.open(archive) as source, tarfile.open(out, "w") as target:
         for member in source:
             inner = io.BytesIO()
-            with tarfile.open(fileobj=source.extractfile(member)) as images, tarfile.open(None, "w", inner) as copies:
+            with tarfile.open(fileobj=source.extractfile(member)) as images, tarfile.open(None, "w", inner) as copy:
                 for image in images:
                     data = images.extractfile(image)
                     stem, image_bytes = Path(image.name).stem, data.read() if data else b""
-                    for number in range(COPIES):
-                        add(copies, f"{stem}_{number}.JPEG", image_bytes)
+                    for number in range(copies):
+                        add(copy, f"{stem}_{number}.JPEG", image_bytes)
             add(target, member.name, inner.getvalue())
     return out
 
@@ -68,10 +68,10 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def make_shards(work: Path) -> ShardSet:
-    """Prepare and shard every image of the archive."""
+def make_shards(work: Path, archive: Path = ARCHIVE, copies: int = COPIES) -> ShardSet:
+    """Prepare and shard every image of an archive, each some times."""
     select = SelectSettings(rare_threshold=0, val_per_class=0)
-    source = open_raw_tar(copied(ARCHIVE, work / "raw.tar"))
+    source = open_raw_tar(copied(archive, work / "raw.tar", copies))
     prepared = prepare(source, work / "prepared", select=select, image=ImageSettings())
     return pack(prepared, work / "shards", ShardSettings(shard_samples=SHARD_SAMPLES))
 

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,21 +101,51 @@ def milliseconds(way: Way, logits: Tensor) -> float:
     return begin.elapsed_time(end) / CALLS_PER_TIMING
 
 
-def compare(ways: dict[str, Way], logits: Tensor, rounds: int) -> None:
-    """Print each way's times, and their ratios to those of the first."""
+class Timing(NamedTuple):
+    """A way's times, and their ratios to those of the first way."""
+
+    way: str
+    median_ms: float
+    ratio: float
+    best_ms: float
+    best_ratio: float
+
+
+def compare(ways: dict[str, Way], logits: Tensor, rounds: int) -> list[Timing]:
+    """Let the ways take turns for some rounds; return each way's times."""
     names = list(ways)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
             times[name].append(milliseconds(ways[name], logits))
-    for name in names:
-        ratio = statistics.median(mine / first for mine, first in zip(times[name], times[names[0]], strict=True))
-        best = min(times[name]) / min(times[names[0]])
-        print(
-            f"  {name:24} median {statistics.median(times[name]):8.3f} ms  ratio {ratio:5.2f}"
-            f"    best {min(times[name]):8.3f} ms  ratio {best:5.2f}"
+    first = times[names[0]]
+    return [
+        Timing(
+            name,
+            statistics.median(own),
+            statistics.median(mine / theirs for mine, theirs in zip(own, first, strict=True)),
+            min(own),
+            min(own) / min(first),
         )
+        for name, own in times.items()
+    ]
+
+
+def show(timings: list[Timing]) -> None:
+    """Print a line for each way."""
+    for way, median_ms, ratio, best_ms, best_ratio in timings:
+        print(
+            f"  {way:24} median {median_ms:8.3f} ms  ratio {ratio:5.2f}"
+            f"    best {best_ms:8.3f} ms  ratio {best_ratio:5.2f}"
+        )
+
+
+def make_batch(tree: SemanticTree, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits and the teacher's, float32 (B, C), and labels (B,), on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn((batch_size, len(tree)), generator=generator) for _ in range(2))
+    return logits, teacher, torch.randint(len(tree), (batch_size,), generator=generator)
 
 
 def main() -> None:
@@ -125,20 +156,18 @@ def main() -> None:
     options = parser.parse_args()
     print(hardware())
     tree = build_tree(read_classes("fall11p"))
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.batch_size, len(tree))
-    logits, teacher = (torch.randn(shape, generator=generator) for _ in range(2))
-    labels = torch.randint(len(tree), shape[:1], generator=generator)
+    logits, teacher, labels = make_batch(tree, options.batch_size)
+    shape = logits.shape
     all_threads = torch.get_num_threads()
     for num_threads in sorted({1, all_threads}):
         torch.set_num_threads(num_threads)
         print(f"CPU, {num_threads} thread{'s' * (num_threads > 1)}, {shape[0]} x {shape[1]:,} float32")
-        compare(ways(tree, labels, teacher), logits.clone().requires_grad_(), options.rounds)
+        show(compare(ways(tree, labels, teacher), logits.clone().requires_grad_(), options.rounds))
     if torch.cuda.is_available():
         for dtype in (torch.float32, torch.bfloat16):
             print(f"GPU, {shape[0]} x {shape[1]:,} {dtype}")
             on_gpu = ways(tree, labels.cuda(), teacher.to("cuda", dtype))
-            compare(on_gpu, logits.to("cuda", dtype).requires_grad_(), options.rounds)
+            show(compare(on_gpu, logits.to("cuda", dtype).requires_grad_(), options.rounds))
 
 
 if __name__ == "__main__":
