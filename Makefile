@@ -9,7 +9,7 @@ PILLOW_SIMD := 12.1.1.post0
 SETUP := $(VENV)/.setup-$(DALI)
 DALI_VENV := .venv-dali-$(BUILD)
 
-.PHONY: help setup quickstart test test-slow test-dali test-lowest dist docs lint typecheck bench simd clean
+.PHONY: help setup quickstart test test-slow test-dali test-lowest dist docs lint typecheck bench gpu gpu-report offline-pack simd clean
 
 help:
 	@echo "setup       lay .venv with the package, the dev tools, OpenCV and one DALI build (DALI=cuda110|cuda120|cuda130)"
@@ -20,6 +20,9 @@ help:
 	@echo "dist        builds the sdist and the wheel, and runs the quickstart from the wheel in a fresh environment"
 	@echo "docs        makes docs/cli.md and docs/python.md anew, and a site of all pages in build/site"
 	@echo "lint        ruff;             typecheck  pyright;             bench  the benchmarks"
+	@echo "gpu         checks and measures on a GPU: PART=1|2|3|all, OUT=DIR, PACK=offline to install a pack first, PYTHON=python3"
+	@echo "gpu-report  the dated note in benchmarks/ of what \`make gpu\` left in OUT"
+	@echo "offline-pack  lays in offline/ what \`make gpu\` needs without network: PART_MB=50 PYTHON=3.12"
 	@echo "simd        puts pillow-simd in Pillow's place (needs AVX2, a C compiler, headers);   SIMD=off puts Pillow back"
 
 setup: $(SETUP)
@@ -113,6 +116,22 @@ bench: setup
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.distill
 	$(BIN)/python -m benchmarks.transfer
+
+# Without .venv it runs with PYTHON, which has torch and timm; a pack brings the rest.
+PART ?= all
+OUT ?= build/gpu
+PACK ?=
+gpu:
+	$$(test -x $(BIN)/python && test -z "$(PACK)" && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu_session --part $(PART) --out $(OUT) $(if $(PACK),--pack $(PACK))
+
+gpu-report:
+	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu_session_report $(OUT)
+
+# Here PYTHON is the version on the target machine.
+PART_MB ?= 50
+offline-pack: PACKED := $(if $(filter python%,$(PYTHON)),3.12,$(PYTHON))
+offline-pack:
+	$(BIN)/python -m benchmarks.offline_pack offline --part-mb $(PART_MB) --python $(PACKED)
 
 # pillow-simd brings the same files as Pillow, and no wheels. One is built first, so that a failure leaves Pillow alone; and
 # not from the cache, as headers that came since would be missed.
