@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -74,6 +74,22 @@ class Ranks:
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: len(mine)] = mine
         return [json.loads(bytes(part[:size].tolist())) for part, size in zip(self.gather(padded), sizes, strict=True)]
+
+    def from_first(self, compute: Callable[[], Any]) -> Any:
+        """Return on every rank what rank 0 computes, a JSON value; the others do not call `compute`.
+
+        Where rank 0 raises OSError or ValueError, every rank raises ValueError with its message.
+        """
+        value, problem = None, ""
+        if self.is_first:
+            try:
+                value = compute()
+            except (OSError, ValueError) as error:
+                problem = str(error)
+        value, problem = self.gather_json([value, problem])[0]
+        if problem:
+            raise ValueError(problem)
+        return value
 
     def share_bytes(self, content: bytes | None) -> bytes:
         """Return rank 0's bytes on every rank, whatever the others give."""

@@ -122,14 +122,14 @@ def train_model(
         mix=mix,
         measure=_measure_of(settings, tree, label_sets),
     )
-    if teacher and (overwrite or not ranks.gather_json(RunFolder(folder).last.exists())[0]):
+    if teacher and (overwrite or not ranks.from_first(RunFolder(folder).last.exists)):
         tested, split = (val_loader, "validation") if val_loader is not None else (loader, "training")
         self_test_result = self_test(teacher, tested, tree, split=split, amp=settings.amp, ranks=ranks)
         log.log(logging.INFO if ranks.is_first else logging.DEBUG, "%s", self_test_result)
     with StopRequests() as stop_requests, open_run(folder, config, ranks, overwrite=overwrite) as run:
         if _is_finished(run, ranks):
             log.info("%s: this run is finished already", folder)
-            return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
+            return ranks.from_first(run.metrics)
         _resume(trainer, loader, run)
         return _run(trainer, loader, val_loader, tree, run, config, progress, stop_requests)
 
@@ -203,7 +203,7 @@ def _run(
             save()
     if ranks.is_first:
         _finish(trainer, tree, run, config)
-    return ranks.gather_json(run.metrics() if ranks.is_first else None)[0]
+    return ranks.from_first(run.metrics)
 
 
 def _within_epoch(loader: Loader) -> bool:
@@ -228,14 +228,13 @@ def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: Train
 
 def _resume(trainer: Trainer, loader: Loader, run: RunFolder) -> None:
     """Resume from the newest whole checkpoint of rank 0's folder, where it has one; all ranks raise its ValueError."""
-    ranks, newest, problem = trainer.ranks, None, ""
-    if ranks.is_first:
-        try:
-            newest = newest_checkpoint(run.last)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-    if problem := ranks.gather_json(problem)[0]:
-        raise ValueError(problem)
+    ranks, newest = trainer.ranks, None
+
+    def look() -> None:
+        nonlocal newest
+        newest = newest_checkpoint(run.last)
+
+    ranks.from_first(look)
     content = ranks.share_bytes(newest[1] if newest else b"")
     if not content:
         return

@@ -115,3 +115,25 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         pass
     with join_ranks() as ranks:
         assert ranks.device.type == "cpu"
+
+
+def test_what_rank_0_computes_or_refuses_reaches_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from in21k.training.distributed import join_ranks\n"
+        "def refuse(): raise OSError(28, 'No space left on device', 'x')\n"
+        "with join_ranks('cpu') as ranks:\n"
+        "    calls = []\n"
+        "    value = ranks.from_first(lambda: calls.append(1) or [ranks.rank, 'a'])\n"
+        "    try:\n"
+        "        ranks.from_first(refuse)\n"
+        "    except ValueError as error:\n"
+        "        Path(sys.argv[1], f'{ranks.rank}.json').write_text(json.dumps([value, len(calls), str(error)]))\n"
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--monitor-interval=0.1"]
+    subprocess.run([sys.executable, *launch, str(tmp_path / "ranks.py"), str(tmp_path)], check=True)
+    facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [fact[0] for fact in facts] == [[0, "a"]] * 2
+    assert [fact[1] for fact in facts] == [1, 0]
+    assert all("No space left on device" in fact[2] for fact in facts)

@@ -55,7 +55,7 @@ def collect_features(
     Raises ValueError for a feature that is not finite in the dtype.
     """
     ranks = ranks or Ranks()
-    place = ranks.gather_json(store.place if store else None)[0]
+    place = ranks.from_first(lambda: store.place if store else None)
     if place is not None:
         loader.load_state_dict(place)
     extractor.eval()

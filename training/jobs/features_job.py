@@ -113,7 +113,7 @@ def extract_features(
         if not was_finished:
             loading = {"backend": settings.backend, "batch_size": batch_size, "workers": settings.workers}
             work.extract(loading, on_progress)
-        num_rows: int = ranks.gather_json(len(open_features(out)) if ranks.is_first else None)[0]
+        num_rows: int = ranks.from_first(lambda: len(open_features(out)))
         return ExtractedFeatures(out, provenance, num_rows, provenance["num_samples"] - num_rows, was_finished)
 
 
@@ -165,18 +165,14 @@ class _Work:
 
     def is_finished(self) -> bool:
         """Return whether an earlier call finished the file."""
-        is_finished, problem = False, ""
-        if self.ranks.is_first:
-            try:
-                is_finished = finished_features(self.out, self.provenance, overwrite=self.overwrite) is not None
-                if is_finished:
-                    remove_leftover_rows(self.out)
-            except ValueError as error:
-                problem = str(error)
-        is_finished, problem = self.ranks.gather_json([is_finished, problem])[0]
-        if problem:
-            raise ValueError(problem)
-        return is_finished
+
+        def finish() -> bool:
+            is_finished = finished_features(self.out, self.provenance, overwrite=self.overwrite) is not None
+            if is_finished:
+                remove_leftover_rows(self.out)
+            return is_finished
+
+        return self.ranks.from_first(finish)
 
     def extract(self, loading: dict[str, Any], on_progress: OnProgress) -> None:
         """Extract the features that an earlier call did not, and write the file.
@@ -217,18 +213,18 @@ class _Work:
 
     def _enter_store(self, stack: ExitStack, num_rows: int) -> RowStore | None:
         """Take the work file on rank 0; None on the others."""
-        problem, provenance = "", self.provenance
+        provenance = self.provenance
         shape = (num_rows, provenance["num_features"])
         store = RowStore(self.out, provenance, shape, provenance["dtype"], overwrite=self.overwrite)
-        if self.ranks.is_first:
-            try:
-                stack.enter_context(store)
-                if finished_features(self.out, provenance, overwrite=self.overwrite) is not None:
-                    problem = f"{self.out}: another in21k finished it meanwhile; run the same command again to use it"
-            except (OSError, ValueError) as error:
-                problem = str(error)
-        if problem := self.ranks.gather_json(problem)[0]:
-            raise ValueError(problem)
+
+        def take() -> None:
+            stack.enter_context(store)
+            if finished_features(self.out, provenance, overwrite=self.overwrite) is not None:
+                raise ValueError(
+                    f"{self.out}: another in21k finished it meanwhile; run the same command again to use it"
+                )
+
+        self.ranks.from_first(take)
         return store if self.ranks.is_first else None
 
     def _rows(self, first: int, store: RowStore, num_rows: int) -> Iterator[tuple[pa.Table, Rows]]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -193,15 +194,8 @@ class RunFolder:
 @contextmanager
 def open_run(path: Path, config: Mapping[str, Any], ranks: Ranks, *, overwrite: bool = False) -> Generator[RunFolder]:
     """Take a run's folder on rank 0; what rank 0 finds wrong is a ValueError on every rank."""
-    run, problem = RunFolder(path), ""
-    if ranks.is_first:
-        try:
-            run.take(config, overwrite=overwrite)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-    problem = ranks.gather_json(problem)[0]
-    if problem:
-        raise ValueError(problem)
+    run = RunFolder(path)
+    ranks.from_first(partial(run.take, config, overwrite=overwrite))
     try:
         yield run
     finally:
