@@ -1,7 +1,8 @@
 """What the feed of the loaders costs in Python: `python -m benchmarks.feed SHARDS`.
 
-CPU time of one thread for an image: reading, checksums, headers and inputs; and that of `os.pread` and SHA-256 alone,
-which release the GIL. The rest holds the GIL, so it bounds what several threads reach together.
+CPU time of one thread for an image. Of dali_cpu: reading, checksums, headers, inputs; and `os.pread` and SHA-256 alone,
+which release the GIL. The rest holds the GIL, so it bounds what several threads reach together. Of opencv:
+everything that a worker thread does.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
+import torch
+
 from in21k.datapipe.backends.dali_loader import DaliCpuLoader
+from in21k.datapipe.backends.opencv_loader import OpenCVLoader
 from in21k.datapipe.loader import LoaderSettings
 from in21k.datapipe.plan import EpochPlan, PlannedBatch
 from in21k.shards import open_dataset
+from in21k.shards.dataset import ShardSplit
 
 BATCH, NUM_BATCHES, ROUNDS = 256, 8, 9
 
@@ -32,6 +38,28 @@ def cpu_us(work: Callable[[PlannedBatch], Any], batches: Sequence[PlannedBatch])
             work(batch)
         times.append((time.thread_time() - begun) / sum(map(len, batches)))
     return 1e6 * statistics.median(sorted(times)[:3])
+
+
+class Inline:
+    """An executor that runs each task at once, in the thread whose CPU time is measured."""
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Return the finished task."""
+        future = Future[Any]()
+        future.set_result(work(*arguments))
+        return future
+
+
+def measure_opencv(split: ShardSplit, batches: Sequence[PlannedBatch]) -> None:
+    """Print what an image costs the worker threads of opencv, which decode, transform and normalise it."""
+    for dtype, normalize in ((torch.uint8, None), (torch.float32, "unit"), (torch.float16, "imagenet")):
+        settings = LoaderSettings(
+            batch_size=BATCH, image_size=224, augment="inception", workers=1, dtype=dtype, normalize=normalize
+        )
+        loader: Any = OpenCVLoader(split, settings)
+        whole = cpu_us(lambda batch, loader=loader: loader._finish(loader._start(Inline(), batch)), batches)
+        print(f"opencv, {dtype}: {whole:.0f} us an image")
+        loader.close()
 
 
 def main() -> None:
@@ -51,6 +79,7 @@ def main() -> None:
         for place in places[batch.first]:
             hashlib.sha256(os.pread(*place)).digest()
 
+    measure_opencv(split, batches)
     for augment in ("none", "inception", "inception-ra"):
         loader: Any = DaliCpuLoader(split, LoaderSettings(batch_size=BATCH, image_size=224, augment=augment, workers=1))
         whole, free = cpu_us(loader._read, batches), cpu_us(without_gil, batches)
