@@ -14,6 +14,7 @@ from .options import (
     batch_size_option,
     device_option,
     emit,
+    file_options,
     json_option,
     overwrite_option,
     table,
@@ -38,6 +39,7 @@ LIST = "list"
     "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="How to store."
 )
 @weights_option
+@file_options
 @click.option("--image-size", type=click.IntRange(1, 8192), help="Pixels.  [default: as the network was trained]")
 @backend_option
 @batch_size_option("256")
@@ -55,7 +57,7 @@ LIST = "list"
 def features(
     model: str, out: Path | None, data: Path | str | None, overwrite: bool, as_json: bool, **settings: Any
 ) -> None:
-    """Write the features of every image of a split. MODEL is a run, a checkpoint or a timm model.
+    """Write the features of every image of a split. MODEL is a run, a checkpoint, a file of weights or a timm model.
 
     A row is an image: its key, wnid and class index, and the features of a layer, averaged over space. Rows are in the
     manifest's order, whatever the loader, the workers and the ranks. Corrupt images are left out and logged. An .npy
@@ -63,13 +65,13 @@ def features(
     trained. After a kill the same command resumes; other settings need --overwrite. Under torchrun each rank does its
     share.
     """
-    from ..training import open_model
     from ..training.distributed import is_first_rank
     from ..training.inference.layers import list_layers
     from ..training.jobs.features_job import FeatureSettings, extract_features
+    from ..training.jobs.setup import open_network
 
     chosen = FeatureSettings(**settings)
-    opened = open_model(model, chosen.weights)
+    opened = open_network(model, chosen)
     if chosen.layer == LIST:
         _print_layers(list_layers(opened.model, chosen.image_size or opened.image_size), as_json=as_json)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .models_zoo import render_zoo, zoo_rows
 from .options import PATH_OR_URL, emit, json_option, table
 from .progress import ProgressLine
 
@@ -21,14 +22,23 @@ if TYPE_CHECKING:
 @click.argument("pattern", required=False)
 @click.option("--published", is_flag=True, help="Only those with published ImageNet-21K weights.")
 @click.option("--data", type=PATH_OR_URL, help="Shards: show which weights know all their classes, and can teach.")
+@click.option("--zoo", is_flag=True, help="The published table of semantic softmax; PATTERN: where files of it lie.")
 @json_option
-def models(pattern: str | None, published: bool, data: Path | str | None, as_json: bool) -> None:
+def models(pattern: str | None, published: bool, data: Path | str | None, zoo: bool, as_json: bool) -> None:
     """List the networks that `--model` takes, and the weights that `--teacher` takes.
 
     PATTERN is a part of the name (`resnet`) or a shell pattern ('resnet*'; '*' for all, which takes a minute). The
     default is every network with published ImageNet-21K weights. A name with a dot names such weights, which timm
     fetches, and their label space is shown (fall11p and winter21p are ImageNet-21K-P's).
+
+    --zoo lists the networks that were published with semantic softmax, with their figures and the names of their files.
+    A file of them in the folder PATTERN (default: here) is recognised by its keys and shapes, whatever its name.
     """
+    if zoo:
+        if published or data:
+            raise ValueError("--zoo lists one table; leave --published and --data out")
+        emit(zoo_rows(Path(pattern or ".")), render_zoo, as_json=as_json)
+        return
     from ..models import list_models, pretrained_21k
     from ..models.stats import count_parameters
 

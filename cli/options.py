@@ -105,6 +105,17 @@ def weights_option(command: Command) -> Command:
     )(command)
 
 
+def file_options(command: Command) -> Command:
+    """Add `--model` and `--classes`, for a network that is a file of published weights."""
+    named = click.option(
+        "--model", "architecture", metavar="NAME", help="Architecture of a file of weights.  [default: by its keys]"
+    )
+    classes = click.option(
+        "--classes", metavar="SPACE|FILE", help="Classes of a file of weights.  [default: by the number of outputs]"
+    )
+    return named(classes(command))
+
+
 def num_workers(workers: int | None) -> int:
     """Return the number of workers, which is one for each core by default."""
     from ..shards.files.parallel import default_workers

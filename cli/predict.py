@@ -15,6 +15,7 @@ from .options import (
     batch_size_option,
     device_option,
     emit,
+    file_options,
     json_option,
     overwrite_option,
     weights_option,
@@ -33,9 +34,10 @@ MAX_PICTURES = 36
 
 
 @click.command()
-@click.argument("model", metavar="RUN|CHECKPOINT|TIMM_NAME")
+@click.argument("model", metavar="RUN|CHECKPOINT|FILE|TIMM_NAME")
 @click.argument("images", metavar="IMAGE|FOLDER|TAR...", type=PATH, nargs=-1, required=True)
 @weights_option
+@file_options
 @click.option("--tta", is_flag=True, help="Test-time flip: the mean over each image and its mirror image.")
 @click.option(
     "--threshold",
@@ -71,19 +73,20 @@ def predict(
     timm models give the five likeliest classes alone. A run on images of several labels gives the labels that are
     present, each with its own probability, and the five likeliest; --threshold 0 lists every label.
 
+    A FILE holds published weights (.pth, .safetensors); see `in21k validate` for --model and --classes.
+
     Images are JPEG, PNG, GIF, BMP and WebP files, prepared as in validation: upright, RGB, stretched or cropped as the
     network was trained. A folder gives its images by byte order of their paths, and those of its tars. An image that
     cannot be read is reported on stderr, has an `error` in the output, and is skipped. Files of other types are skipped
     and counted at the end.
     """
     from ..shards.files.parallel import ignore_progress
-    from ..training import open_model
     from ..training.distributed import lone_device
     from ..training.inference.picture import draw_classified, lay_out
     from ..training.inference.predict import prediction_schema
     from ..training.jobs.image_sources import SkippedFiles, own_limit
     from ..training.jobs.predict_job import predict as predict_job
-    from ..training.jobs.setup import EvalSettings
+    from ..training.jobs.setup import EvalSettings, open_network
 
     if as_json and jsonl:
         raise ValueError("--json and --jsonl: give one of them")
@@ -93,7 +96,7 @@ def predict(
         check_table(out, overwrite=overwrite)
     chosen, skipped = EvalSettings(**settings), SkippedFiles()
     lone_device(chosen.device)  # refuses several ranks before a network is loaded
-    opened = open_model(model, chosen.weights)
+    opened = open_network(model, chosen)
     streams = jsonl or not (as_json or out)
     is_watched = not (streams and sys.stdout.isatty())
     tally, rows, drawn = _Tally(), list[dict[str, Any]](), list[Any]()

@@ -17,6 +17,7 @@ from .progress import ProgressLine
 @click.argument("queries", metavar="IMAGE_OR_KEY...", nargs=-1, required=True)
 @click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Of nearest images.")
 @click.option("--model", help="The network that made the features, for images that are not among them.")
+@click.option("--architecture", metavar="NAME", help="Of --model, where it is a file of weights.")
 @weights_option
 @click.option("--data", type=PATH_OR_URL, help="The shards of the features: for names and pictures.")
 @click.option("--picture", type=PATH, help="Also draw queries and nearest images into this PNG; needs --data.")
@@ -37,8 +38,8 @@ def retrieve(
     """Find the images of FEATURES (a file that `in21k features` wrote) that are nearest to others, by cosine.
 
     A query is the key of an image among them (n01440764_10026), which is left out of its own answers, or an image file.
-    For image files, give by --model the run, checkpoint or timm model that made the features; one with other weights is
-    refused. Names and pictures of the answers come from the shards that --data names.
+    For image files, give by --model the run, checkpoint, file of weights or timm model that made the features; one with
+    other weights is refused. Names and pictures of the answers come from the shards that --data names.
     """
     from ..training.jobs.retrieve_job import retrieve as retrieve_job
     from ..training.jobs.setup import EvalSettings

@@ -14,6 +14,7 @@ from .options import (
     batch_size_option,
     device_option,
     emit,
+    file_options,
     json_option,
     overwrite_option,
     table,
@@ -28,7 +29,7 @@ NUM_SHOWN = 5  # confused pairs, and hardest labels
 
 
 @click.command()
-@click.argument("model", metavar="[RUN|CHECKPOINT|TIMM_NAME]", required=False)
+@click.argument("model", metavar="[RUN|CHECKPOINT|FILE|TIMM_NAME]", required=False)
 @click.option(
     "--data",
     type=PATH_OR_URL,
@@ -42,6 +43,7 @@ NUM_SHOWN = 5  # confused pairs, and hardest labels
 )
 @click.option("--from-predictions", type=PATH, metavar="FILE", help="Instead: what --save-predictions wrote.")
 @weights_option
+@file_options
 @click.option("--per-class", type=PATH, metavar="OUT.parquet", help="Write a row for each class into this table.")
 @click.option("--save-predictions", type=PATH, metavar="OUT.parquet", help="Write the answers for each image.")
 @backend_option
@@ -71,6 +73,10 @@ def validate(
     A run on images of several labels is measured on the folder that `in21k finetune` packed from them (OUT-data): mean
     average precision, and precision, recall and F1 of the labels whose probability is 0.5 or more.
 
+    A FILE holds published weights (`resnet50_miil_21k.pth`, or .safetensors). --model names its architecture where no
+    network of the zoo alone has its keys (`in21k models --zoo`), --classes its classes where their number does not tell
+    them: in1k, winter21p, fall11p, in12k, in21k, a list of wnids, or a tree.
+
     --imagenet1k measures a network that learnt ImageNet-21K as it is: the answer is the likeliest of the classes that
     both have (991 of 1,000 for the paper's), and images of other classes are left out.
     """
@@ -89,7 +95,7 @@ def validate(
     else:
         assert model is not None
         chosen = EvalSettings(**settings)
-        opened = open_network(model, chosen.weights)
+        opened = open_network(model, chosen)
         if opened.multi_label and (imagenet1k is not None or save_predictions):
             raise ValueError(
                 f"{model} gives images several labels, and --imagenet1k and --save-predictions are about networks that "
@@ -123,7 +129,7 @@ def _check_options(
     if sum(place is not None for place in (data, imagenet1k, from_predictions)) != 1:
         raise ValueError("give one of --data SHARDS, --imagenet1k FOLDER|SHARDS and --from-predictions FILE")
     if (model is None) != (from_predictions is not None):
-        raise ValueError("--from-predictions takes no network, all else takes one: RUN, CHECKPOINT or TIMM_NAME")
+        raise ValueError("--from-predictions takes no network, all else takes one: RUN, CHECKPOINT, FILE or TIMM_NAME")
     if save_predictions and data is None:
         raise ValueError("--save-predictions goes with --data")
     if per_class and imagenet1k is not None:

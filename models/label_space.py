@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..shards.label_spaces import LABEL_SPACES, label_space_wnids
+from ..shards.tree import SemanticTree
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,35 @@ def label_space_of(source: int | nn.Module) -> LabelSpace:
     if own and len(own) == num_outputs:
         return LabelSpace("its own", tuple(own))
     return _read(num_outputs)
+
+
+def named_label_space(word: str | Path, num_outputs: int) -> tuple[LabelSpace, SemanticTree | None]:
+    """Return the classes of a head by a name, or by a place, and their tree where the place has one.
+
+    word: a known label space (`in21k` is fall11's 21,841 classes); a list of wnids, one a line in the order of the
+          outputs; or a tree.json, a `.pth` tree of the reference code, or a folder that has a tree.json.
+
+    Raises ValueError for anything else, and for another number of classes than `num_outputs`.
+    """
+    tree = None
+    name = {"in21k": "fall11"}.get(str(word), str(word))
+    if name in LABEL_SPACES:
+        space = LabelSpace(name, tuple(label_space_wnids(name)))
+    else:
+        path = Path(word) / "tree.json" if Path(word).is_dir() else Path(word)
+        if not path.is_file():
+            raise ValueError(
+                f"--classes {word}: no such file; wanted {', '.join(LABEL_SPACES)}, in21k, a list of wnids, or a tree"
+            )
+        if path.suffix in (".json", ".pth"):
+            tree = SemanticTree.load(path)
+        wnids = tree.wnids if tree else tuple(path.read_text(encoding="utf-8").split())
+        space = LabelSpace("the given classes", wnids)
+    if len(set(space.wnids)) < len(space):
+        raise ValueError(f"--classes {word}: names a class twice; wanted one for each output")
+    if len(space) != num_outputs:
+        raise ValueError(f"--classes {word}: has {len(space):,} classes, and the network {num_outputs:,} outputs")
+    return space, tree
 
 
 def class_map(space: LabelSpace, wnids: Sequence[str]) -> Tensor:

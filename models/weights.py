@@ -171,7 +171,7 @@ def _check_fit(
 
 
 def _keep_head(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> str:
-    num_classes = _head_rows(model, tensors, path)[1]
+    num_classes = head_rows(model, tensors, path)[1]
     if num_classes != model.num_classes:
         model.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue] - a method of all timm models
     return f"the file's head of {num_classes:,} classes"
@@ -185,7 +185,7 @@ def _slice_head(
     path: Path,
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """Return the tensors with the head's rows in the order of `wnids`, what to say of it, and the unknown classes."""
-    names, num_classes = _head_rows(model, tensors, path)
+    names, num_classes = head_rows(model, tensors, path)
     space = label_space_of(num_classes) if file_wnids is None else LabelSpace("the given classes", tuple(file_wnids))
     if len(space) != num_classes or model.num_classes != len(wnids):
         raise ValueError(
@@ -204,7 +204,7 @@ def _slice_head(
     return tensors | sliced, f"its head sliced for {len(target):,} of {len(wnids):,} classes ({space.name})", lacking
 
 
-def _head_rows(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
+def head_rows(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[list[str], int]:
     """Return the names of the tensors that have a row for each class, and how many the file's have."""
     names = [name for name in model.state_dict() if name in tensors and name.startswith(head_prefixes(model))]
     sizes = {tensors[name].shape[0] for name in names if tensors[name].ndim > 1}

@@ -112,7 +112,7 @@ def create_model(
     >>> create_model("resnet18", num_classes=10).get_classifier()
     Linear(in_features=512, out_features=10, bias=True)
     """
-    _check_name(name)
+    check_name(name)
     for key in sorted(_TAKEN.keys() & model_args.keys()):
         raise ValueError(f"model {name}: got the argument {key}={model_args[key]!r}; {_TAKEN[key]}")
     if head == "keep" and num_classes is not None:
@@ -159,7 +159,7 @@ def create_model_for(name: str, image_size: int | None, num_classes: int | None 
 
     Raises ValueError for a name that timm does not know.
     """
-    _check_name(name)
+    check_name(name)
     if image_size is not None:
         try:
             return create_model(name, num_classes, img_size=image_size), image_size
@@ -170,7 +170,8 @@ def create_model_for(name: str, image_size: int | None, num_classes: int | None 
     return model, image_size or own["input_size"][-1]
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that timm does not know."""
     if timm.is_model(name):
         return
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -18,7 +19,7 @@ from ..models.zoo import pretrained_21k
 from ..shards.normalize import mean_std
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
-from .inference.open_model import OpenModel, num_published, open_model
+from .inference.open_model import OpenModel, holds_weights, num_published, open_model
 from .losses.levels import InnerScores, Levels
 from .precision import autocast
 from .settings import TrainSettings
@@ -247,7 +248,9 @@ def _open(name: str, tree: SemanticTree) -> tuple[OpenModel, Tensor]:
     try:
         opened = open_model(name, "ema-or-last")
     except ValueError as error:
-        raise ValueError(f"teacher {error}") from error
+        is_file = holds_weights(Path(name))
+        way_out = "; to name a teacher's network and classes, give --teacher the folder of `in21k export`"
+        raise ValueError(f"teacher {error}{way_out if is_file else ''}") from error
     outputs = _outputs(name, opened.classes or opened.model, tree)
     return opened, outputs if opened.trains_inner else outputs[: tree.num_image_classes]
 

@@ -11,18 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.published import architectures_of, read_published
 from ..models.trial import try_images
 from ..models.weights import WeightsReport, fit_weights, load_weights
 from ..models.zoo import create_model
 from ..shards.normalize import mean_std, short_normalize
-from .inference.open_model import OpenModel, open_model
-from .runs.checkpoint import load_checkpoint
-from .runs.saved_run import Weights
+from .inference.open_model import OF_RUN, OpenModel, holds_weights, open_model
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)
-
-_OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetensors": "ema"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +35,27 @@ class InitWeights:
     opened: OpenModel | None = None
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    def architecture_for(self, model: str) -> str:
+        """Return the architecture that a model's name means: a word of the published zoo means these weights' own."""
+        own = self.settings.get("model")
+        return own if own in architectures_of(model) else model
 
-def load_init(name: str) -> InitWeights:
+
+def load_init(name: str, model: str | None = None) -> InitWeights:
     """Open what `init` names.
 
     That is a run's folder or a checkpoint of one (with EMA on, the moving average), a run's file of weights, a folder
     that timm opens, a timm model with pretrained weights, or a file of weights alone.
 
+    model: of a file, its architecture as timm or the zoo names it; None: the one of the zoo's that alone fits, if any.
+
     Raises ValueError for anything else, and where the weights cannot be read or downloaded.
     """
     path = Path(name)
-    if path.is_file() and path.name in _OF_RUN and (path.parent / "config.yaml").is_file():
-        opened = open_model(path.parent, _OF_RUN[path.name])
-    elif path.is_file() and not _is_checkpoint(path):
-        return InitWeights(name=name)
-    else:
-        opened = open_model(name, "ema-or-last")
+    is_of_run = path.name in OF_RUN and (path.parent / "config.yaml").is_file()
+    if holds_weights(path) and not is_of_run:
+        return InitWeights(name=name, settings=_settings_of(path, model))
+    opened = open_model(name, "ema-or-last")
     if opened.run is not None:
         run = opened.run.settings
         shared = {"model": run.model, "model_args": run.model_args, "normalize": run.normalize}
@@ -143,10 +145,10 @@ def _begin(
     )
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Tell whether a file is a checkpoint of a run of ours."""
+def _settings_of(path: Path, model: str | None) -> dict[str, Any]:
+    """Return the settings that go with a file of weights; empty where its network is unknown."""
     try:
-        load_checkpoint(path)
-    except ValueError:  # what reads files of weights says what is wrong with it
-        return False
-    return True
+        file = read_published(path, model)
+    except ValueError:  # the settings name its network, and what fills that says what is wrong with the file
+        return {}
+    return {"model": file.name.partition(".")[0], "normalize": short_normalize((file.mean, file.std))}

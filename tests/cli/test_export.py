@@ -185,13 +185,10 @@ def test_an_export_teaches_and_begins_a_training_as_its_run_does(
     torch.testing.assert_close(kept, begun, rtol=1e-4, atol=1e-6)
 
 
-def test_a_teacher_that_is_weights_alone_is_sent_to_its_folder(trained: Path, shards: Path, tmp_path: Path) -> None:
-    words = ("--data", shards, "--out", tmp_path / "run", "--teacher", trained / "model.safetensors")
-    refused = run("train", *words, "--device", "cpu")
-    assert refused.exit_code == 2
-    assert "model.safetensors: holds weights alone, without their network and its classes; wanted" in refused.stderr
-    assert f"({trained})" in refused.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_runs_file_of_weights_is_the_run(trained: Path, shards: Path) -> None:
+    words = ("--data", shards, "--device", "cpu", "--backend", "torch", "--workers", 1)
+    by_file, by_folder = (run_json("validate", model, *words) for model in (trained / "model.safetensors", trained))
+    assert by_file == by_folder
 
 
 def test_paths_of_this_machine_stay_here_and_a_teacher_is_told_of(

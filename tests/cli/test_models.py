@@ -10,6 +10,7 @@ import pytest
 from in21k.models import label_space_of, pretrained_21k
 from in21k.shards import open_dataset
 
+from ..models.published_files import write_published
 from .conftest import run, run_json
 
 
@@ -53,3 +54,22 @@ def test_a_pattern_that_matches_nothing_is_said(words: tuple[str, ...]) -> None:
     refused = run("models", *words)
     assert refused.exit_code == 2
     assert words[0] in refused.stderr
+
+
+def test_the_zoo_is_listed_as_published_and_its_files_are_recognised_by_their_keys(tmp_path: Path) -> None:
+    write_published(tmp_path / "download.pth", "ofa_flops_595m_s", wrapper="module")
+    write_published(tmp_path / "other.pth", "resnet18")
+    (tmp_path / "broken.pth").write_text("<html>")
+    rows = {row["name"]: row for row in run_json("models", "--zoo", tmp_path)}
+    assert {name: row["at_hand"] for name, row in rows.items() if row["at_hand"]} == {
+        "OFA_flops_595m_s": [str(tmp_path / "download.pth")]
+    }
+    assert len(rows) == 7
+    resnet = rows["ResNet50"]
+    assert (resnet["file"], resnet["semantic_top1"], resnet["top1"]) == ("resnet50_miil_21k.pth", 75.6, 82.0)
+    text = run("models", "--zoo", tmp_path).stdout
+    assert "tresnet_l_v2_miil_21k.pth" in text
+    assert "All figures are as published" in text
+    refused = run("models", "--zoo", tmp_path / "nowhere")
+    assert refused.exit_code == 2
+    assert "nowhere: does not exist; wanted a folder of weights" in refused.stderr

@@ -1,8 +1,9 @@
-"""Any trained network by one word: a run, a checkpoint of one, or a model of timm with its published weights."""
+"""Any trained network by one word: a run, a checkpoint of one, a file of published weights, or a model of timm."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,21 @@ from torch import Tensor, nn
 
 from ...models.export import BY_SIGMOID, SEVERAL_LABELS, weights_fingerprint
 from ...models.fit import convert
-from ...models.label_space import LabelSpace, class_map, label_space_of
+from ...models.label_space import LabelSpace, class_map, known_label_spaces, label_space_of, named_label_space
+from ...models.published import PublishedFile, read_published
 from ...models.trial import try_images
 from ...models.weights_file import check_finite, read_weights
-from ...shards.normalize import mean_std
+from ...shards.normalize import mean_std, short_normalize
 from ...shards.tree import SemanticTree
 from ..losses.create import trains_inner
+from ..runs.checkpoint import is_checkpoint
 from ..runs.saved_run import SavedRun, Weights, load_run
 from ..settings import BINARY_LOSSES
 
+log = logging.getLogger(__name__)
+
+# A run's files of weights, and what --weights calls them.
+OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetensors": "ema"}
 _FOLDER = "local-dir:"
 _SOURCES = (_FOLDER, "hf-hub:")  # of timm's model names
 _UNSAFE = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")  # which may hold pickles
@@ -41,7 +48,7 @@ class OpenModel:
                 stretched to a square.
     interpolation: how its images are resized: `bilinear`, `bicubic`, ...; always antialiased.
     classes:    what its outputs stand for; None where that is unknown.
-    tree:       of a run, the tree of its classes.
+    tree:       of a run, and of a file whose classes a tree named, the tree of the classes.
     run:        of a run, all that is known of it.
     """
 
@@ -112,21 +119,35 @@ class OpenModel:
         return weights_fingerprint(self.model)
 
 
-def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
+def open_model(
+    name: str | Path, weights: Weights = "last", *, architecture: str | None = None, classes: str | Path | None = None
+) -> OpenModel:
     """Open a trained network by one word.
 
-    name:    the folder of a run or of an export of one, a checkpoint file of a run, a folder that timm opens, or a timm
-             model, whose weights timm fetches (`tresnet_m.miil_in21k`); also `local-dir:` and `hf-hub:`.
-    weights: of a run; see `load_run`.
+    name:         the folder of a run or of an export of one, a checkpoint file of a run, a folder that timm opens, a
+                  file of published weights (`.pth`, `.safetensors`), or a timm model, whose weights timm fetches
+                  (`tresnet_m.miil_in21k`); also `local-dir:` and `hf-hub:`.
+    weights:      of a run; see `load_run`.
+    architecture: of a file of published weights; None: the one of the zoo's that alone has its keys.
+    classes:      of a file of published weights, see `named_label_space`; None: by the number of its outputs.
 
     Raises ValueError where it is none of these or cannot be had.
     """
     text, path = str(name), Path(name)
+    if path.is_file() and (path.parent / "config.yaml").is_file() and path.name in OF_RUN:
+        path, weights = path.parent, OF_RUN[path.name]
+    if holds_weights(path):
+        _check_weights(name, weights)
+        return _from_file(path, architecture, classes)
+    if architecture is not None or classes is not None:
+        raise ValueError(
+            f"{name}: is no file of published weights, and its network and classes are known; leave out "
+            f"{'--model' if architecture is not None else '--classes'}"
+        )
     if _is_run(path):
         return _from_run(text, load_run(path, weights))
     if timm_name := _timm_name(text):
-        if weights not in ("last", "ema-or-last"):
-            raise ValueError(f"--weights {weights} goes with runs; {name} is a model of timm")
+        _check_weights(name, weights)
         return _from_timm(text, timm_name)
     if path.is_dir():
         raise ValueError(
@@ -135,8 +156,13 @@ def open_model(name: str | Path, weights: Weights = "last") -> OpenModel:
     near = difflib.get_close_matches(text, timm.list_models(), n=3, cutoff=0.6)
     raise ValueError(
         f"{text}: does not exist, and timm knows no such model; wanted a run's folder, a checkpoint "
-        f"of a run, or a model of timm{'; nearest: ' + ', '.join(near) if near else ''}"
+        f"of a run, a file of weights, or a model of timm{'; nearest: ' + ', '.join(near) if near else ''}"
     )
+
+
+def holds_weights(path: Path) -> bool:
+    """Return whether a path is a file of weights alone: no checkpoint of a run."""
+    return path.is_file() and not is_checkpoint(path)
 
 
 def num_published(name: str) -> int | None:
@@ -149,6 +175,11 @@ def num_published(name: str) -> int | None:
         return None
     published: Any = get_pretrained_cfg(timm_name)
     return published.num_classes
+
+
+def _check_weights(name: str | Path, weights: Weights) -> None:
+    if weights not in ("last", "ema-or-last"):
+        raise ValueError(f"--weights {weights} goes with runs; {name} is not one")
 
 
 def _is_run(path: Path) -> bool:
@@ -176,6 +207,49 @@ def _from_run(source: str, run: SavedRun) -> OpenModel:
         classes=LabelSpace("of the run", run.tree.wnids),
         tree=run.tree,
         run=run,
+    )
+
+
+def _from_file(path: Path, architecture: str | None, classes: str | Path | None) -> OpenModel:
+    file = read_published(path, architecture)
+    space, tree = None, None
+    if classes is not None:
+        space, tree = named_label_space(classes, file.num_classes)
+    elif file.num_classes in known_label_spaces():
+        space = label_space_of(file.num_classes)
+    model, report = file.build()
+    if classes is not None and space:
+        described = cast(Any, model)
+        described.pretrained_cfg = {**described.pretrained_cfg, "label_names": space.wnids}
+    opened = OpenModel(
+        model=model,
+        name=file.name,
+        source=str(path),
+        mean=file.mean,
+        std=file.std,
+        image_size=file.image_size,
+        crop_pct=file.crop_pct,
+        interpolation=file.interpolation,
+        classes=space,
+        tree=tree,
+    )
+    log.info("%s", _describe(opened, file))
+    if report.unused:
+        log.warning("%s", report)
+    return opened
+
+
+def _describe(opened: OpenModel, file: PublishedFile) -> str:
+    """Return a line on what a file of published weights was opened as."""
+    part = f" [{file.part}]" if file.part else ""
+    network = f"{file.zoo.title} of the zoo ({file.name})" if file.zoo else file.name
+    classes = opened.classes.name if opened.classes else "unknown ones, which --classes names"
+    size = f"{opened.image_size} x {opened.image_size} pixels"
+    crop = "stretched" if opened.crop_pct is None else f"the middle {100 * opened.crop_pct:g} %"
+    normalize = short_normalize((opened.mean, opened.std))
+    return (
+        f"{opened.source}{part}: {network}, {file.num_classes:,} classes ({classes}); images of {size}, {crop}, "
+        f"normalize {normalize}"
     )
 
 

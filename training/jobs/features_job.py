@@ -98,7 +98,7 @@ def extract_features(
     522500
     """
     out, settings = Path(out), settings or FeatureSettings()
-    opened = open_network(model, settings.weights)
+    opened = open_network(model, settings)
     image_size = settings.image_size or opened.image_size
     batch_size = settings.batch_size or BATCH_SIZE
     check_memory(batch_size, image_size)

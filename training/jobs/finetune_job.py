@@ -188,6 +188,7 @@ def _resolve(init: str, recipe: str | None, settings: Mapping[str, object]) -> t
     resolved, sources = resolve_with_sources(recipe, {**settings, "init": init})
     weights = load_init(init)
     own_model = weights.settings.get("model")
+    resolved = replace(resolved, model=weights.architecture_for(resolved.model))
     if "model" in settings and own_model and resolved.model.partition(".")[0] != own_model.partition(".")[0]:
         raise ValueError(f"--init {init} is a {own_model}, and --model {resolved.model} was given; leave it out")
     if not own_model and sources["model"] == "default":

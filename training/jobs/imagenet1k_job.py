@@ -48,12 +48,13 @@ def validate_imagenet1k(
     71.3
     """
     settings = settings or EvalSettings()
-    opened = open_network(model, settings.weights)
+    opened = open_network(model, settings)
     if opened.multi_label:
         raise ValueError(f"{opened.source or opened.name} gives images several labels; wanted one label an image")
     if opened.classes is None:
         raise ValueError(
-            f"{opened.source or opened.name}: the classes of its outputs are unknown; give a model of ImageNet-21K"
+            f"{opened.source or opened.name}: the classes of its outputs are unknown; give a model of "
+            "ImageNet-21K, or by --classes those of a file of weights"
         )
     num_image_classes = opened.tree.num_image_classes if opened.tree else None
     shared = shared_with_imagenet1k(opened.classes.wnids[:num_image_classes])

@@ -29,10 +29,10 @@ from ..features.feature_map import flatten, share_alike
 from ..inference.heat_maps import HeatMaps, heat_maps
 from ..inference.images import UnreadableImageError, fit_image, read_image
 from ..inference.layers import FeatureExtractor
-from ..inference.open_model import OpenModel, open_model
+from ..inference.open_model import OpenModel
 from ..runs.run_record import RunRecord
 from .image_sources import own_limit
-from .setup import EvalSettings, EvalSetup, val_images
+from .setup import EvalSettings, EvalSetup, open_network, val_images
 from .validate_job import collect_predictions
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _check_weights(
     path: Path, provenance: Mapping[str, Any], name: str, record: RunRecord, settings: InspectSettings
 ) -> None:
     """Raise ValueError where predictions are those of other weights than a run's."""
-    fingerprint = open_model(record.path, settings.weights).fingerprint()
+    fingerprint = open_network(record.path, settings).fingerprint()
     if provenance.get("fingerprint") != fingerprint:
         raise ValueError(
             f"{path}: holds no answers of {name} with its weights {settings.weights!r}: it was made from "
@@ -236,7 +236,7 @@ def _fits_images(inspection: Inspection, answer: RunAnswers) -> bool:
 
 def _open(name: str, record: RunRecord, settings: InspectSettings, answer: RunAnswers) -> OpenModel | None:
     try:
-        opened = open_model(record.path, settings.weights)
+        opened = open_network(record.path, settings)
     except ValueError as error:
         # A page may travel: it names the run and no path.
         problem = str(error).replace(str(record.path), name)

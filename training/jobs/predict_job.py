@@ -50,7 +50,7 @@ def predict(
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: does not exist; wanted an image, a folder of images, or a tar of images")
-    opened = open_network(model, settings.weights)
+    opened = open_network(model, settings)
     tree, definitions = _tree_and_definitions(opened)
     classifier = Classifier(
         opened,

@@ -130,7 +130,7 @@ def _features_of(
     made_by = f"{facts['model']}, weights {facts['weights']}"
     if model is None:
         raise ValueError(f"{files[0]}: is an image; give by --model the network that made {file.path} ({made_by})")
-    opened = open_network(model, settings.weights)
+    opened = open_network(model, settings)
     if opened.fingerprint() != facts["fingerprint"]:
         raise ValueError(
             f"{opened.source or opened.name}: has other weights than the network that made {file.path} ({made_by}, "

@@ -30,14 +30,18 @@ BATCH_SIZE = 64  # images, where no run says how many it was trained with
 class EvalSettings:
     """How a trained network is evaluated.
 
-    weights:    of a run: `last`, `best` or `ema`.
-    backend:    of the loader, as `in21k.datapipe.create_loader` takes it.
-    batch_size: images per rank; None: as in training, 64 for a network that is not a run's.
-    workers:    processes or threads that decode images; None: one for each core.
-    device:     `cuda`, `cpu`, or None: the GPU where there is one.
+    weights:      of a run: `last`, `best` or `ema`.
+    architecture: of a file of published weights; None: by its keys.
+    classes:      of a file of published weights: a label space, or a file of them; None: by its number of outputs.
+    backend:      of the loader, as `in21k.datapipe.create_loader` takes it.
+    batch_size:   images per rank; None: as in training, 64 for a network that is not a run's.
+    workers:      processes or threads that decode images; None: one for each core.
+    device:       `cuda`, `cpu`, or None: the GPU where there is one.
     """
 
     weights: Weights = "last"
+    architecture: str | None = None
+    classes: str | None = None
     backend: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
@@ -92,9 +96,11 @@ class EvalSetup:
             loader.close()
 
 
-def open_network(model: str | Path | OpenModel, weights: Weights) -> OpenModel:
+def open_network(model: str | Path | OpenModel, settings: EvalSettings) -> OpenModel:
     """Return a network that is open, or open it; see `open_model`."""
-    return model if isinstance(model, OpenModel) else open_model(model, weights)
+    if isinstance(model, OpenModel):
+        return model
+    return open_model(model, settings.weights, architecture=settings.architecture, classes=settings.classes)
 
 
 def open_data(data: str | Path | ShardSet) -> LabelledSet:

@@ -120,6 +120,8 @@ def _open_job(
     shards = shards if isinstance(shards, ShardSet) else open_dataset(shards)
     resolved = resolve_settings(recipe, settings)
     init = load_init(resolved.init) if resolved.init else None
+    if init:
+        resolved = replace(resolved, model=init.architecture_for(resolved.model))
     return TrainJob(shards, Path(out), resolved, init, device=device, overwrite=overwrite)
 
 

@@ -83,7 +83,7 @@ def validate(
     54.2
     """
     settings = settings or EvalSettings()
-    opened = open_network(model, settings.weights)
+    opened = open_network(model, settings)
     labelled = open_data(data)
     data = labelled.shards.location if isinstance(data, ShardSet) else data
     if opened.multi_label:
@@ -145,7 +145,10 @@ def _outputs(opened: OpenModel, data: str | Path, labelled: LabelledSet) -> Tens
     if labelled.sets is not None:
         raise ValueError(f"{data}: its images have several labels, and {name} gives each image one; give other shards")
     if opened.classes is None:
-        raise ValueError(f"{name}: the classes of its outputs are unknown; give a run, or a model of ImageNet-21K")
+        raise ValueError(
+            f"{name}: the classes of its outputs are unknown; give a run, a model of ImageNet-21K, or by --classes "
+            "those of a file of weights"
+        )
     if opened.run and not set(wnids) <= set(opened.classes.wnids):
         raise ValueError(
             f"{name} knows {len(opened.classes):,} classes, {data} has {len(wnids):,}, and it does not know them all; "

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -99,6 +100,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: not readable as a checkpoint (begins with {head!r}); wanted a file from a run's checkpoints/"
             )
     return parse_checkpoint(read_checkpoint(path), path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint of ours, by its own words; damaged ones count, as long as they open."""
+    try:
+        with path.open("rb") as file:
+            check_unpacked(file)
+            with zipfile.ZipFile(file) as archive:
+                pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                return any(FORMAT.encode() in archive.read(name) for name in pickles)
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def open_parts(content: Mapping[str, Any], path: Path) -> tuple[SemanticTree, dict[str, Any]]:
