@@ -369,7 +369,7 @@ class ShardSplit:
     def largest_sides(self) -> tuple[int, int] | None:
         """The largest height and width of the manifest's images, in pixels; None if it has no statistics."""
         sides = largest_values(self.folder / "manifest.parquet", ("height", "width"))
-        return sides and (sides[0], sides[1])
+        return None if sides is None else (sides[0], sides[1])
 
     @property
     def location(self) -> str:

@@ -75,7 +75,7 @@ def _fill_tables(
         new = old * value
     if code == _CONTRAST:
         total = tl.zeros((block,), tl.int32)
-        for first in range(0, num_pixels, block):
+        for first in range(0, num_pixels, block):  # pyright: ignore[reportArgumentType]
             places = first + tl.arange(0, block)
             total += _grey(pixels + 3 * places, places < num_pixels)
         mean = tl.floor(tl.sum(total, 0).to(tl.float32) / num_pixels + 0.5)
@@ -83,7 +83,7 @@ def _fill_tables(
     if (code == _AUTOCONTRAST) | (code == _EQUALIZE):
         counts = tl.zeros((256,), tl.int32)
         num_read = 0
-        for first in range(0, num_pixels, block):
+        for first in range(0, num_pixels, block):  # pyright: ignore[reportArgumentType]
             places = first + tl.arange(0, block)
             values = tl.load(pixels + 3 * places + channel, mask=places < num_pixels, other=0)
             counts += tl.histogram(values.to(tl.int32), 256)
@@ -92,7 +92,7 @@ def _fill_tables(
         highest = tl.max(tl.where(counts > 0, levels, 0), 0)
         if code == _AUTOCONTRAST:
             lowest = tl.min(tl.where(counts > 0, levels, 255), 0)
-            spread = (highest - lowest).to(tl.float32)
+            spread = (highest - lowest).to(tl.float32)  # pyright: ignore[reportOperatorIssue]
             new = tl.where(spread == 0, old, (old - lowest) * 255 / tl.maximum(spread, 1))
         else:
             step = (num_pixels - tl.sum(tl.where(levels == highest, counts, 0), 0)) // 255
@@ -131,7 +131,7 @@ def _apply_ops(
     begin = image.to(tl.int64) * size * size * 3
     smooth = (code == _SHEAR_X) | (code == _SHEAR_Y)
     moved = smooth | (code == _TRANSLATE_X) | (code == _TRANSLATE_Y) | (code == _ROTATE)
-    for channel in tl.static_range(3):
+    for channel in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
         pixels = images + begin + channel
         pixel = tl.load(pixels + 3 * places, mask=inside, other=0)
         new = pixel.to(tl.float32)
@@ -158,8 +158,8 @@ def _apply_ops(
             new = new * value + _grey(images + begin + 3 * places, inside) * (1 - value)
         elif code == _SHARPNESS:
             total = new * 4
-            for down in tl.static_range(-1, 2):
-                for across in tl.static_range(-1, 2):
+            for down in tl.static_range(-1, 2):  # pyright: ignore[reportGeneralTypeIssues]
+                for across in tl.static_range(-1, 2):  # pyright: ignore[reportGeneralTypeIssues]
                     total += _tap(pixels, rows + down, columns + across, size)
             border = (rows == 0) | (columns == 0) | (rows == size - 1) | (columns == size - 1)
             new = new * value + tl.where(border, new, tl.floor(total / 13 + 0.5)) * (1 - value)
@@ -176,7 +176,7 @@ def pack_operations(operations: Operations, size: int) -> tuple[Tensor, Tensor]:
     parameters[..., 0] = values
     parameters[..., 1:5] = operations.boxes.transpose(1, 0, 2)
     for slot, row in zip(*np.nonzero(codes >= 0), strict=True):
-        matrix = inverse_matrix(NAMES[codes[slot, row]], values[slot, row], size)
+        matrix = inverse_matrix(NAMES[codes[slot, row]], float(values[slot, row]), size)
         if matrix is not None:
             parameters[slot, row, 5:] = matrix.ravel()
     return torch.from_numpy(np.ascontiguousarray(codes, np.int32)), torch.from_numpy(parameters)
