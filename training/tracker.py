@@ -68,7 +68,7 @@ class Tracker:
 
     A step's line is {step (1..), epoch (0..), lr, ema_decay (of the moving average, where there is one), loss and the
     other scalars (means over the ranks; null where they are not finite), images_per_s (of all ranks), data_wait (the
-    share of the time in which the loop waited for batches), memory_mb (the most that rank 0 had on its GPU, or has in
+    share of the time in which the device waited for batches), memory_mb (the most that rank 0 had on its GPU, or has in
     memory)}; the last three are of the steps read together.
     A validation's line is {step, epoch, validation: {...}}.
 
@@ -91,19 +91,34 @@ class Tracker:
 
     def _begin(self) -> None:
         self._steps: list[_Step] = []
-        self._num_images, self._wait_s, self._start_s = 0, 0.0, time.perf_counter()
+        self._num_images, self._start_s = 0, time.perf_counter()
+        self._waits: list[tuple[Any, Any]] = []
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches and measure the wait for each; raises RuntimeError at their end."""
         self._begin()
         iterator = iter(batches)
         while True:
-            asked_s = time.perf_counter()
+            start = self._now()
             batch = next(iterator, None)
-            self._wait_s += time.perf_counter() - asked_s
+            self._waits.append((start, self._now()))
             if batch is None:
                 raise RuntimeError("the loader gave fewer batches than it promised")
             yield batch
+
+    def _now(self) -> Any:
+        """Return the time in seconds, or on a GPU an event in its stream: the host may be ahead of the device."""
+        if self._ranks.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._ranks.device))
+        return event
+
+    def _wait_s(self) -> float:
+        """Return the seconds that the device waited for batches; on a GPU its work so far must be done."""
+        if self._ranks.device.type != "cuda":
+            return sum(end - start for start, end in self._waits)
+        return sum(start.elapsed_time(end) for start, end in self._waits) / 1000
 
     def add_step(
         self,
@@ -145,7 +160,7 @@ class Tracker:
         passed_s = max(time.perf_counter() - self._start_s, 1e-9)
         rates = {
             "images_per_s": round(self._num_images * self._ranks.world_size / passed_s, 1),
-            "data_wait": round(min(self._wait_s / passed_s, 1.0), 4),
+            "data_wait": round(min(self._wait_s() / passed_s, 1.0), 4),
             "memory_mb": round(_memory_bytes(self._ranks.device) / 1e6),
         }
         for step, by_rank in zip(self._steps, values, strict=True):
