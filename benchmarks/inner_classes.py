@@ -1,6 +1,6 @@
 """What classes without images are worth: `python -m benchmarks.inner_classes [ARCHIVE] [SEEDS] [EPOCHS]`.
 
-Of the 70 classes of `tiny-hierarchy.tar`, the images of the 22 that lie above others are left out: only leaves have
+Of the 70 classes of `tiny-hierarchy.tar`, the images of the 20 that lie above others are left out: only leaves have
 images, as in ImageNet-1K and in most people's folders. Semantic softmax, whose inner classes the images below them
 train, is compared with one softmax over the leaves. There an inner class is scored by the classes below it, so that
 both answer on every level. The numbers are those of `in21k validate`.

@@ -202,6 +202,42 @@ def test_parents_place_classes_of_ones_own_in_the_tree(tmp_path: Path) -> None:
     assert "made with other settings (parents '" in refused(*words)
 
 
+@pytest.mark.parametrize(
+    ("options", "inner"),
+    [
+        (("--parents", "PARENTS"), {"pets", "animal"}),
+        (("--parents", "PARENTS", "--no-inner-classes"), set()),
+        (("--inner-classes",), {"animal"}),
+        ((), set()),
+    ],
+)
+def test_inner_classes_come_with_parents_or_when_asked_for(
+    options: tuple[str, ...], inner: set[str], tmp_path: Path
+) -> None:
+    source = write_files(tmp_path / "images", photos(("cat", "dog", "n02084071", SWAN)))
+    (tmp_path / "PARENTS").write_text(f"child,parent\ncat,pets\ndog,pets\npets,animal\n{SWAN},animal\n")
+    words = [tmp_path / word if word == "PARENTS" else word for word in options]
+    run_json("preprocess", "folder", source, tmp_path / "out", *FEW, "--size", 32, *words)
+    rows = table(tmp_path / "out", "classes")
+    assert {row["name"] for row in rows if row["inner"]} >= inner
+    assert bool(inner) is any(row["inner"] for row in rows)
+    assert [row["class_index"] for row in rows if not row["inner"]] == [0, 1, 2, 3]
+    shown = run_json("tree", "show", tmp_path / "out")
+    assert shown["num_inner_classes"] == sum(row["inner"] for row in rows)
+    for name in inner:
+        assert f"{name}  " in (text := run("tree", "show", tmp_path / "out", name).stdout)
+        assert "inner class" in text
+
+
+def test_own_folders_need_no_numbers(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "images", photos(("cat", "dog")))
+    prepared = run_json("preprocess", "folder", source, tmp_path / "out", "--workers", 1)
+    splits = prepared["counts"]["splits"]
+    assert (splits["train"]["num_samples"], splits["val"]["num_samples"]) == (4, 2)
+    settings = prepared["settings"]
+    assert (settings["rare_threshold"], settings["val_share"], settings["size"]) == (0, 0.1, 60)
+
+
 @pytest.mark.parametrize("form", [str, class_id])
 def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
     form: Callable[[str], str], tmp_path: Path
@@ -247,6 +283,7 @@ def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
         (("--ray-address", "auto"), "--engine ray"),
         (("--resize", "crop"), "--resize"),
         (("--quality", 0), "quality is 0"),
+        (("--inner-classes", "--classes", "fall11p"), "--inner-classes cannot be used with --classes fall11p"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], said: str, tmp_path: Path) -> None:
