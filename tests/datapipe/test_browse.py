@@ -33,7 +33,7 @@ def test_every_backend_shows_the_same_samples(split: str, augment: str, shard_se
         assert far.mean < 1.5
 
 
-def test_without_augmentation_the_rows_are_what_is_stored(backend: str, shard_set: ShardSet) -> None:
+def test_without_augmentation_the_rows_are_the_stored_images(backend: str, shard_set: ShardSet) -> None:
     sheet = collect(shard_set, [backend])
     stored = np.stack([sample.original for sample in sheet.samples])
     assert difference(stored, sheet.pixels[backend]).largest <= 1
@@ -97,9 +97,7 @@ def test_a_backend_that_fails_is_named_beside_the_others(shard_set: ShardSet) ->
     assert "unknown" in sheet.failed["nonesuch"]
 
 
-def test_a_backend_that_follows_no_plan_is_told_from_the_others(
-    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_without_a_plan_is_marked(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_another_epoch(self: TorchLoader, epoch: int) -> None:
         Loader.set_epoch(self, epoch + 1)
 

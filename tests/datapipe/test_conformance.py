@@ -113,7 +113,7 @@ def test_a_training_epoch_is_the_plans_order_with_the_samples_labels(
     assert labels.tolist() == [shard_set.tree.wnids.index(split.key(position).split("_")[0]) for position in order]
 
 
-def test_an_epoch_ends_and_begins_anew_and_another_one_has_an_order_of_its_own(
+def test_an_epoch_repeats_its_order_and_another_epoch_has_another_order(
     make: MakeLoader, backend: str, recognised: Callable[..., list[int]]
 ) -> None:
     loader = make(backend)
@@ -167,7 +167,7 @@ def test_the_number_of_workers_does_not_show(make: MakeLoader, backend: str) -> 
 # A place in the epoch
 
 
-def test_a_state_goes_on_with_exactly_the_next_sample_after_any_batch(
+def test_a_state_resumes_at_exactly_the_next_sample_after_any_batch(
     make: MakeLoader, backend: str, shard_set: ShardSet, recognised: Callable[..., list[int]]
 ) -> None:
     order, loader = order_of(shard_set, epoch=3), make(backend)
@@ -201,7 +201,7 @@ def assert_alike(found: Tensor, expected: Tensor, backends: tuple[str, str], aug
 
 @pytest.mark.parametrize("second", ALL)
 @pytest.mark.parametrize("augment", ["none", "miil", "inception", "inception-ra"])
-def test_going_on_in_another_backend_world_and_number_of_workers_gives_what_the_uninterrupted_epoch_would(
+def test_resuming_with_another_backend_world_size_and_workers_gives_the_uninterrupted_epoch(
     make: MakeLoader, backend: str, second: str, augment: str
 ) -> None:
     """In samples and augmentation: to the bit in each backend, between two within the tolerance."""
@@ -221,7 +221,7 @@ def test_going_on_in_another_backend_world_and_number_of_workers_gives_what_the_
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_iteration_that_was_left_goes_on_where_it_was(
+def test_an_abandoned_iteration_resumes_where_it_stopped(
     make: MakeLoader, backend: str, split: str, recognised: Callable[..., list[int]]
 ) -> None:
     loader = make(backend, split)
@@ -232,7 +232,7 @@ def test_an_iteration_that_was_left_goes_on_where_it_was(
     assert recognised(found, split) == whole
 
 
-def test_a_new_iteration_goes_on_from_one_that_is_still_held(
+def test_a_new_iteration_continues_one_that_is_still_open(
     make: MakeLoader, backend: str, recognised: Callable[..., list[int]]
 ) -> None:
     loader = make(backend)
@@ -241,7 +241,7 @@ def test_a_new_iteration_goes_on_from_one_that_is_still_held(
     assert list(held) == []
 
 
-def test_another_epoch_begins_at_its_first_sample_and_the_same_goes_on(
+def test_a_new_epoch_starts_at_its_first_sample_and_the_same_epoch_continues(
     make: MakeLoader, backend: str, shard_set: ShardSet, recognised: Callable[..., list[int]]
 ) -> None:
     loader = make(backend)
@@ -285,7 +285,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_loader_closed_in_mid_epoch_lets_go_of_all_and_opens_again_where_it_was(
+def test_a_loader_closed_in_mid_epoch_releases_everything_and_reopens_where_it_was(
     make: MakeLoader, backend: str
 ) -> None:
     loader = make(backend, augment="inception")

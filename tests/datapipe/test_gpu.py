@@ -77,7 +77,7 @@ def test_dali_gpu_agrees_with_dali_cpu(make: MakeLoader, make_on_gpu: MakeOnGpu,
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
-def test_dali_gpu_makes_the_type_and_layout_asked_for(
+def test_dali_gpu_makes_the_requested_dtype_and_layout(
     make_on_gpu: MakeOnGpu, dtype: torch.dtype, channels_last: bool, augment: str
 ) -> None:
     settings: dict[str, Any] = {"augment": augment, "normalize": None, "batch_size": 16}
@@ -200,7 +200,7 @@ def test_the_ranks_of_a_validation_also_get_their_empty_batches(make_on_gpu: Mak
     assert ranks[2][0][0].shape == (0, 3, SIZE, SIZE)
 
 
-def test_going_on_on_the_gpu_gives_what_the_uninterrupted_epoch_would(make_on_gpu: MakeOnGpu, gpu_backend: str) -> None:
+def test_resuming_on_the_gpu_gives_the_uninterrupted_epoch(make_on_gpu: MakeOnGpu, gpu_backend: str) -> None:
     whole = images_of(make_on_gpu(gpu_backend, augment="inception"))
     loader = make_on_gpu(gpu_backend, augment="inception")
     list(itertools.islice(iter(loader), 2))

@@ -87,7 +87,7 @@ def test_a_centre_crop_is_that_of_torchvision(make: MakeLoader, backend: str, or
         (torch.uint8, None, 0),
     ],
 )
-def test_images_come_in_the_type_scale_and_layout_asked_for(
+def test_images_have_the_requested_dtype_scale_and_layout(
     make: MakeLoader,
     backend: str,
     originals: dict[str, Tensor],
@@ -115,9 +115,7 @@ def test_batches_are_the_consumers_own(make: MakeLoader, backend: str) -> None:
     assert all(torch.equal(images, copied) for images, copied in batches)
 
 
-def test_cropping_what_is_squished_earns_a_warning_with_the_way_out(
-    make: MakeLoader, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cropping_squished_images_warns_with_the_way_out(make: MakeLoader, caplog: pytest.LogCaptureFixture) -> None:
     make("torch", augment="miil")
     assert not caplog.records
     make("torch", augment="inception")

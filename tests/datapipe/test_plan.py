@@ -105,7 +105,7 @@ def test_in_validation_the_ranks_together_take_every_sample_once_in_as_many_batc
 
 
 @given(SIZES, WORLD, BATCH, WORLD, BATCH, st.data())
-def test_going_on_after_any_global_batch_gives_the_rest_also_in_another_world(
+def test_resuming_after_any_global_batch_gives_the_rest_with_any_world_size(
     sizes: list[int], world_size: int, batch_size: int, later_world: int, later_batch: int, data: st.DataObject
 ) -> None:
     before = plan_of(sizes, world_size=world_size, batch_size=batch_size)
@@ -119,7 +119,7 @@ def test_going_on_after_any_global_batch_gives_the_rest_also_in_another_world(
 
 
 @given(SIZES, st.lists(st.tuples(WORLD, BATCH, st.integers(0, 3)), max_size=6))
-def test_however_often_an_epoch_is_broken_off_and_by_whom_it_goes_on_it_is_one_order(
+def test_an_epoch_interrupted_any_number_of_times_keeps_one_order(
     sizes: list[int], parts: list[tuple[int, int, int]]
 ) -> None:
     found: list[int] = []

@@ -31,7 +31,7 @@ GPU = torch.device("cuda", 1)
 # Reading ahead
 
 
-def test_results_come_in_order_and_a_few_are_read_before_they_are_asked_for() -> None:
+def test_results_come_in_order_and_a_few_are_prefetched() -> None:
     begun = list[int]()
 
     def read(number: int) -> int:
@@ -47,7 +47,7 @@ def test_results_come_in_order_and_a_few_are_read_before_they_are_asked_for() ->
     assert list(read_ahead(read, range(20))) == [number * number for number in range(20)]
 
 
-def test_reading_goes_on_in_several_threads_at_once() -> None:
+def test_several_threads_read_at_once() -> None:
     together = threading.Barrier(2, timeout=10)
 
     def read(number: int) -> int:
@@ -104,7 +104,7 @@ def settings_of(**changed: Any) -> LoaderConfig:
 
 @pytest.mark.parametrize(("load", "wanted"), [(None, HW_DECODER_LOAD), (0.0, 0.0), (0.8, 0.8)])
 @pytest.mark.parametrize(("augment", "decoder"), [("none", "image"), ("inception", "image_slice")])
-def test_the_gpus_decoders_are_told_the_hardwares_part(
+def test_the_gpus_decoders_get_the_hardwares_share(
     asked: dict[str, dict[str, Any]], load: float | None, wanted: float, augment: str, decoder: str
 ) -> None:
     settings = settings_of(augment=augment, hw_decoder_load=load, device=GPU)
@@ -195,7 +195,7 @@ def test_the_outputs_of_the_dynamic_executor_are_not_copied(make: MakeLoader, mo
         assert made == []  # DALI 1.34 uses its buffers again
 
 
-def test_an_error_of_dali_is_told_in_the_line_that_says_what_it_met() -> None:
+def test_an_error_of_dali_is_reduced_to_the_line_with_its_reason() -> None:
     new = "Error in CPU operator `image`,\nencountered:\n\nnvImageCodec failure: '#3'\nCurrent pipeline object"
     old = "Error when executing CPU operator encountered:\nError in thread 0: no JPEG\nStacktrace (10 entries)"
     assert dali_error_reason(RuntimeError(new)) == "nvImageCodec failure: '#3'"

@@ -145,9 +145,7 @@ def test_a_centre_crop_is_that_of_the_other_backends(shard_set: ShardSet, open_s
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_images_come_in_the_type_and_layout_asked_for(
-    open_stream: Make, dtype: torch.dtype, channels_last: bool
-) -> None:
+def test_images_have_the_requested_dtype_and_layout(open_stream: Make, dtype: torch.dtype, channels_last: bool) -> None:
     raw = torch.cat([images for images, _ in open_stream(split="val", batch_size=15, **AS_STORED)])
     ((images, labels),) = open_stream(split="val", batch_size=15, dtype=dtype, channels_last=channels_last)
     assert (images.dtype, labels.dtype, images.shape) == (dtype, torch.int64, (15, 3, SIZE, SIZE))

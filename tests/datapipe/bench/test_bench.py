@@ -265,7 +265,7 @@ def test_a_sweep_names_each_backends_best_combination() -> None:
     assert best[0]["hw_decoder_load"] == 1
 
 
-def test_the_table_of_backends_is_of_the_setup_that_was_asked_for() -> None:
+def test_the_table_of_backends_shows_the_requested_configuration() -> None:
     result = summarize(swept(), settings_of(workers=2, sweep=(1, 2), sweep_loads=(0.65, 1.0)))
     rates = {each["backend"]: each["images_per_s"]["median"] for each in result["backends"]}
     assert rates == {"dali_gpu": 400, "opencv": 200}
@@ -308,7 +308,7 @@ def test_a_long_sentence_is_broken_between_its_words() -> None:
 # The turns.
 
 
-def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) -> None:
+def test_a_trial_counts_the_batches_of_its_time(backend: str, shard_set: ShardSet) -> None:
     before = descendants()
     runner = BackendRunner(shard_set, backend, settings_of())
     first, second = runner.run(Trial(BackendConfig(1), 0.1)), runner.run(Trial(BackendConfig(1), 0.1))
@@ -326,14 +326,14 @@ def test_a_turn_counts_what_came_in_its_time(backend: str, shard_set: ShardSet) 
     assert set(descendants()) <= set(before)
 
 
-def test_a_loader_is_made_anew_for_another_setup(shard_set: ShardSet) -> None:
+def test_a_loader_is_recreated_for_another_configuration(shard_set: ShardSet) -> None:
     runner = BackendRunner(shard_set, "opencv", settings_of())
     results = [runner.run(Trial(BackendConfig(workers), 0.05)) for workers in (1, 1, 2, 1)]
     runner.close()
     assert [found is not None and found.first_batch_s is not None for found in results] == [True, False, True, True]
 
 
-def test_small_data_are_gone_over_again(shard_set: ShardSet) -> None:
+def test_small_data_are_read_for_several_epochs(shard_set: ShardSet) -> None:
     runner = BackendRunner(shard_set, "torch", settings_of(batch_size=26))
     found = runner.run(Trial(BackendConfig(1), 0.6))
     runner.close()
@@ -341,7 +341,7 @@ def test_small_data_are_gone_over_again(shard_set: ShardSet) -> None:
     assert found.num_epochs >= 2
 
 
-def test_a_cold_turn_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> None:
+def test_a_cold_trial_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> None:
     runner = BackendRunner(shard_set, backend, settings_of())
     found = runner.run(Trial(BackendConfig(1), 60.0, cold=True))
     assert found is not None
@@ -438,7 +438,7 @@ def test_processor_time_grows_with_work_and_memory_is_there() -> None:
     assert private_bytes(2**22 + 1) == 0  # nobody's
 
 
-def test_the_page_cache_is_asked_what_it_holds(shards_copy: Path) -> None:
+def test_the_resident_part_of_a_file_is_measured(shards_copy: Path) -> None:
     split = ShardSet(shards_copy).split("train")
     path = shards_copy / split.shard_names[0]
     path.read_bytes()
