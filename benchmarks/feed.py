@@ -21,8 +21,8 @@ import torch
 
 from in21k.datapipe.backends.dali_loader import DaliCpuLoader
 from in21k.datapipe.backends.opencv_loader import OpenCVLoader
-from in21k.datapipe.loader import LoaderSettings
 from in21k.datapipe.plan import EpochPlan, PlannedBatch
+from in21k.datapipe.settings import LoaderConfig
 from in21k.shards import open_dataset
 from in21k.shards.dataset import ShardSplit
 
@@ -53,7 +53,7 @@ class Inline:
 def measure_opencv(split: ShardSplit, batches: Sequence[PlannedBatch]) -> None:
     """Print what an image costs the worker threads of opencv, which decode, transform and normalise it."""
     for dtype, normalize in ((torch.uint8, None), (torch.float32, "unit"), (torch.float16, "imagenet")):
-        settings = LoaderSettings(
+        settings = LoaderConfig(
             batch_size=BATCH, image_size=224, augment="inception", workers=1, dtype=dtype, normalize=normalize
         )
         loader: Any = OpenCVLoader(split, settings)
@@ -81,7 +81,7 @@ def main() -> None:
 
     measure_opencv(split, batches)
     for augment in ("none", "inception", "inception-ra"):
-        loader: Any = DaliCpuLoader(split, LoaderSettings(batch_size=BATCH, image_size=224, augment=augment, workers=1))
+        loader: Any = DaliCpuLoader(split, LoaderConfig(batch_size=BATCH, image_size=224, augment=augment, workers=1))
         whole, free = cpu_us(loader._read, batches), cpu_us(without_gil, batches)
         print(f"{augment}: {whole:.1f} us an image, {free:.1f} of them reading and hashing, {whole - free:.1f} Python")
         loader.close()
