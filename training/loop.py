@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
@@ -18,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from ..models.zoo import checkpoint_gradients, synchronize_batch_norms
 from ..shards.tree import SemanticTree
 from .distributed import Ranks
+from .ema import MovingAverage
 from .evaluation.validate import evaluate
 from .optim import create_optimizer, scaled_lr, set_lr
 from .precision import autocast, create_scaler
@@ -114,7 +114,7 @@ class Trainer:
         self.measure = measure
         self._layout = torch.channels_last if settings.channels_last else torch.preserve_format
         self.model = _prepared(model, settings, ranks).to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=True) if settings.ema else None
+        self.ema = MovingAverage(self.model, settings.ema) if settings.ema else None
         self._criterion = criterion.to(ranks.device)
         self._teacher, self._mix = teacher, mix
         self._distillation = distillation.to(ranks.device) if distillation else None
@@ -158,8 +158,8 @@ class Trainer:
             position.step += 1
             rates = {"lr": lr}
             if self.ema:
-                self.ema.update(self.model, step=position.step)
-                rates["ema_decay"] = self.ema.get_decay(position.step)
+                self.ema.update(position.step)
+                rates["ema_decay"] = self.ema.decay_at(position.step)
 
             means = {name: torch.stack([batch[name] for batch in losses]).mean() for name in losses[0]}
             images = settings.accumulate * settings.batch_size
@@ -219,11 +219,10 @@ class Trainer:
         position = self.position
         headline = self.measure.headline
         measure = partial(self.measure.evaluate, loader=loader, tree=tree, amp=self.settings.amp, ranks=self.ranks)
-        self.ranks.copy_buffers(self.model)
+        self.share_buffers()
         position.validation = measure(self.model)
         reached: float = position.validation[headline]
         if self.ema:
-            self.ranks.copy_buffers(self.ema.module)
             position.validation["ema"] = measure(self.ema.module)
             reached = position.validation["ema"][headline]
         better = position.best is None or reached > position.best
@@ -231,6 +230,13 @@ class Trainer:
             position.best, position.best_epoch = reached, position.epoch - 1
         tracker.add_validation(position.step, position.epoch - 1, position.validation)
         return better
+
+    def share_buffers(self) -> None:
+        """Give all ranks rank 0's buffers, before these are used or saved; in steps each rank has its own."""
+        self.ranks.copy_buffers(self.model)
+        if self.ema:
+            self.ema.copy_counters()
+            self.ranks.copy_buffers(self.ema.module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a run needs to resume; random draws come from the number of the step."""
@@ -279,7 +285,10 @@ def _network(
     if ranks.world_size > 1:
         # A graph is static where each backward pass ends in a reduction, which accumulated ones do not.
         distributed = DistributedDataParallel(
-            model, gradient_as_bucket_view=True, static_graph=settings.accumulate == 1
+            model,
+            gradient_as_bucket_view=True,
+            static_graph=settings.accumulate == 1,
+            broadcast_buffers=False,  # at each forward pass; see `Trainer.share_buffers`
         )
     network = distributed or model
     return distributed, torch.compile(network) if settings.compile else network

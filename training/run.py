@@ -175,6 +175,7 @@ def _run(
         tracker = Tracker(ranks, logs, progress, steps_per_read=settings.log_every_steps, wants_stop=stop_requests)
 
         def save(path: Path = run.last) -> None:
+            trainer.share_buffers()
             if ranks.is_first:
                 place = place_of(loader) if _within_epoch(loader) else None
                 content = {**trainer.state_dict(), "loader": place, "config": config, "tree": tree_content(tree)}

@@ -23,14 +23,16 @@ NOT_KILLED_WITH_DROPOUT = -2
 
 
 def torchrun(
-    num_ranks: int, *arguments: object, restarts: int = 0, **variables: str
+    num_ranks: int, *arguments: object, restarts: int = 0, script: str = "two_ranks.py", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     launch += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
-    script = Path(__file__).parent / "two_ranks.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
-        [sys.executable, *launch, str(script), *map(str, arguments)], capture_output=True, text=True, env=environment
+        [sys.executable, *launch, str(Path(__file__).parent / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
 
 
@@ -62,6 +64,18 @@ def test_two_ranks_of_half_the_batch_give_the_loss_curve_of_one(
     # Validation counts are added over the ranks: all 31 samples, though the second rank holds none of them.
     assert two[-1]["validation"] == one[-1]["validation"]
     assert two[-1]["validation"]["num_samples"] == 31
+
+
+def test_each_rank_has_its_own_buffers_in_steps_and_rank_0s_where_they_are_used(tmp_path: Path) -> None:
+    result = torchrun(2, tmp_path / "apart.json", script="two_ranks_buffers.py")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "apart.json").read_text())
+    stepped, shared = written["stages"]
+    assert stepped["model.buffers"] > 0
+    assert stepped["ema.buffers"] > 0
+    assert stepped["model.parameters"] == stepped["ema.parameters"] == 0
+    assert set(shared.values()) == {0}
+    assert written["first_kept_its_own"]
 
 
 def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> None:

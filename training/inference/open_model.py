@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +107,7 @@ class OpenModel:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, 3, H, W) as the network takes them, float32."""
-        mean, std = torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
+        mean, std = _constants(self.mean, self.std, images.device)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def check(self) -> None:
@@ -117,6 +118,14 @@ class OpenModel:
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal weights."""
         return weights_fingerprint(self.model)
+
+
+@cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return both as (1, 3, 1, 1) on the device: made once, as making them there waits for it."""
+    with torch.inference_mode(False):  # usable also where gradients are recorded
+        both = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
+        return both[0], both[1]
 
 
 def open_model(

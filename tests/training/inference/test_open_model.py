@@ -99,3 +99,19 @@ def test_weights_that_are_not_the_networks_are_refused_in_one_line(
 def test_a_folder_without_weights_is_one_line(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"has no model\.safetensors, and nothing to take instead"):
         open_model(folder)
+
+
+def test_normalizing_makes_its_constants_once_for_a_device() -> None:
+    torch.manual_seed(0)
+    words: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 8, "crop_pct": None}
+    opened = OpenModel(model=torch.nn.Identity(), name="none", classes=None, **words)
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        normalized = opened.normalize(images)
+    mean, std = (torch.tensor(words[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    assert torch.equal(normalized, images.float().div(255).sub(mean).div(std))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        opened.normalize(images)
+    operators = [event.name for event in profiled.events() or [] if event.name.startswith("aten::")]
+    assert {"aten::div_", "aten::sub_"} <= set(operators)
+    assert not {"aten::view", "aten::lift_fresh", "aten::empty"} & set(operators)  # what making them takes
