@@ -123,7 +123,8 @@ def train_step(options: argparse.Namespace) -> Results:
 def profile_steps(run: Steps, device: torch.device) -> dict[str, Any]:
     """Return of some steps: kernels a step and the share of time without one, on a GPU; operators a step on a CPU."""
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, acc_events=True) as profiled:
         run(PROFILED_STEPS)
         synchronize(device.type)
     events = profiled.events() or []

@@ -48,7 +48,7 @@ def test_an_update_neither_reads_a_state_dict_nor_copies_counters(monkeypatch: p
     model = network()
     average = MovingAverage(model, 0.9)
     monkeypatch.setattr(nn.Module, "state_dict", None)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         average.update(5)
     operators = Counter(event.name for event in profiled.events() or [] if event.name.startswith("aten::"))
     assert operators["aten::_foreach_lerp_"] == 1

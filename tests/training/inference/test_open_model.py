@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from in21k.models import create_model
 from in21k.models.export import save_weights, timm_config
 from in21k.training import open_model
+from in21k.training.inference.open_model import OpenModel
 
 pytestmark = pytest.mark.security
 
@@ -110,7 +111,7 @@ def test_normalizing_makes_its_constants_once_for_a_device() -> None:
         normalized = opened.normalize(images)
     mean, std = (torch.tensor(words[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     assert torch.equal(normalized, images.float().div(255).sub(mean).div(std))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiled:
         opened.normalize(images)
     operators = [event.name for event in profiled.events() or [] if event.name.startswith("aten::")]
     assert {"aten::div_", "aten::sub_"} <= set(operators)
