@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .bench_loader_table import describe, render
-from .options import AUGMENT_HELP, PATH, device_option, emit, json_option, num_workers, overwrite_option
+from .options import (
+    AUGMENT_HELP,
+    PATH,
+    device_option,
+    emit,
+    json_option,
+    loader_sets_option,
+    num_workers,
+    overwrite_option,
+)
 from .pictures import check_picture, save_picture
 from .progress import ProgressLine
 
@@ -45,7 +54,7 @@ if TYPE_CHECKING:
     help="Data type of the batches.",
 )
 @click.option("--channels-last", is_flag=True, help="Lay batches out channels last.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Another setting of the loader; repeatable.")
+@loader_sets_option
 @click.option("--plot", type=PATH, metavar="OUT.png", help="Also draw the rates into this PNG.")
 @device_option
 @overwrite_option

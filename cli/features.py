@@ -16,6 +16,7 @@ from .options import (
     emit,
     file_options,
     json_option,
+    loader_sets_option,
     overwrite_option,
     table,
     weights_option,
@@ -52,6 +53,7 @@ LIST = "list"
 )
 @device_option
 @workers_option
+@loader_sets_option
 @overwrite_option
 @json_option
 def features(
@@ -70,7 +72,7 @@ def features(
     from ..training.jobs.features_job import FeatureSettings, extract_features
     from ..training.jobs.setup import open_network
 
-    chosen = FeatureSettings(**settings)
+    chosen = FeatureSettings.parse(**settings)
     opened = open_network(model, chosen)
     if chosen.layer == LIST:
         _print_layers(list_layers(opened.model, chosen.image_size or opened.image_size), as_json=as_json)

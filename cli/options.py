@@ -65,7 +65,13 @@ def device_option(command: Command) -> Command:
 
 def backend_option(command: Command) -> Command:
     """Add `--backend`."""
-    return click.option("--backend", default="auto", show_default=True, help=INDEXED_BACKEND_HELP)(command)
+    return click.option("--backend", help=f"{INDEXED_BACKEND_HELP}  [default: auto]")(command)
+
+
+def loader_sets_option(command: Command) -> Command:
+    """Add `--set`, which names settings of the loader."""
+    text = "Another setting of the loader; repeatable."
+    return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
 def batch_size_option(default: str) -> Callable[[Command], Command]:

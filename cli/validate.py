@@ -16,6 +16,7 @@ from .options import (
     emit,
     file_options,
     json_option,
+    loader_sets_option,
     overwrite_option,
     table,
     weights_option,
@@ -50,6 +51,7 @@ NUM_SHOWN = 5  # confused pairs, and hardest labels
 @batch_size_option("as in training, else 64")
 @device_option
 @workers_option
+@loader_sets_option
 @overwrite_option
 @json_option
 def validate(
@@ -94,7 +96,7 @@ def validate(
         validation = measure_saved(from_predictions)
     else:
         assert model is not None
-        chosen = EvalSettings(**settings)
+        chosen = EvalSettings.parse(**settings)
         opened = open_network(model, chosen)
         if opened.multi_label and (imagenet1k is not None or save_predictions):
             raise ValueError(

@@ -111,7 +111,9 @@ def extract_features(
         work = _Work(opened, shards, out, provenance, ranks, overwrite)
         was_finished = work.is_finished()
         if not was_finished:
-            loading = {"backend": settings.backend, "batch_size": batch_size, "workers": settings.workers}
+            shaping = {"crop_pct", "image_size"}  # which the provenance holds
+            loading = {name: value for name, value in settings.loader.items() if name not in shaping}
+            loading |= {"backend": settings.backend, "batch_size": batch_size, "workers": settings.workers}
             work.extract(loading, on_progress)
         num_rows: int = ranks.from_first(lambda: len(open_features(out)))
         return ExtractedFeatures(out, provenance, num_rows, provenance["num_samples"] - num_rows, was_finished)
@@ -143,7 +145,7 @@ def _describe(opened: OpenModel, shards: ShardSet, settings: FeatureSettings, im
         "num_features": trial.num_outputs,
         "dtype": settings.dtype,
         "image_size": image_size,
-        "crop_pct": opened.crop_pct,
+        "crop_pct": settings.loader.get("crop_pct", opened.crop_pct),
         "mean": list(opened.mean),
         "std": list(opened.std),
         "shards": shards.fingerprint,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import torch
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from ...datapipe import rows as row_loaders
 from ...datapipe.loader import Loader
+from ...datapipe.settings import LoaderSettings
 from ...preprocess.pack_labelled import LabelledSet
 from ...shards.dataset import ShardSet, ShardSplit
 from ...shards.files.parallel import OnProgress, Progress
 from ...shards.manifest import read_row_groups
 from ..distributed import Ranks
 from ..inference.open_model import OpenModel, open_model
+from ..recipes import parse_sets
 from ..runs.saved_run import Weights
 from .finetune_data import open_finished
 
 BATCH_SIZE = 64  # images, where no run says how many it was trained with
+FURTHER = ("channels_last", "crop_pct", "hw_decoder_load", "image_size", "max_bad_rate")  # settings of the loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,10 @@ class EvalSettings:
     batch_size:   images per rank; None: as in training, 64 for a network that is not a run's.
     workers:      processes or threads that decode images; None: one for each core.
     device:       `cuda`, `cpu`, or None: the GPU where there is one.
+    loader:       further settings of the loader by name, as `in21k.datapipe.LoaderSettings` has them, in place of the
+                  network's: `channels_last`, `crop_pct`, `hw_decoder_load`, `image_size`, `max_bad_rate`.
+
+    Raises ValueError for another setting of the loader, and for a value that makes no sense.
     """
 
     weights: Weights = "last"
@@ -46,6 +53,28 @@ class EvalSettings:
     batch_size: int | None = None
     workers: int | None = None
     device: str | None = None
+    loader: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if others := sorted(set(self.loader) - set(FURTHER)):
+            raise ValueError(
+                f"{', '.join(others)}: the network decides it, or nothing does here; wanted of the loader's settings "
+                f"backend, batch_size, workers, {', '.join(FURTHER)}"
+            )
+        LoaderSettings(**self.loader)
+
+    @classmethod
+    def parse(cls, sets: Sequence[str], **options: Any) -> Self:
+        """Return the settings of a command line: `key=value` of the loader, and this class's own by name.
+
+        Raises ValueError as `parse_sets` and this class do.
+        """
+        names = {setting.name for setting in fields(LoaderSettings)}
+        flags = {name: options.pop(name) for name in names & options.keys()}
+        values = parse_sets(sets, flags, LoaderSettings)
+        own = {setting.name for setting in fields(cls)}
+        loader = {name: value for name, value in values.items() if name not in own}
+        return cls(**options, **{name: value for name, value in values.items() if name in own}, loader=loader)
 
 
 class EvalSetup:
@@ -84,6 +113,7 @@ class EvalSetup:
             "crop_pct": None if is_squished else opened.crop_pct,
             "dtype": torch.uint8,
             "normalize": None,
+            **self.settings.loader,
         }
 
     @contextmanager

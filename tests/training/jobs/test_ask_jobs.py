@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from in21k.cli.main import cli
+from in21k.datapipe import rows as row_loaders
 from in21k.shards import ShardSet
 from in21k.shards.files.parallel import Progress
 from in21k.training import jobs, open_model
 from in21k.training.features.feature_file import open_features
-from in21k.training.jobs import EvalSettings, FeatureSettings
+from in21k.training.jobs import EvalSettings, FeatureSettings, validate_job
 from in21k.training.jobs.image_sources import SkippedFiles
 
 SETTINGS = EvalSettings(backend="torch", workers=1, device="cpu", batch_size=4)
@@ -139,3 +140,34 @@ def test_queries_are_keys_with_their_classes_and_image_files_with_the_network(
     by_file = jobs.retrieve(features, [str(tmp_path / "picture.png")], SETTINGS, model=run, count=1)
     assert "wnid" not in by_file.rows[0]
     assert -1 <= by_file.rows[0]["nearest"][0]["similarity"] <= 1
+
+
+def test_settings_of_the_loader_reach_it_by_one_name(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[dict[str, Any]] = []
+    for place, name in ((validate_job, "create_loader"), (row_loaders, "create_row_loader")):
+        create = getattr(place, name)
+
+        def watch(*words: Any, create: Any = create, **settings: Any) -> Any:
+            handed_over.append(settings)
+            return create(*words, **{**settings, "hw_decoder_load": None})
+
+        monkeypatch.setattr(place, name, watch)
+    sets = ("--set", "hw_decoder_load=0.8", "--set", "max_bad_rate=0.5", "--set", "crop_pct=0.9")
+    words = ("--data", str(shard_set.path), "--backend", "torch", "--workers", "1", "--device", "cpu")
+    for command in (("validate", str(run)), ("features", str(run), str(tmp_path / "f.npy"))):
+        result = CliRunner().invoke(cli, [*command, *words, *sets])
+        assert result.exit_code == 0, result.output
+    assert [(s["hw_decoder_load"], s["max_bad_rate"], s["crop_pct"]) for s in handed_over] == [(0.8, 0.5, 0.9)] * 2
+    assert open_features(tmp_path / "f.npy").provenance["crop_pct"] == 0.9
+    for given, message in (
+        ("seed=1", "the network decides it"),
+        ("hw_decoder_load=2", "wanted 0 to 1"),
+        ("hw_decoder_laod=1", "hw_decoder_load"),
+    ):
+        result = CliRunner().invoke(cli, ["validate", str(run), *words, "--set", given])
+        assert result.exit_code == 2
+        assert message in result.stderr
+    both = CliRunner().invoke(cli, ["validate", str(run), *words, "--set", "workers=2"])
+    assert "workers is given twice" in both.stderr
