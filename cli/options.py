@@ -122,6 +122,13 @@ def file_options(command: Command) -> Command:
     return named(classes(command))
 
 
+def tta_option(command: Command) -> Command:
+    """Add `--tta`."""
+    return click.option(
+        "--tta", is_flag=True, help="Test-time flip: the mean of the logits of each image and its mirror image."
+    )(command)
+
+
 def num_workers(workers: int | None) -> int:
     """Return the number of workers, which is one for each core by default."""
     from ..shards.files.parallel import default_workers

@@ -18,6 +18,7 @@ from .options import (
     file_options,
     json_option,
     overwrite_option,
+    tta_option,
     weights_option,
     workers_option,
 )
@@ -38,7 +39,7 @@ MAX_PICTURES = 36
 @click.argument("images", metavar="IMAGE|FOLDER|TAR...", type=PATH, nargs=-1, required=True)
 @weights_option
 @file_options
-@click.option("--tta", is_flag=True, help="Test-time flip: the mean over each image and its mirror image.")
+@tta_option
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),

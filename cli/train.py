@@ -105,17 +105,21 @@ def emit_result(out: Path, result: dict[str, Any] | Stopped, *, as_json: bool) -
 
 
 def _render_metrics(out: Path, metrics: dict[str, Any]) -> str:
+    from ..training.metric_names import BY_NAME
+
     done = f"{out}: {metrics['num_epochs']} epochs, {metrics['num_steps']:,} steps"
+    if "best_epoch" not in metrics:
+        return f"{done}; the shards have no validation split"
+    best_by = next(name for name in BY_NAME if f"best_{name}" in metrics)
+    whose = " of the moving average" if "ema" in metrics else ""
+    best = f"; best {BY_NAME[best_by].title}{whose} {metrics[f'best_{best_by}']:.1f} % in epoch {metrics['best_epoch']}"
     if "map" in metrics:
         return (
             f"{done}; mAP {metrics['map']:.1f} % over {metrics['num_labels']:,} labels (equal scores for all: "
-            f"{metrics['map_chance']:.1f} %), best {metrics['best_map']:.1f} % in epoch {metrics['best_epoch']}"
+            f"{metrics['map_chance']:.1f} %){best}"
         )
-    if "semantic_top1" not in metrics:
-        return f"{done}; the shards have no validation split"
-    whose = " of the moving average" if "ema" in metrics else ""
     return (
         f"{done}; semantic top-1 {metrics['semantic_top1']:.1f} % "
-        f"(always the commonest answer: {metrics['semantic_top1_commonest']:.1f} %), top-1 {metrics['top1']:.1f} %; "
-        f"best semantic top-1{whose} {metrics['best_semantic_top1']:.1f} % in epoch {metrics['best_epoch']}"
+        f"(always the commonest answer: {metrics['semantic_top1_commonest']:.1f} %), "
+        f"top-1 {metrics['top1']:.1f} %{best}"
     )

@@ -19,6 +19,7 @@ from .options import (
     loader_sets_option,
     overwrite_option,
     table,
+    tta_option,
     weights_option,
     workers_option,
 )
@@ -45,6 +46,7 @@ NUM_SHOWN = 5  # confused pairs, and hardest labels
 @click.option("--from-predictions", type=PATH, metavar="FILE", help="Instead: what --save-predictions wrote.")
 @weights_option
 @file_options
+@tta_option
 @click.option("--per-class", type=PATH, metavar="OUT.parquet", help="Write a row for each class into this table.")
 @click.option("--save-predictions", type=PATH, metavar="OUT.parquet", help="Write the answers for each image.")
 @backend_option
@@ -61,6 +63,7 @@ def validate(
     from_predictions: Path | None,
     per_class: Path | None,
     save_predictions: Path | None,
+    tta: bool,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
@@ -69,6 +72,8 @@ def validate(
 
     Semantic top-1 counts an image once for each level of the tree that its class reaches; the answer of a level is the
     likeliest of its classes. top-1 and top-5 are over all classes; precision, recall and F1 are means over classes.
+    top-1 counts images (the micro accuracy), its mean over classes counts classes (the macro accuracy). Both also stand
+    for thirds of the classes, sorted by their number of training images: many, medium and few.
     Confusions are counted within the class's own level. Under torchrun the ranks share the images, and the result is
     that of one rank. --from-predictions needs no network.
 
@@ -89,6 +94,8 @@ def validate(
     from ..training.jobs.validate_job import validate as validate_job
 
     _check_options(model, data, imagenet1k, from_predictions, per_class, save_predictions)
+    if tta and from_predictions:
+        raise ValueError("--tta goes with a network; the answers in --from-predictions are fixed, so leave it out")
     for path in (per_class, save_predictions):
         if path:
             check_table(path, overwrite=overwrite)
@@ -105,10 +112,10 @@ def validate(
             )
         with ProgressLine("validate") as progress:
             if imagenet1k is not None:
-                validation = validate_imagenet1k(opened, imagenet1k, chosen, on_progress=progress)
+                validation = validate_imagenet1k(opened, imagenet1k, chosen, flip=tta, on_progress=progress)
             else:
                 assert data is not None
-                validation = validate_job(opened, data, chosen, on_progress=progress)
+                validation = validate_job(opened, data, chosen, flip=tta, on_progress=progress)
     if is_first_rank():
         if save_predictions:
             validation.save_predictions(save_predictions)
@@ -144,7 +151,7 @@ def _render(metrics: dict[str, Any]) -> str:
     """Return every metric on a line, and the tables that there are rows for."""
     from ..training.metric_names import metric_lines
 
-    tables = [_levels(metrics.get("per_level", []))]
+    tables = [_levels(metrics.get("per_level", [])), _thirds(metrics.get("per_third", []))]
     tables += [_confusions(metrics.get("confusions", [])), _hardest_labels(metrics.get("per_label", []))]
     return "\n\n".join(["\n".join(metric_lines(metrics)), *(table(rows) for rows in tables if len(rows) > 1)])
 
@@ -154,6 +161,15 @@ def _levels(levels: list[dict[str, Any]]) -> list[list[str]]:
     for row in levels:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
         rows.append([str(row["level"]), f"{row['num_classes']:,}", f"{row['num_samples']:,}", top1])
+    return rows
+
+
+def _thirds(thirds: list[dict[str, Any]]) -> list[list[str]]:
+    rows = [["training images", "each class", "classes", "samples", "top-1 %", "mean over classes %"]]
+    for row in thirds:
+        span = f"{row['min_train']:,} to {row['max_train']:,}"
+        scores = ["-" if row[name] is None else f"{row[name]:.1f}" for name in ("top1", "macro_top1")]
+        rows.append([row["third"], span, f"{row['num_classes']:,}", f"{row['num_samples']:,}", *scores])
     return rows
 
 

@@ -225,7 +225,8 @@ class Trainer:
         if self.ema:
             position.validation["ema"] = measure(self.ema.module)
             reached = position.validation["ema"][headline]
-        better = position.best is None or reached > position.best
+        # Rank 0 decides: ranks on different machines may round a metric differently.
+        better = self.ranks.gather_json(position.best is None or reached > position.best)[0]
         if better:
             position.best, position.best_epoch = reached, position.epoch - 1
         tracker.add_validation(position.step, position.epoch - 1, position.validation)
@@ -237,6 +238,14 @@ class Trainer:
         if self.ema:
             self.ema.copy_counters()
             self.ranks.copy_buffers(self.ema.module)
+
+    def is_out_of_patience(self) -> bool:
+        """Tell whether the last validation came settings.patience epochs, or more, after the best one."""
+        patience, best_epoch = self.settings.patience, self.position.best_epoch
+        if patience is None or best_epoch is None:
+            return False
+        num_validated = self.position.epoch - self.position.epoch % self.settings.validate_every_epochs
+        return num_validated - 1 - best_epoch >= patience
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a run needs to resume; random draws come from the number of the step."""

@@ -47,6 +47,7 @@ METRICS = (
     Metric("map", "mAP", meaning="The mean over labels, of the validation images.", baseline="map_chance"),
     Metric("top1", "top-1", meaning="The likeliest of all classes is the right one."),
     Metric("top5", "top-5", meaning="The right class is among the five likeliest."),
+    Metric("macro_top1", "top-1, mean over classes", meaning="Each class counts alike, however many images it has."),
     Metric("macro_precision", "precision, mean over classes"),
     Metric("macro_recall", "recall, mean over classes"),
     Metric("macro_f1", "F1, mean over classes"),
@@ -68,6 +69,29 @@ METRICS = (
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 BASELINES = frozenset(metric.baseline for metric in METRICS if metric.baseline)
+
+
+# What a validation measures while training, by which `best` may be chosen; the first is the default.
+SINGLE_LABEL = ("semantic_top1", "top1", "top5", "macro_top1")
+MULTI_LABEL = ("map", "cp", "cr", "cf1", "op", "or", "of1")
+
+
+def best_metric(best_by: str | None, *, multi_label: bool) -> str:
+    """Return the metric that chooses `best`: that of the setting best_by, or the default.
+
+    Raises ValueError for a metric that a validation of such images does not measure.
+
+    >>> best_metric(None, multi_label=False), best_metric("cf1", multi_label=True)
+    ('semantic_top1', 'cf1')
+    """
+    names = MULTI_LABEL if multi_label else SINGLE_LABEL
+    if best_by is not None and best_by not in names:
+        images = "several labels" if multi_label else "one label"
+        raise ValueError(
+            f"best_by is {best_by!r}, which validation does not measure for images of {images}; "
+            f"wanted {', '.join(names)} (--set best_by=...)"
+        )
+    return best_by or names[0]
 
 
 def measured(result: Mapping[str, Any]) -> Iterator[tuple[Metric, float]]:

@@ -66,14 +66,14 @@ class SemanticAccuracy:
 class TopAccuracy:
     """How often the label is the likeliest class of all, and how often it is among the five likeliest.
 
-    sums: int64 (2 + num_classes,) on the device: top-1 hits, top-5 hits, then the number of samples of each class. Add
-    those of other ranks to make it the accuracy of all.
+    sums: int64 (1 + 2 * num_classes,) on the device: top-5 hits, then the top-1 hits of each class, then the number of
+          samples of each class. Add those of other ranks to make it the accuracy of all.
 
     Ours, since it goes by the five answers, as they are saved: torchmetrics wants the scores of all classes.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self.sums = torch.zeros(2 + num_classes, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(1 + 2 * num_classes, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, num_classes or more, of which the first count), labels int64 (B,)."""
@@ -83,22 +83,44 @@ class TopAccuracy:
     def count(self, top: Tensor, labels: Tensor) -> None:
         """Count a batch by its answers: int64 (B, 5), the likeliest classes, the likeliest first."""
         hits = top == labels[:, None]
-        self.sums[0] += hits[:, 0].sum()
-        self.sums[1] += hits.sum()
-        self.sums[2:].index_add_(0, labels, torch.ones_like(labels))
+        self.sums[0] += hits.sum()
+        self.class_hits.index_add_(0, labels, hits[:, 0].long())
+        self.class_counts.index_add_(0, labels, torch.ones_like(labels))
+
+    @property
+    def class_hits(self) -> Tensor:
+        """int64 (num_classes,): how many samples of each class have it as the likeliest."""
+        return self.sums[1 : 1 + len(self.sums) // 2]
 
     @property
     def class_counts(self) -> Tensor:
         """int64 (num_classes,): the number of samples of each class."""
-        return self.sums[2:]
+        return self.sums[1 + len(self.sums) // 2 :]
 
     def compute(self) -> dict[str, Any]:
-        """Return {top1, top5 (percent), num_samples}; raises ValueError where nothing was counted."""
+        """Return {top1, top5, macro_top1 (percent), num_samples}; raises ValueError where nothing was counted.
+
+        macro_top1 is the mean, over the classes that have a sample, of the class's top-1.
+        """
         num_samples = int(self.class_counts.sum())
         if not num_samples:
             raise ValueError("no sample was counted; wanted at least one before the accuracy is asked for")
-        top1, top5 = self.sums[:2].tolist()
-        return {"top1": 100 * top1 / num_samples, "top5": 100 * top5 / num_samples, "num_samples": num_samples}
+        return {
+            "top1": 100 * int(self.class_hits.sum()) / num_samples,
+            "top5": 100 * int(self.sums[0]) / num_samples,
+            "macro_top1": 100 * macro_average(self.class_hits, self.class_counts),
+            "num_samples": num_samples,
+        }
+
+
+def macro_average(class_hits: Tensor, class_counts: Tensor) -> float:
+    """Return the mean share of hits of the classes that have a sample, 0..1; both are int64 (num_classes,).
+
+    >>> macro_average(torch.tensor([9, 0, 0]), torch.tensor([10, 1, 0]))
+    0.45
+    """
+    has_sample = class_counts > 0
+    return float((class_hits[has_sample].double() / class_counts[has_sample]).mean())
 
 
 def commonest(tree: SemanticTree, class_counts: Tensor) -> float:

@@ -21,10 +21,12 @@ from ..shards.tree import SemanticTree
 from .distill import Teacher, self_test
 from .distributed import Ranks
 from .evaluation.multilabel import evaluate_labels
+from .evaluation.validate import evaluate
 from .init_weights import check_network
 from .logs import check_trackers, open_logs
-from .loop import SEMANTIC, Loader, Measure, Mix, Trainer, place_of
+from .loop import Loader, Measure, Mix, Trainer, place_of
 from .losses.create import create_distillation, create_loss, trains_inner
+from .metric_names import best_metric
 from .precision import resolve_amp
 from .runs.checkpoint import (
     keep_checkpoints,
@@ -97,7 +99,7 @@ def train_model(
     teacher:    the teacher for distillation, on the ranks' device; it is tested before the first step.
     mix:        mixes batches (`in21k.datapipe.augment.mixup`).
     label_sets: of images with several labels, bool (num_sets, len(tree)): the loaders' labels are numbers of its rows,
-                validation measures the mean average precision, and the best is the best by that.
+                validation measures what `evaluate_labels` does, and the best is by the mean average precision.
     data:       plain facts of the data set (fingerprint, counts); they go into config.yaml, equal ones may go on.
 
     Raises ValueError where folder, model and data do not fit together, and NonFiniteLossError (a ValueError) when the
@@ -107,7 +109,7 @@ def train_model(
     settings = resolve_amp(settings, ranks.device)
     facts = {"label_sets": len(label_sets)} if label_sets is not None else {}
     config = run_config(settings, {**facts, **(data or {})}, ranks.world_size)
-    _check(model, loader, tree, settings, ranks)
+    _check(model, loader, val_loader, tree, settings, ranks)
     free = (*RESUMABLE_SETTINGS, *(() if settings.deterministic else RESUMABLE_UNLESS_DETERMINISTIC))
     fixed = {name: value for name, value in config.items() if name not in free}
     versions = {name: version(name) for name in ("in21k", "torch", "timm")}
@@ -183,7 +185,7 @@ def _run(
                 if path == run.last:
                     keep_checkpoints(run.last, position.step, settings.keep_last)
 
-        while position.step < total_steps or _within_epoch(loader):
+        while (position.step < total_steps or _within_epoch(loader)) and not trainer.is_out_of_patience():
             try:
                 whole = trainer.train_epoch(loader, tracker, save)
             except NonFiniteLossError as error:
@@ -202,6 +204,12 @@ def _run(
             if validates is not None and trainer.validate(validates, tree, tracker):
                 save(run.best)  # before `last`: a kill between the two validates again, and finds it the best again
             save()
+    if trainer.is_out_of_patience() and position.step < total_steps:
+        log.log(
+            logging.INFO if ranks.is_first else logging.DEBUG,
+            "%s: no better %s since epoch %s, so the run ends after %d epochs (patience %s)",
+            *(run.path, trainer.measure.headline, position.best_epoch, position.epoch, settings.patience),
+        )
     if ranks.is_first:
         _finish(trainer, tree, run, config)
     return ranks.from_first(run.metrics)
@@ -211,11 +219,23 @@ def _within_epoch(loader: Loader) -> bool:
     return loader.num_left() < len(loader)
 
 
-def _check(model: nn.Module, loader: Loader, tree: SemanticTree, settings: TrainSettings, ranks: Ranks) -> None:
+def _check(
+    model: nn.Module,
+    loader: Loader,
+    val_loader: Loader | None,
+    tree: SemanticTree,
+    settings: TrainSettings,
+    ranks: Ranks,
+) -> None:
     """Raise ValueError where model, data and settings do not fit."""
     num_outputs = getattr(model, "num_classes", len(tree))
     if num_outputs != len(tree):
         raise ValueError(f"the model has {num_outputs} classes, the data set {len(tree)}; wanted equally many")
+    if settings.patience is not None and val_loader is None:
+        raise ValueError(
+            f"patience is {settings.patience}, and there are no validation images to judge by; leave patience out, or "
+            "give data with a validation split"
+        )
     if settings.image_size is not None:
         check_network(model, settings, len(tree), ranks.world_size)
     count_steps(len(loader), settings)
@@ -284,7 +304,8 @@ def _finish(trainer: Trainer, tree: SemanticTree, run: RunFolder, config: Mappin
 
 
 def _measure_of(settings: TrainSettings, tree: SemanticTree, label_sets: Tensor | None) -> Measure:
+    headline = best_metric(settings.best_by, multi_label=label_sets is not None)
     if label_sets is not None:
-        return Measure("map", partial(evaluate_labels, table=label_sets))
+        return Measure(headline, partial(evaluate_labels, table=label_sets))
     fill_inner = bool(tree.num_inner) and not trains_inner(settings)
-    return SEMANTIC._replace(evaluate=partial(SEMANTIC.evaluate, fill_inner=True)) if fill_inner else SEMANTIC
+    return Measure(headline, partial(evaluate, fill_inner=True) if fill_inner else evaluate)

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, ge
 from ..datapipe.settings import LoaderSettings
 from ..shards.normalize import mean_std, short_normalize
 from .losses.registry import LOSSES
+from .metric_names import MULTI_LABEL, SINGLE_LABEL
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 BINARY_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.binary)  # a yes or no for each class
 _INFINITE = float("inf")
 # Whole numbers from 1 on. Beyond these a number is a slip of the finger.
 _MOST = {
-    **dict.fromkeys(("accumulate", "epochs", "validate_every_epochs", "keep_last"), 1_000_000),
+    **dict.fromkeys(("accumulate", "epochs", "validate_every_epochs", "keep_last", "patience"), 1_000_000),
     **dict.fromkeys(("max_steps", "save_every_steps", "log_every_steps", "base_batch"), 10**12),
     "teacher_size": 8192,
 }
@@ -55,6 +56,11 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         ("model_args",),
         lambda value: not value.keys() & {"num_classes", "in_chans"},
         "neither num_classes nor in_chans, which come from the data",
+    ),
+    (
+        ("best_by",),
+        lambda value: value in (*SINGLE_LABEL, *MULTI_LABEL),
+        "one of " + ", ".join((*SINGLE_LABEL, *MULTI_LABEL)),
     ),
 )
 
@@ -161,6 +167,12 @@ class TrainSettings(LoaderSettings):
     """Who is told beside log.jsonl: `tensorboard`, `wandb`, `mlflow`. Shapes no result."""
     validate_every_epochs: int = 1
     """Validate after every so many epochs, and after the last."""
+    best_by: str | None = None
+    """The metric of validation that chooses `best`: semantic_top1, top1, top5 or macro_top1; of several labels map, cp,
+    cr, cf1, op, or, of1. None: semantic_top1, or map."""
+    patience: int | None = None
+    """End the run at the first validation that is so many epochs, or more, after that of the best; None: never. The
+    schedule spans all epochs all the same."""
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; slower on a GPU."""
 

@@ -20,14 +20,25 @@ from PIL import Image
 from in21k.models import create_model, label_space_of
 from in21k.models.export import save_weights, timm_config
 from in21k.shards import open_dataset
+from in21k.shards.dataset import read_manifest
 from in21k.training import load_run, open_model
 from in21k.training.evaluation.measure import path_distance
 from in21k.training.evaluation.predictions import load_predictions
+from in21k.training.inference.classifier import Classifier
 from in21k.training.inference.images import fit_image
+from in21k.training.inference.pixel_model import PixelModel
 
 from .conftest import run, run_json, write_label_list
 
-MORE = {"macro_precision", "macro_recall", "macro_f1", "calibration_error", "mistake_distance", "confusions"}
+MORE = {
+    "per_third",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "calibration_error",
+    "mistake_distance",
+    "confusions",
+}
 Draw, Encode = Callable[..., Image.Image], Callable[..., bytes]
 
 
@@ -48,7 +59,7 @@ def test_validate_prints_what_training_measured(trained: Path, shards: Path, wei
         pytest.importorskip("nvidia.dali")
     result = run_json("validate", trained, "--data", shards, "--weights", weights, "--backend", backend)
     assert set(result) == MORE | {
-        *("semantic_top1", "semantic_top1_commonest", "top1", "top5", "num_samples", "per_level")
+        *("semantic_top1", "semantic_top1_commonest", "top1", "top5", "macro_top1", "num_samples", "per_level")
     }
     assert [set(row) for row in result["per_level"]] == [{"level", "num_classes", "num_samples", "top1"}] * len(
         result["per_level"]
@@ -57,7 +68,14 @@ def test_validate_prints_what_training_measured(trained: Path, shards: Path, wei
     key = "semantic_top1" if weights == "last" else "best_semantic_top1"
     assert result["semantic_top1"] == pytest.approx(metrics[key])
     text = run("validate", trained / "checkpoints/last.pt", "--data", shards).stdout
-    for words in ("always the commonest answer", "calibration error", "most confused", "steps apart"):
+    for words in (
+        "always the commonest answer",
+        "calibration error",
+        "most confused",
+        "steps apart",
+        "training images",
+        "medium",
+    ):
         assert words in text
 
 
@@ -146,6 +164,72 @@ def test_two_ranks_give_exactly_the_result_of_one(trained: Path, shards: Path, t
     alone = run_json(*words, "--save-predictions", one)
     assert on_two_ranks(*words, "--save-predictions", two) == alone
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_thirds_cut_the_classes_by_the_training_images_of_the_shards(trained: Path, shards: Path) -> None:
+    result = run_json("validate", trained, "--data", shards)
+    counts = sorted((row.num_train for row in open_dataset(shards).classes if row.kept), reverse=True)
+    assert len(counts) == 8
+    spans = [(row["num_classes"], row["max_train"], row["min_train"]) for row in result["per_third"]]
+    assert spans == [(3, counts[0], counts[2]), (3, counts[3], counts[5]), (2, counts[6], counts[7])]
+    assert sum(row["num_samples"] for row in result["per_third"]) == result["num_samples"]
+
+
+def test_tta_answers_by_the_mean_logits_of_images_and_their_mirror_images(
+    trained: Path, shards: Path, tmp_path: Path
+) -> None:
+    mirrored, plain = tmp_path / "mirrored.parquet", tmp_path / "plain.parquet"
+    words = ("validate", trained, "--data", shards, "--backend", "opencv")
+    run_json(*words, "--save-predictions", plain)
+    result = run_json(*words, "--tta", "--save-predictions", mirrored)
+    predictions, tree, provenance, _ = load_predictions(mirrored)
+    assert provenance["tta"]
+    assert not load_predictions(plain).provenance["tta"]
+    assert (predictions.label_probabilities - load_predictions(plain).predictions.label_probabilities).abs().max() > 0
+    classifier = Classifier(trained, device="cpu", flip=True)
+    manifest = {row["key"]: row for row in read_manifest(open_dataset(shards)).to_pylist()}
+    for row in pq.read_table(mirrored).to_pylist():
+        place = manifest[row["key"]]
+        with (shards / place["shard"]).open("rb") as shard:
+            shard.seek(place["shard_offset"])
+            (answer,) = classifier(shard.read(place["num_bytes"]))
+        assert [tree.wnids[index] for index in row["top"]] == [likely["wnid"] for likely in answer["top5"]]
+        expected = [likely["probability"] for likely in answer["top5"]]
+        assert row["top_probability"] == pytest.approx(expected, abs=1e-5)
+    assert run_json("validate", "--from-predictions", mirrored) == result
+
+
+def test_tta_averages_the_logits_of_several_labels_too(labels_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    forward = PixelModel.forward
+
+    def record(self: PixelModel, images: torch.Tensor) -> torch.Tensor:
+        batches.append((images, forward(self, images)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(PixelModel, "forward", record)
+    run_json("validate", labels_run, "--data", labels_run.with_name("run-data"), "--tta")
+    monkeypatch.undo()
+    plain = PixelModel(open_model(labels_run)).eval()
+    for images, logits in batches:
+        with torch.inference_mode():
+            expected = (plain(images) + plain(images.flip(3))) / 2
+        assert torch.allclose(logits, expected, atol=1e-5)
+        assert not torch.allclose(logits, plain(images), atol=1e-5)
+
+
+def test_tta_answers_images_and_their_mirror_images_alike(imagenet1k: Path, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    for path in imagenet1k.glob("*/ILSVRC*"):
+        (mirror / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirror / path.parent.name / f"{path.stem}.png")
+    assert len(list(mirror.rglob("*.png"))) == 20
+    wnids = list(label_space_of(1_000).wnids)
+    torch.manual_seed(2)
+    name = save_for_timm(create_model("resnet10t", num_classes=len(wnids)).eval(), tmp_path / "model", wnids)
+    one, other = (run_json("validate", name, "--imagenet1k", place, "--tta") for place in (imagenet1k, mirror))
+    assert (one["top1"], one["top5"]) == (other["top1"], other["top5"])
 
 
 def test_confused_pairs_are_counted_at_the_level_of_the_class(trained: Path, shards: Path, tmp_path: Path) -> None:
@@ -391,6 +475,7 @@ def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, t
         (("RUN", "--data", "SHARDS", "--per-class", "y.parquet", "--save-predictions", "y.parquet"), "wanted two"),
         (("RUN", "--data", "SHARDS", "--per-class", "y.csv"), "ends in .parquet"),
         (("--from-predictions", "nowhere.parquet"), "no such file"),
+        (("--from-predictions", "x", "--tta"), "--tta goes with a network"),
         (("RUN", "--imagenet1k", "nowhere"), "share none"),
         (("RUN", "--data", "SHARDS", "--weights", "ema"), "without a moving average"),
         (("RUN", "--data", "SHARDS", "--batch-size", "99999999999999999999"), "is not in the range 1<=x<=65536"),

@@ -78,6 +78,13 @@ def test_each_rank_has_its_own_buffers_in_steps_and_rank_0s_where_they_are_used(
     assert written["first_kept_its_own"]
 
 
+def test_ranks_lose_their_patience_together(tmp_path: Path) -> None:
+    result = torchrun(2, tmp_path, 16, 0, NOT_KILLED, PATIENCE="2")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["num_epochs"], metrics["num_steps"], metrics["best_epoch"]) == (3, 9, 0)
+
+
 def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> None:
     result = torchrun(2, tmp_path / "run", 16, 7, NOT_KILLED)
     assert result.returncode != 0

@@ -24,6 +24,7 @@ from in21k.training.loop import Trainer
 from in21k.training.losses.create import create_loss
 from in21k.training.run import Stopped
 from in21k.training.runs.run_folder import open_run, run_config
+from in21k.training.runs.run_record import read_record
 from in21k.training.tracker import NonFiniteLossError
 
 from .watched_runs import KilledError, Watcher, assert_equal_runs, kill_at, lines_of, signal_at, weights_of
@@ -457,3 +458,94 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="do not fill one batch"):
         run_training(loader=make_loader(batch_size=97))
     assert not run_path.exists()
+
+
+def scores(values: list[float]) -> Callable[..., dict[str, Any]]:
+    """Stand in for `evaluate`: semantic top-1 rises, and top-1 takes these values one after another."""
+    left = list(values)
+
+    def measure(model: nn.Module, **_: Any) -> dict[str, Any]:
+        del model
+        number = len(values) - len(left)
+        return {"semantic_top1": 10.0 + number, "top1": left.pop(0), "num_samples": 80}
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("best_by", "best", "best_epoch"), [(None, 13.0, 3), ("semantic_top1", 13.0, 3), ("top1", 7.0, 1)]
+)
+def test_best_is_chosen_by_the_metric_that_is_named(
+    run_training: Train,
+    run_path: Path,
+    settings: TrainSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    best_by: str | None,
+    best: float,
+    best_epoch: int,
+) -> None:
+    monkeypatch.setattr("in21k.training.run.evaluate", scores([3, 7, 5, 7]))
+    metrics = run_training(settings=replace(settings, epochs=4, best_by=best_by))
+    assert (metrics[f"best_{best_by or 'semantic_top1'}"], metrics["best_epoch"]) == (best, best_epoch)
+    assert [name for name in metrics if name.startswith("best_")] == [
+        f"best_{best_by or 'semantic_top1'}",
+        "best_epoch",
+    ]
+    saved = torch.load(run_path / "checkpoints" / "best.pt", weights_only=True)
+    assert saved["position"]["step"] == 6 * (best_epoch + 1)
+    assert read_record(run_path).best == (best, best_epoch)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "every", "num_epochs"),
+    [
+        ([5, 4, 4, 4, 4, 4], 2, 1, 3),
+        ([5, 4, 6, 4, 6, 9], 2, 1, 5),  # an equal value is no improvement
+        ([1, 2, 3, 4, 5, 6], 1, 1, 6),
+        ([5, 4, 9], 2, 2, 4),  # the validations end the epochs 1, 3 and 5
+        ([5, 4, 3], 3, 2, 6),
+        ([5, 4, 4, 4, 4, 4], None, 1, 6),
+    ],
+)
+def test_a_run_ends_when_its_patience_does(
+    run_training: Train,
+    run_path: Path,
+    settings: TrainSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[float],
+    patience: int | None,
+    every: int,
+    num_epochs: int,
+) -> None:
+    monkeypatch.setattr("in21k.training.run.evaluate", scores(values))
+    chosen = replace(settings, epochs=6, best_by="top1", patience=patience, validate_every_epochs=every)
+    metrics = run_training(settings=chosen)
+    assert (metrics["num_epochs"], metrics["num_steps"]) == (num_epochs, 6 * num_epochs)
+    assert (run_path / "model.safetensors").exists()
+    assert run_training(settings=chosen) == metrics  # it is finished
+    with pytest.raises(ValueError, match="patience"):
+        run_training(settings=replace(chosen, patience=4))
+
+
+@pytest.mark.parametrize("at", [9, 18, 20])
+def test_a_resumed_run_has_the_patience_of_one_that_never_stopped(
+    run_training: Train, tmp_path: Path, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    chosen = replace(settings, epochs=6, best_by="top1", patience=2)
+    values = [4.0, 9.0, 8.0, 8.0]
+    monkeypatch.setattr("in21k.training.run.evaluate", scores(values))
+    whole = run_training(settings=chosen, folder=tmp_path / "whole")
+    assert (whole["num_epochs"], whole["best_epoch"]) == (4, 1)
+    monkeypatch.setattr("in21k.training.run.evaluate", scores(values))
+    assert isinstance(run_training(settings=chosen, progress=signal_at(at)), Stopped)
+    assert run_training(settings=chosen) == whole
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_patience_and_best_by_want_what_validation_measures(run_training: Train, settings: TrainSettings) -> None:
+    with pytest.raises(ValueError, match="patience is 3, and there are no validation images"):
+        run_training(settings=replace(settings, patience=3), val_loader=None)
+    with pytest.raises(ValueError, match=r"best_by is 'map', .* images of one label; wanted semantic_top1, top1"):
+        run_training(settings=replace(settings, best_by="map"))
+    with pytest.raises(ValueError, match="best_by is 'accuracy'; wanted one of semantic_top1, "):
+        replace(settings, best_by="accuracy")

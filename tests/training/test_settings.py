@@ -15,7 +15,7 @@ from in21k.training.settings import setting_kinds, setting_meanings
 NAMES = """model model_args init loss label_smoothing teacher teacher_size kd_weight kd_reduction kd_temperature backend
 augment mixup cutmix normalize crop_pct workers image_size batch_size epochs max_steps optimizer lr momentum
 weight_decay layer_decay schedule warmup auto_scale_lr amp compile channels_last ema clip_grad accumulate sync_bn
-grad_checkpointing save_every_steps keep_last validate_every_epochs max_bad_rate seed deterministic"""
+grad_checkpointing save_every_steps keep_last validate_every_epochs best_by patience max_bad_rate seed deterministic"""
 
 
 def test_the_contracts_names_are_settings_and_each_says_what_it_means() -> None:

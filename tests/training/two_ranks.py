@@ -2,7 +2,7 @@
 
 Arguments: the run folder, the batch size per rank, the seed that the last rank takes, the batch (0..) at whose reading
 the last rank is killed (-1: none) when it was started for the first or second time. OWN_DISKS in the environment: each
-rank has a folder of its own, as on nodes that share no disk.
+rank has a folder of its own, as on nodes that share no disk. PATIENCE: the setting, of a run that learns nothing.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ with join_ranks("cpu") as ranks:
         folder = folder / f"disk{ranks.rank}" / "run"
         folder.parent.mkdir(parents=True, exist_ok=True)
     seed = last_seed if ranks.rank == ranks.world_size - 1 else 0
+    patience = int(os.environ["PATIENCE"]) if "PATIENCE" in os.environ else None
     settings = TrainSettings(
         model="resnet18",
         image_size=16,
         batch_size=batch_size,
-        epochs=2,
-        lr=0.02,
+        epochs=2 if patience is None else 6,
+        lr=0.02 if patience is None else 1e-30,
+        patience=patience,
         seed=seed,
         ema=0.9,
         save_every_steps=1 if killed_at >= 0 else None,

@@ -63,8 +63,8 @@ def evaluate_imagenet1k(
     model:  from images to the logits of the shared classes, on the ranks' device.
     loader: this rank's batches; labels as `SharedClasses.labels_of` has them; -1 does not count.
 
-    Returns {top1, top5 (percent, the answer is the likeliest of the shared classes), num_samples, num_left_out,
-    num_classes, num_imagenet1k_classes, lacking}. Raises ValueError where no image is of a shared class.
+    Returns {top1, top5, macro_top1 (percent, the answer is the likeliest of the shared classes), num_samples,
+    num_left_out, num_classes, num_imagenet1k_classes, lacking}. Raises ValueError where no image is of a shared class.
     """
     ranks = ranks or Ranks()
     top = TopAccuracy(len(shared.wnids), ranks.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from ...shards.tree import SemanticTree
 from ..losses.levels import Levels
-from ..metrics import SemanticAccuracy, TopAccuracy
+from ..metrics import SemanticAccuracy, TopAccuracy, macro_average
 from .predictions import Predictions
 from .validate import summary
 
 NUM_BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 NUM_CONFUSIONS = 20
+THIRDS = ("many", "medium", "few")  # training images
 BLOCK = 2_048  # classes at a time: torchmetrics counts in a table of all pairs, which so has 34 MB
 
 
-def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
+def measure(predictions: Predictions, tree: SemanticTree, num_train: Sequence[int] | None = None) -> dict[str, Any]:
     """Return what `evaluate` returns, and more (percent, unless said otherwise):
 
+    per_third: by how many training images the classes have, see `per_third`; only with num_train.
     macro_precision, macro_recall, macro_f1: means over the classes that have an image or were answered.
     calibration_error:  the expected one of the likeliest class of all, over 15 bins of equal width.
     mistake_distance:   how many steps through the tree lie between class and answer, the mean over confused images;
@@ -34,6 +36,8 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
     overall argmax mostly reflects a class's level: semantic softmax never compares swan with bird, and the ancestor
     mostly wins. The rule is the same for every network, so that any two can be compared: answers on other levels count
     in top-1, precision and recall alone, also for a network that was trained with one softmax over all classes.
+
+    num_train: the training images of each class.
 
     torchmetrics computes the counts behind precision, recall and F1, and the calibration error. It takes 0.3 GB beside
     the predictions for 21,841 classes with 50 images each.
@@ -49,6 +53,7 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
     steps = sum(pair.times * distance for pair, distance in zip(confused, distances, strict=True))
     return {
         **summary(semantic, top, tree),
+        **({} if num_train is None else {"per_third": per_third(top, num_train)}),
         "macro_precision": 100 * float(of_classes.precision[there].mean()),
         "macro_recall": 100 * float(of_classes.recall[there].mean()),
         "macro_f1": 100 * float(of_classes.f1[there].mean()),
@@ -59,6 +64,38 @@ def measure(predictions: Predictions, tree: SemanticTree) -> dict[str, Any]:
             for pair, distance in zip(confused[:NUM_CONFUSIONS], distances, strict=False)
         ],
     }
+
+
+def per_third(top: TopAccuracy, num_train: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the accuracy on classes of many, medium and few training images.
+
+    The classes are sorted by num_train, the most first and equal ones by class index, and cut into thirds by number of
+    classes; the first thirds take what does not divide. Classes without training images are in none.
+
+    Each third is {third (`many`, `medium`, `few`), num_classes, min_train, max_train, num_samples, top1, macro_top1}:
+    the last two in percent, None without samples. A third without classes is left out.
+    """
+    counts = np.array(num_train, np.int64)
+    order = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index] > 0]
+    rows: list[dict[str, Any]] = []
+    for name, third in zip(THIRDS, np.array_split(np.array(order, np.int64), len(THIRDS)), strict=True):
+        if not len(third):
+            continue
+        classes = torch.from_numpy(third)
+        hits, samples = top.class_hits[classes], top.class_counts[classes]
+        num_samples = int(samples.sum())
+        rows.append(
+            {
+                "third": name,
+                "num_classes": len(third),
+                "min_train": int(counts[third].min()),
+                "max_train": int(counts[third].max()),
+                "num_samples": num_samples,
+                "top1": 100 * int(hits.sum()) / num_samples if num_samples else None,
+                "macro_top1": 100 * macro_average(hits, samples) if num_samples else None,
+            }
+        )
+    return rows
 
 
 def per_class(predictions: Predictions, tree: SemanticTree) -> pa.Table:

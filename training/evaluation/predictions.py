@@ -98,11 +98,15 @@ def _unpacked(numbers: Tensor, probabilities: Tensor, num_levels: int) -> Predic
 
 
 class PredictionFile(NamedTuple):
-    """Predictions out of a file, the tree of their classes, and what they were made with."""
+    """Predictions out of a file, the tree of their classes, and what they were made with.
+
+    num_train: the training images of each class; None where the file does not know them.
+    """
 
     predictions: Predictions
     tree: SemanticTree
     provenance: dict[str, Any]
+    num_train: list[int] | None = None
 
 
 def save_predictions(
@@ -111,12 +115,15 @@ def save_predictions(
     tree: SemanticTree,
     keys: Sequence[str] | pa.Array,
     provenance: Mapping[str, Any],
+    *,
+    num_train: Sequence[int] | None = None,
 ) -> None:
     """Write predictions to a Parquet file, whole or not at all: 150 bytes an image, less what compression saves.
 
     keys:      of the images, in the order of `predictions`.
     provenance: what they were made with, as JSON values: model, weights and data as they were called, and fingerprint
                (of the weights) and shards (their fingerprint), by which others can tell whose answers they are.
+    num_train: the training images of each class.
 
     Columns: key, row, class_index, probability (of that class), top and top_probability (the likeliest classes of all),
     level and level_probability (the likeliest of each hierarchy). The tree stands in the metadata.
@@ -132,7 +139,13 @@ def save_predictions(
         "level": _lists(answers.levels.int()),
         "level_probability": _lists(answers.level_probabilities),
     }
-    content = {"format": FORMAT, "version": VERSION, "provenance": dict(provenance), "tree": tree_content(tree)}
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "provenance": dict(provenance),
+        "tree": tree_content(tree),
+    }
+    content["num_train"] = None if num_train is None else list(num_train)
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(content)})
     with whole_file(path) as aside:
         pq.write_table(table, aside, row_group_size=ROW_GROUP_ROWS, compression="zstd")
@@ -155,7 +168,7 @@ def load_predictions(path: str | Path) -> PredictionFile:
     except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no predictions that `in21k validate` saved ({reason})") from error
-    return PredictionFile(predictions, tree, content["provenance"])
+    return PredictionFile(predictions, tree, content["provenance"], content.get("num_train"))
 
 
 def _lists(values: Tensor) -> pa.Array:

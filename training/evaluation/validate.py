@@ -33,7 +33,7 @@ def evaluate(
     on_batch: called with the number of images after each batch.
     fill_inner: score inner classes by the classes below them (see `InnerScores`), as their outputs are not trained.
 
-    Returns {semantic_top1, semantic_top1_commonest, top1, top5 (percent), num_samples, per_level}, in which
+    Returns {semantic_top1, semantic_top1_commonest, top1, top5, macro_top1 (percent), num_samples, per_level}, in which
     semantic_top1_commonest is what always answering each level's commonest class would give. `collect` and `measure`
     give more. Raises ValueError without samples, and where the model has another number of classes than the tree.
     """

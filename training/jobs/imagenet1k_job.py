@@ -31,6 +31,7 @@ def validate_imagenet1k(
     data: str | Path,
     settings: EvalSettings | None = None,
     *,
+    flip: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> Validation:
     """Measure a network on ImageNet-1K without training it, over the classes that both have.
@@ -72,7 +73,7 @@ def validate_imagenet1k(
             loader = ((pixels, labels.to(classes.device)[classes]) for pixels, classes in stored)
             num_images = shards.num_samples["val"]
         metrics = evaluate_imagenet1k(
-            PixelModel(opened, shared.outputs).to(ranks.device),
+            PixelModel(opened, shared.outputs, flip=flip).to(ranks.device),
             loader,
             shared,
             amp=setup.amp,

@@ -202,7 +202,7 @@ def _load_files(runs: Mapping[str, RunRecord], inspection: Inspection) -> None:
     for path, (name, record), answer in zip(paths, runs.items(), inspection.answers, strict=True):
         if problem := _multi_label(name, record):
             raise ValueError(f"{path}: {problem}; leave --predictions out")
-        answer.predictions, answer.tree, provenance = load_predictions(path)
+        answer.predictions, answer.tree, provenance, _ = load_predictions(path)
         _check_weights(path, provenance, name, record, inspection.settings)
         shards.append(provenance.get("shards"))
         if data and not (shards[-1] == data.fingerprint and _fits_images(inspection, answer)):

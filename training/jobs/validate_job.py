@@ -26,11 +26,15 @@ from .setup import EvalSettings, EvalSetup, ValImages, image_counter, open_data,
 
 @dataclass(frozen=True)
 class Answered:
-    """What a network that gives an image one class answered, and the tree and keys of the images."""
+    """What a network that gives an image one class answered, and the tree and keys of the images.
+
+    num_train: the training images of each class, in the tree's order; None where they are unknown.
+    """
 
     predictions: Predictions
     tree: SemanticTree
     keys: pa.StringArray | None
+    num_train: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Validation:
 
     metrics:    as `in21k validate --json` prints them: numbers by the names of `training.metric_names`, and lists.
     answered:   what the network answered for each image; None where images have several labels.
-    provenance: what the answers were made with, as JSON values: model, weights, data, fingerprint, shards.
+    provenance: what the answers were made with, as JSON values: model, weights, data, fingerprint, shards, tta.
     """
 
     metrics: dict[str, Any]
@@ -59,7 +63,11 @@ class Validation:
         """
         if self.answered is None or self.answered.keys is None:
             raise ValueError("no answers to save; wanted a validation, on shards, of a network with one class an image")
-        save_predictions(Path(path), self.answered.predictions, self.answered.tree, self.answered.keys, self.provenance)
+        answered = self.answered
+        save_predictions(
+            *(Path(path), answered.predictions, answered.tree, answered.keys, self.provenance),
+            num_train=answered.num_train,
+        )
 
 
 def validate(
@@ -67,12 +75,14 @@ def validate(
     data: str | Path | ShardSet,
     settings: EvalSettings | None = None,
     *,
+    flip: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> Validation:
     """Measure a network on the validation split of shards.
 
     model: what `open_model` takes, or what it returned.
     data:  a shard set, its path or URL, or a folder that `in21k finetune` packed (needed for images of several labels).
+    flip:  average the logits of an image and of its mirror image (`--tta`).
 
     Under torchrun the ranks share the images, and each returns the result of all; it equals that of one rank.
 
@@ -87,22 +97,24 @@ def validate(
     labelled = open_data(data)
     data = labelled.shards.location if isinstance(data, ShardSet) else data
     if opened.multi_label:
-        return Validation(_measure_labels(opened, labelled, settings, on_progress))
+        return Validation(_measure_labels(opened, labelled, settings, flip, on_progress))
     shards = labelled.shards
     outputs = _outputs(opened, data, labelled)
     with join_ranks(settings.device) as ranks:
         images = val_images(shards)
         setup = EvalSetup(opened, settings, ranks)
-        predictions = collect_predictions(setup, shards, images, outputs, on_progress)
-    answered = Answered(predictions, shards.tree, images.keys.take(predictions.rows.numpy()))
+        predictions = collect_predictions(setup, shards, images, outputs, on_progress, flip=flip)
+    num_train = [row.num_train for row in shards.classes if row.kept]
+    answered = Answered(predictions, shards.tree, images.keys.take(predictions.rows.numpy()), num_train)
     provenance = {
         "model": opened.source or opened.name,
         "weights": settings.weights if opened.run else "published",
         "data": str(data),
         "fingerprint": opened.fingerprint(),
         "shards": shards.fingerprint,
+        "tta": flip,
     }
-    return Validation(measure(predictions, shards.tree), answered, provenance)
+    return Validation(measure(predictions, shards.tree, num_train), answered, provenance)
 
 
 def measure_saved(path: str | Path) -> Validation:
@@ -110,8 +122,9 @@ def measure_saved(path: str | Path) -> Validation:
 
     Raises ValueError where the file holds none.
     """
-    predictions, tree, provenance = load_predictions(path)
-    return Validation(measure(predictions, tree), Answered(predictions, tree, None), provenance)
+    predictions, tree, provenance, num_train = load_predictions(path)
+    answered = Answered(predictions, tree, None, num_train)
+    return Validation(measure(predictions, tree, num_train), answered, provenance)
 
 
 def collect_predictions(
@@ -120,14 +133,17 @@ def collect_predictions(
     images: ValImages,
     outputs: Tensor,
     on_progress: OnProgress = ignore_progress,
+    *,
+    flip: bool = False,
 ) -> Predictions:
     """Have a network answer every validation image; every rank has to call it, and gets the answers of all.
 
     outputs: for each class of the shards the network's output, int64 (C,); see `OpenModel.outputs_of`.
+    flip:    average the logits of an image and of its mirror image.
     """
     with setup.row_loader(shards, images.split) as loader:
         return collect(
-            PixelModel(setup.opened, outputs, shards.tree).to(setup.ranks.device),
+            PixelModel(setup.opened, outputs, shards.tree, flip=flip).to(setup.ranks.device),
             loader,
             images.classes,
             shards.tree,
@@ -158,7 +174,7 @@ def _outputs(opened: OpenModel, data: str | Path, labelled: LabelledSet) -> Tens
 
 
 def _measure_labels(
-    opened: OpenModel, labelled: LabelledSet, settings: EvalSettings, on_progress: OnProgress
+    opened: OpenModel, labelled: LabelledSet, settings: EvalSettings, flip: bool, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Return what `evaluate_labels` returns for packed images of several labels."""
     assert opened.tree is not None
@@ -168,7 +184,7 @@ def _measure_labels(
         loader = create_loader(shards, split="val", **setup.loader_settings(shards))
         try:
             return evaluate_labels(
-                PixelModel(opened).to(ranks.device),
+                PixelModel(opened, flip=flip).to(ranks.device),
                 loader,
                 opened.tree,
                 table=label_sets,

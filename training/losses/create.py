@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...shards.tree import SemanticTree
+from ..metric_names import best_metric
 from ..settings import TrainSettings
 from .distill_loss import LogitKDLoss, SemanticKDLoss
 from .registry import LOSSES
@@ -55,7 +56,7 @@ def _on_image_classes(loss: nn.Module, tree: SemanticTree) -> nn.Module:
 
 
 def check_loss(settings: TrainSettings, *, multi_label: bool) -> None:
-    """Raise ValueError where the loss does not fit images of one label each, or of several."""
+    """Raise ValueError where loss, teacher or best_by do not fit images of one label each, or of several."""
     named = LOSSES[settings.loss]
     if multi_label and not named.of_label_sets:
         fitting = " or ".join(f"--loss {name}" for name, other in LOSSES.items() if other.of_label_sets)
@@ -67,6 +68,7 @@ def check_loss(settings: TrainSettings, *, multi_label: bool) -> None:
         raise ValueError("images of several labels are not distilled; leave --teacher out")
     if not multi_label and not named.of_one_label:
         raise ValueError(f"loss {settings.loss!r} is for images of several labels, and these have one; take --loss bce")
+    best_metric(settings.best_by, multi_label=multi_label)
 
 
 def create_distillation(settings: TrainSettings, tree: SemanticTree) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...shards.files.atomic import read_json
+from ..metric_names import best_metric
 from ..settings import TrainSettings
 from .run_folder import RunFolder, read_config
 from .run_log import RunLog, read_log
@@ -53,9 +54,11 @@ class RunRecord:
 
     @property
     def headline(self) -> str | None:
-        """The measure that ranks this run's models; None where it was not validated."""
+        """The metric that chooses this run's `best`; None where it was not validated."""
         validation = self.validation
-        return None if validation is None else "map" if "map" in validation else "semantic_top1"
+        if validation is None:
+            return None
+        return best_metric(self.config["best_by"], multi_label="map" in validation)
 
     @property
     def best(self) -> tuple[float, int] | None:

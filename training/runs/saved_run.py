@@ -47,8 +47,8 @@ def load_model(path: str | Path, weights: Weights = "last") -> nn.Module:
 def load_run(path: str | Path, weights: Weights = "last") -> SavedRun:
     """Load the model of a run folder, or of a checkpoint file of a run.
 
-    weights: of a run folder, those of the last step (or last checkpoint), their moving average, or the best by semantic
-             top-1 (the best of the moving average, where the run has one); of a checkpoint file, `ema` takes its
+    weights: of a run folder, those of the last step (or last checkpoint), their moving average, or the best on
+             validation (the best of the moving average, where the run has one); of a checkpoint file, `ema` takes its
              moving average. `ema-or-last`: the moving average where there is one, else the last.
 
     Raises ValueError where the path is neither, or the weights are not there, or not finite.

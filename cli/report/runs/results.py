@@ -122,7 +122,10 @@ def _best(*, averaged: bool) -> Callable[[RunRecord], Cell]:
     def measure(record: RunRecord) -> Cell:
         if record.best is None or _averages(record) != averaged:
             return None, ""
-        return record.best[0], f"{_percent(record.best[0])} (epoch {record.best[1]})"
+        best, epoch = record.best
+        if best_by := record.config["best_by"]:  # it may be another metric than that of other runs
+            return None, f"{BY_NAME[best_by].title} {_percent(best)} (epoch {epoch})"
+        return best, f"{_percent(best)} (epoch {epoch})"
 
     return measure
 

@@ -586,7 +586,7 @@ def test_example_images_of_a_pair_are_those_that_were_so_confused(trained: Path,
     saved, out = tmp_path / "answers.parquet", tmp_path / "out.html"
     measured = run_json("validate", trained, "--data", shards, "--save-predictions", saved)
     run_json("report", trained, out, "--data", shards, "--images", 0)
-    predictions, tree, _ = load_predictions(saved)
+    predictions, tree, *_ = load_predictions(saved)
     data = open_dataset(shards)
     levels = [level for level, classes in enumerate(tree.classes_by_level) if len(classes) > 1]
 

@@ -65,6 +65,9 @@ def test_validation_counts_every_sample_once_also_in_short_and_empty_batches(
         "semantic_top1": 100 * whole.compute(),
         "semantic_top1_commonest": 100 * commonest(tree, torch.bincount(labels)),
         "top1": pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item()),
+        "macro_top1": pytest.approx(
+            100 * sum((logits[labels == c].argmax(1) == c).float().mean().item() for c in range(6)) / 6
+        ),
         "top5": pytest.approx(100 * (logits.argsort(1)[:, 1:] == labels[:, None]).any(1).float().mean().item()),
         "num_samples": 96,
         "per_level": whole.per_level(),

@@ -22,8 +22,9 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from in21k.shards.tree import SemanticTree
 from in21k.training import evaluate
 from in21k.training.evaluation.answers import Answers
-from in21k.training.evaluation.measure import measure, own_level_answers, path_distance, per_class
+from in21k.training.evaluation.measure import measure, own_level_answers, path_distance, per_class, per_third
 from in21k.training.evaluation.predictions import Predictions, collect, load_predictions, save_predictions
+from in21k.training.metrics import TopAccuracy
 
 from ..conftest import small_tree
 
@@ -95,6 +96,40 @@ def test_means_over_classes_are_those_of_the_textbook(tree: SemanticTree, seed: 
     result = measure(answers(logits, labels, tree), tree)
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         assert result[f"macro_{name}"] == pytest.approx(100 * sum(values) / len(values), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_thirds_by_training_images_are_those_of_a_slow_count(tree: SemanticTree, seed: int) -> None:
+    logits, labels = made(90, seed)
+    num_train = [[7, 7, 1300, 50, 50, 2], [1, 2, 3, 4, 5, 6], [9] * 6, [5, 0, 8, 0, 8, 3]][seed]  # 0: no images
+    rows = measure(answers(logits, labels, tree), tree, num_train)["per_third"]
+    assert [row["third"] for row in rows] == ["many", "medium", "few"]
+    left = sorted((index for index in range(6) if num_train[index]), key=lambda index: (-num_train[index], index))
+    first = logits.argmax(1).tolist()
+    for row, size in zip(rows, [2, 2, 2] if len(left) == 6 else [2, 1, 1], strict=True):
+        third, left = left[:size], left[size:]
+        assert row["num_classes"] == size
+        assert [row["min_train"], row["max_train"]] == [f(num_train[index] for index in third) for f in (min, max)]
+        pairs = [(label, answer) for label, answer in zip(labels.tolist(), first, strict=True) if label in third]
+        assert row["num_samples"] == len(pairs)
+        of_classes = [
+            [answer == label for label, answer in pairs if label == index]
+            for index in third
+            if index in labels.tolist()
+        ]
+        if pairs:
+            assert row["top1"] == pytest.approx(100 * sum(label == answer for label, answer in pairs) / len(pairs))
+            shares = [sum(hits) / len(hits) for hits in of_classes]
+            assert row["macro_top1"] == pytest.approx(100 * sum(shares) / len(shares))
+        else:
+            assert (row["top1"], row["macro_top1"]) == (None, None)
+
+
+def test_two_classes_have_no_third_of_few_images() -> None:
+    top = TopAccuracy(2)
+    top.update(torch.eye(2), torch.tensor([0, 0]))
+    rows = per_third(top, [3, 4])
+    assert [(row["third"], row["max_train"], row["top1"]) for row in rows] == [("many", 4, None), ("medium", 3, 50.0)]
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 6])
@@ -273,10 +308,11 @@ def test_predictions_come_back_from_their_file_as_they_went_in(
     logits = torch.randn(num_images, num_classes, generator=generator)
     predictions = answers(logits, torch.randint(num_classes, (num_images,), generator=generator), tree)
     keys = [f"key {number}" for number in range(num_images)]
-    save_predictions(path, predictions, tree, keys, {"model": "echo"})
-    again, its_tree, provenance = load_predictions(path)
+    save_predictions(path, predictions, tree, keys, {"model": "echo"}, num_train=[3] * len(tree))
+    again, its_tree, provenance, num_train = load_predictions(path)
     assert (its_tree, provenance) == (tree, {"model": "echo"})
     assert measure(again, its_tree) == measure(predictions, tree)
+    assert num_train == [3] * len(tree)
     assert per_class(again, its_tree) == per_class(predictions, tree)
     assert torch.equal(again.answers.level_probabilities, predictions.answers.level_probabilities)
     assert pq.read_table(path)["key"].to_pylist() == keys

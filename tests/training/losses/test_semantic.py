@@ -320,5 +320,8 @@ def test_top_accuracy_counts_first_and_first_five() -> None:
     top = TopAccuracy(7)
     logits = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1]]).repeat(4, 1)
     top.update(logits, torch.tensor([0, 4, 5, 1]))
-    assert top.compute() == {"top1": 25.0, "top5": 75.0, "num_samples": 4}
+    assert top.compute() == {"top1": 25.0, "top5": 75.0, "macro_top1": 25.0, "num_samples": 4}
     assert top.class_counts.tolist() == [1, 1, 0, 0, 1, 1, 0]
+    top.update(logits, torch.tensor([0, 0, 0, 4]))
+    assert top.class_hits.tolist() == [4, 0, 0, 0, 0, 0, 0]
+    assert top.compute() == {"top1": 50.0, "top5": 87.5, "macro_top1": 25.0, "num_samples": 8}
