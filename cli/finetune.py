@@ -16,8 +16,8 @@ from .train import callbacks, emit_plan, emit_result
 
 @click.command()
 @click.option("--init", required=True, help="A run, a checkpoint of one, a file of weights, or a timm model.")
-@click.option("--data", required=True, help="Shards, class folders, a list, or torchvision:NAME:FOLDER.")
-@click.option("--val-data", type=PATH, help="Class folders or a list for validation; without, a part is held back.")
+@click.option("--data", required=True, help="Shards, class folders, a list, or coco:, voc: or torchvision: data.")
+@click.option("--val-data", type=PATH, help="Data for validation, such as a list; without, a part is held back.")
 @click.option("--val-share", type=float, help="The part of each class to hold back; 0: none.  [default: 0.1]")
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--data-out", type=PATH, help="The folder for images packed into shards.  [default: OUT-data]")
@@ -61,7 +61,8 @@ def finetune(
 
     --data is one of: shards (a folder or a URL); class folders, FOLDER/CLASS/... or FOLDER/train/CLASS/... and
     FOLDER/val/CLASS/...; a list of `path label[,label]` lines (`-` for no label), JSON lines (`path`, `labels`) or CSV
-    (`path,label`), with paths relative to the list's folder; or torchvision:NAME:FOLDER, which downloads nothing. Any
+    (`path,label`), with paths relative to the list's folder; coco:IMAGES,instances.json or voc:FOLDER
+    (VOCdevkit/VOC2007), whose labels are the categories; or torchvision:NAME:FOLDER, which downloads nothing. Any
     other input than shards is first packed into shards in OUT-data, which later runs take as their --data. Where an
     image has several labels, validation measures the mAP.
 

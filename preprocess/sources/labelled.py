@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .annotations import is_annotated, read_annotated
 from .class_names import class_id, class_labels, class_name
 from .folders import ClassFolder
 from .gathering import gather_folder, log_split
@@ -38,9 +39,11 @@ class LabelledImage(NamedTuple):
 
 
 def read_labelled(data: Path, val_data: Path | None = None, val_share: float | None = None) -> list[LabelledImage]:
-    """List the images of class folders or of a list (see `read_class_folders`, `read_label_list`), each with a split.
+    """List the images of class folders, a list or annotation files, each with a split.
 
-    val_data:  folders or a list of validation images. Default: the split of the data's own folders, else the images
+    See `read_class_folders`, `read_label_list` and `read_annotated`.
+
+    val_data:  validation images, in any of these forms. Default: the split of the data's own folders, else the images
                that `hold_back` takes.
     val_share: the share that is held back; None: a tenth, of a class NUM_VAL at most.
 
@@ -88,6 +91,8 @@ def read_labelled(data: Path, val_data: Path | None = None, val_share: float | N
 
 
 def _read(data: Path) -> list[LabelledImage]:
+    if is_annotated(data):
+        return [LabelledImage(*image) for image in read_annotated(data)]
     return read_class_folders(data) if data.is_dir() else read_label_list(data)
 
 

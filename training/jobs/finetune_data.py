@@ -19,6 +19,7 @@ from ...preprocess.pack_labelled import (
     open_labelled,
     pack_labelled,
 )
+from ...preprocess.sources.annotations import is_annotated
 from ...preprocess.sources.labelled import LabelledImage, has_several_labels, read_labelled
 from ...preprocess.sources.members import from_os
 from ...preprocess.sources.torchvision_set import TorchvisionSet
@@ -40,7 +41,7 @@ _LOG_SECONDS = 60.0
 class Packing:
     """How images that are no shards yet are packed into shards; None takes the default.
 
-    val_data:        class folders or a list for validation.
+    val_data:        class folders, a list or annotation files for validation.
     val_share:       without val_data: the share of each class to hold back for validation, 0 <= x < 1 (0.1).
     out:             the folder of the shards (`OUT-data` beside the run `OUT`).
     max_reject_rate: fail when a larger share of the images cannot be read, 0..1 (0.01).
@@ -87,7 +88,8 @@ def open_finished(data: str) -> LabelledSet:
 
 
 def describe_data(data: str, packing: Packing, settings: TrainSettings) -> LabelledData:
-    """Describe the images that are to be packed: class folders, a list, or a data set of torchvision's.
+    """Describe the images that are to be packed: class folders, a list, annotation files, or a data set of
+    torchvision's.
 
     settings: with image_size filled in.
 
@@ -112,13 +114,13 @@ def describe_data(data: str, packing: Packing, settings: TrainSettings) -> Label
             several=multi_label,
         )
     path = Path(data)
-    if not path.exists():
+    if not is_annotated(path) and not path.exists():
         raise ValueError(
-            f"{data}: does not exist; wanted shards, class folders, a list of `path label[,label]` lines, or "
-            "torchvision:NAME:FOLDER"
+            f"{data}: does not exist; wanted shards, class folders, a list of `path label[,label]` lines, "
+            "coco:IMAGES,FILE.json, voc:FOLDER or torchvision:NAME:FOLDER"
         )
     images = read_labelled(path, packing.val_data, packing.val_share)
-    multi_label = multi_label or has_several_labels(images)
+    multi_label = multi_label or is_annotated(path) or has_several_labels(images)
     check_loss(settings, multi_label=multi_label)
     return LabelledData(
         name=from_os(path.resolve().name),

@@ -51,8 +51,8 @@ def finetune(
 
     init:      a run, a checkpoint of one, a file of weights, or a timm model. The model, its arguments and the
                normalisation are its own, unless `settings` names them.
-    data:      shards (a folder or a URL); class folders, a list of images, or `torchvision:NAME:FOLDER`, which are
-               first packed into shards.
+    data:      shards (a folder or a URL); class folders, a list of images, `coco:IMAGES,FILE.json`, `voc:FOLDER`
+               or `torchvision:NAME:FOLDER`, which are first packed into shards.
     packing:   how they are packed.
     on_pack:   called with the name of each step of packing; returns a context manager of what is called with the
                progress.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,40 @@ def test_class_folders_are_packed_and_trained_on(donor: Path, folders: Path, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"packed", "run"}
     assert load_run(tmp_path / "run").tree.names == ("blue", "red")
     assert load_run(tmp_path / "run").settings.model == "resnet10t"  # that of the weights
+
+
+def test_annotation_files_of_coco_and_voc_are_packed_with_all_their_labels(donor: Path, tmp_path: Path) -> None:
+    labels = {"1": ["dog"], "2": ["person", "dog"], "3": [], "4": ["person"]}
+    images = tmp_path / "VOC2012" / "JPEGImages"
+    images.mkdir(parents=True)
+    (tmp_path / "VOC2012" / "Annotations").mkdir()
+    for stem, names in labels.items():
+        Image.fromarray(np.full((40, 36, 3), 50 * int(stem), np.uint8)).save(images / f"{stem}.jpg")
+        objects = "".join(f"<object><name>{name}</name></object>" for name in names)
+        (tmp_path / "VOC2012" / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    instances = {
+        "images": [{"id": int(stem), "file_name": f"{stem}.jpg"} for stem in labels],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "person"}],
+        "annotations": [
+            {"image_id": int(stem), "category_id": 1 + (name == "person")}
+            for stem, names in labels.items()
+            for name in names
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    settings = {**SETTINGS, "loss": "asymmetric", "label_smoothing": 0}
+    packing = jobs.Packing(val_share=0, workers=1)
+    for data in (f"coco:{images},{tmp_path / 'instances.json'}", f"voc:{tmp_path / 'VOC2012'}"):
+        out = tmp_path / data[:3]
+        packed = jobs.pack_images(donor, data, out, settings=settings, packing=packing)
+        assert packed.labels == ["dog", "person"]
+        assert packed.sets is not None
+        counts = dict(zip(map(tuple, packed.sets), (row.num_train for row in packed.shards.classes), strict=True))
+        assert counts == {("dog",): 1, ("dog", "person"): 1, (): 1, ("person",): 1}
+    with pytest.raises(ValueError, match="the images have several labels"):
+        jobs.pack_images(donor, data, tmp_path / "other", settings=SETTINGS, packing=packing)
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        jobs.pack_images(donor, "coco:nowhere,x.json", tmp_path / "other", settings=settings, packing=packing)
 
 
 def test_packing_alone_leaves_no_run(donor: Path, folders: Path, tmp_path: Path) -> None:
