@@ -85,7 +85,7 @@ def tree_option(command: Command) -> Command:
         "--tree",
         type=PATH,
         callback=lambda _context, _option, path: path and _read_tree(path),
-        help="Also semantic top-1, by the tree of shards, a run or a tree.json.",
+        help="Also measure within the tree of shards, a run or a tree.json.",
     )(command)
 
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, PATH_OR_URL, device_option, emit, json_option, overwrite_option, table, weights_option
+from .options import (
+    PATH,
+    PATH_OR_URL,
+    device_option,
+    emit,
+    json_option,
+    overwrite_option,
+    table,
+    tree_option,
+    weights_option,
+)
 from .pictures import check_picture, save_picture
 from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from ..shards import SemanticTree
 
 
 @click.command()
 @click.argument("features", type=PATH)
-@click.argument("queries", metavar="IMAGE_OR_KEY...", nargs=-1, required=True)
-@click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Of nearest images.")
+@click.argument("queries", metavar="IMAGE_OR_KEY...", nargs=-1)
+@click.option(
+    "--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Of nearest images; the k of mAP@k."
+)
+@click.option("--evaluate", is_flag=True, help="Measure instead how well every image of the file finds its class.")
+@tree_option
 @click.option("--model", help="The network that made the features, for images that are not among them.")
 @click.option("--architecture", metavar="NAME", help="Of --model, where it is a file of weights.")
 @weights_option
@@ -31,6 +48,8 @@ def retrieve(
     model: str | None,
     data: Path | str | None,
     picture: Path | None,
+    evaluate: bool,
+    tree: SemanticTree | None,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
@@ -40,10 +59,24 @@ def retrieve(
     A query is the key of an image among them (n01440764_10026), which is left out of its own answers, or an image file.
     For image files, give by --model the run, checkpoint, file of weights or timm model that made the features; one with
     other weights is refused. Names and pictures of the answers come from the shards that --data names.
+
+    With --evaluate every image of FEATURES is a query for the others; a hit is an image of the same class. recall@1, 5
+    and 10 are the shares of queries with a hit among so many nearest images. With --tree these and mAP@k are measured
+    for each level, too: a hit is then an image with the same ancestor there.
     """
+    from ..training.jobs.retrieve_job import evaluate_retrieval
     from ..training.jobs.retrieve_job import retrieve as retrieve_job
     from ..training.jobs.setup import EvalSettings
 
+    if evaluate:
+        if queries or model or data or picture:
+            raise ValueError("--evaluate takes FEATURES alone: leave out queries, --model, --data and --picture")
+        with ProgressLine("retrieve") as progress:
+            result = evaluate_retrieval(features, EvalSettings(**settings), k=count, tree=tree, on_progress=progress)
+        emit(result, _render_metrics, as_json=as_json)
+        return
+    if not queries or tree:
+        raise ValueError("give keys or image files to find the nearest images of, or --evaluate; --tree goes with it")
     if picture:
         if data is None:
             raise ValueError("--picture draws images that the shards hold; give the shards by --data")
@@ -63,3 +96,14 @@ def _render(row: dict[str, Any]) -> str:
     columns = [name for name in ("key", "wnid", "name") if name in row["nearest"][0]]
     rows = [[*(answer[name] for name in columns), f"{answer['similarity']:.3f}"] for answer in row["nearest"]]
     return f"{head}\n{table([['nearest', *columns[1:], 'cosine'], *rows])}"
+
+
+def _render_metrics(result: dict[str, Any]) -> str:
+    names = ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_k")
+    rows = [["a hit is of", "classes", "queries", "recall@1 %", "recall@5 %", "recall@10 %", f"mAP@{result['k']} %"]]
+    kinds = [("the same class", result)]
+    kinds += [(f"the same ancestor at level {row['level']}", row) for row in result.get("per_level", [])]
+    for kind, row in kinds:
+        scores = ["-" if row[name] is None else f"{row[name]:.1f}" for name in names]
+        rows.append([kind, f"{row['num_classes']:,}", f"{row['num_queries']:,}", *scores])
+    return f"{result['num_images']:,} images, {result['num_features']:,} features\n{table(rows)}"

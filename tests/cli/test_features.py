@@ -274,6 +274,23 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
     assert rows[3]["key"] in run(*words).stdout
 
 
+def test_every_image_of_a_file_is_a_query_when_it_is_evaluated(cached: dict[str, Path], shards: Path) -> None:
+    result = run_json("retrieve", cached["train"], "--evaluate", "--count", 7, "--tree", shards)
+    file = open_features(cached["train"])
+    features = np.asarray(file.array(), np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = features @ features.T
+    np.fill_diagonal(similarity, -2)
+    labels = file.classes[1]
+    hits = labels[similarity.argmax(axis=1)] == labels
+    assert result["recall_at_1"] == pytest.approx(100 * hits.mean(), abs=100 / len(labels))  # but for a tie
+    assert (result["k"], result["num_queries"], result["num_images"]) == (7, len(labels), len(labels))
+    assert len(result["per_level"]) > 1
+    text = run("retrieve", cached["train"], "--evaluate", "--count", 7, "--tree", shards).stdout
+    for words in ("mAP@7 %", "the same class", "the same ancestor at level 1"):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -305,6 +322,9 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
         (("retrieve", "nothere", "n9_9"), "nothere: does not exist; wanted features that `in21k features` wrote"),
         (("retrieve", "TRAIN", "n9_9"), "neither an image file nor a key in"),
         (("retrieve", "TRAIN", "IMAGE"), "give by --model the network that made"),
+        (("retrieve", "TRAIN", "n9_9", "--evaluate"), "--evaluate takes FEATURES alone"),
+        (("retrieve", "TRAIN"), "give keys or image files to find the nearest images of, or --evaluate"),
+        (("retrieve", "nothere", "--evaluate"), "nothere: does not exist; wanted features"),
         (("retrieve", "TRAIN", "n9_9", "--picture", "out.png"), "give the shards by --data"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

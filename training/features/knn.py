@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ...shards.tree import SemanticTree
 from ..losses.levels import Levels
 from ..metrics import SemanticAccuracy
 from .feature_file import FeatureFile
-from .neighbours import nearest, unit_rows
+from .neighbours import nearest, row_blocks, unit_rows
 from .probe_data import check_pair, wnids_of
 
 KS, TEMPERATURE = (10, 20, 100, 200), 0.07
@@ -73,7 +72,7 @@ def knn(
         done += num_rows
         on_progress(Progress(done / total, 0, 0, f"{done:,} of {total:,} rows compared"))
 
-    for queries in _blocks(test, block):
+    for queries in row_blocks(test, block):
         neighbours = nearest(unit_rows(queries, device), train.chunks(), max(ks), on_chunk)
         labels = test_labels[first : first + len(queries)]
         for part in range(0, len(labels), size := max(1, VOTES // (len(wnids) + max(ks) * 12))):
@@ -92,19 +91,6 @@ def knn(
         "temperature": temperature,
         "results": [{"k": k, **counter.compute()} for k, counter in counts.items()],
     }
-
-
-def _blocks(test: FeatureFile, size: int) -> Any:
-    """Yield the test rows, `size` at a time."""
-    waiting: list[Any] = []
-    for chunk in test.chunks():
-        waiting.append(chunk)
-        while sum(map(len, waiting)) >= size:
-            rows = np.concatenate(waiting)
-            yield rows[:size]
-            waiting = [rows[size:]]
-    if sum(map(len, waiting)):
-        yield np.concatenate(waiting)
 
 
 class _Counts:

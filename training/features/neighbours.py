@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .feature_file import float_rows
+from .feature_file import FeatureFile, Rows, float_rows
 
 SIMILARITIES = 1 << 26  # at a time, on the device: 256 MB
 
@@ -25,6 +26,19 @@ class Neighbours(NamedTuple):
 def unit_rows(features: NDArray[Any], device: torch.device) -> Tensor:
     """Return features (n, D) as float32 rows of length 1 on a device; a row of zeros stays one."""
     return F.normalize(float_rows(features, device), dim=1)
+
+
+def row_blocks(file: FeatureFile, size: int) -> Iterator[Rows]:
+    """Yield the features of a file, `size` rows at a time, (n, D) each."""
+    waiting: list[Rows] = []
+    for chunk in file.chunks():
+        waiting.append(chunk)
+        while sum(map(len, waiting)) >= size:
+            rows = np.concatenate(waiting)
+            yield rows[:size]
+            waiting = [rows[size:]]
+    if sum(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def nearest(

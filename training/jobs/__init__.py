@@ -8,7 +8,7 @@ from .finetune_data import Packing
 from .finetune_job import finetune, pack_images, plan_finetuning
 from .imagenet1k_job import validate_imagenet1k
 from .predict_job import predict
-from .retrieve_job import retrieve
+from .retrieve_job import evaluate_retrieval, retrieve
 from .setup import EvalSettings
 from .train_job import plan_training, train
 from .validate_job import measure_saved, validate
@@ -17,6 +17,7 @@ __all__ = [
     "EvalSettings",
     "FeatureSettings",
     "Packing",
+    "evaluate_retrieval",
     "extract_features",
     "finetune",
     "measure_saved",

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...datapipe.rows import read_images
-from ...shards import ShardSet
+from ...shards import SemanticTree, ShardSet
 from ...shards.files.parallel import OnProgress, ignore_progress
 from ..distributed import lone_device
 from ..features.feature_file import FeatureFile, open_features
+from ..features.retrieval_metrics import evaluate_retrieval as measure_retrieval
 from ..features.retrieve import retrieve as retrieve_vectors
 from ..features.retrieved_picture import draw_retrieved
 from ..inference.classifier import extract_features
@@ -53,6 +54,32 @@ class Retrieved:
         return draw_retrieved(self.rows, images, f"What {facts['model']} finds alike", subtitle)
 
 
+def evaluate_retrieval(
+    features: str | Path,
+    settings: EvalSettings | None = None,
+    *,
+    k: int = 10,
+    tree: SemanticTree | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """Measure how well each image of a features file finds the others of its class.
+
+    features: a file that `extract_features` wrote.
+    settings: of which the device is used.
+    k:        of mAP@k, 1 to 1,000.
+    tree:     of the classes; with one, ancestors are measured too.
+
+    Returns what `training.features.retrieval_metrics.evaluate_retrieval` does, and raises ValueError as it does.
+
+    >>> evaluate_retrieval("val.parquet")["recall_at_1"]  # doctest: +SKIP
+    54.2
+    """
+    device = lone_device((settings or EvalSettings()).device)
+    file = _open(features)
+    with own_limit():
+        return measure_retrieval(file, k=k, tree=tree, device=device, on_progress=on_progress)
+
+
 def retrieve(
     features: str | Path,
     queries: Sequence[str],
@@ -80,12 +107,7 @@ def retrieve(
     """
     settings = settings or EvalSettings()
     device = lone_device(settings.device)
-    if not Path(features).exists():
-        raise ValueError(
-            f"{features}: does not exist; wanted features that `in21k features` wrote: NAME.parquet, or NAME.npy with "
-            "NAME.keys.parquet beside it"
-        )
-    file = open_features(features)
+    file = _open(features)
     shards = open_data(data).shards if data is not None else None
     if shards and shards.fingerprint != file.provenance["shards"]:
         raise ValueError(f"{features} was not made from {data}; give the shards that it was made from")
@@ -115,6 +137,15 @@ def retrieve(
         for query, answers in zip(queries, nearest, strict=True)
     ]
     return Retrieved(rows, file, shards)
+
+
+def _open(features: str | Path) -> FeatureFile:
+    if not Path(features).exists():
+        raise ValueError(
+            f"{features}: does not exist; wanted features that `in21k features` wrote: NAME.parquet, or NAME.npy with "
+            "NAME.keys.parquet beside it"
+        )
+    return open_features(features)
 
 
 def _named(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
