@@ -40,8 +40,8 @@ NUM_SHOWN = 5  # confused pairs, and hardest labels
 @click.option(
     "--imagenet1k",
     type=PATH_OR_URL,
-    metavar="FOLDER|SHARDS",
-    help="Instead: ImageNet-1K's validation images, in folders named by wnid or in shards, without any training.",
+    metavar="FOLDER|TAR|SHARDS",
+    help="Instead: ImageNet-1K's validation images, in a folder or tar of wnids, or in shards, without training.",
 )
 @click.option("--from-predictions", type=PATH, metavar="FILE", help="Instead: what --save-predictions wrote.")
 @weights_option
@@ -136,7 +136,7 @@ def _check_options(
 ) -> None:
     """Raise ValueError for options that do not go together."""
     if sum(place is not None for place in (data, imagenet1k, from_predictions)) != 1:
-        raise ValueError("give one of --data SHARDS, --imagenet1k FOLDER|SHARDS and --from-predictions FILE")
+        raise ValueError("give one of --data SHARDS, --imagenet1k FOLDER|TAR|SHARDS and --from-predictions FILE")
     if (model is None) != (from_predictions is not None):
         raise ValueError("--from-predictions takes no network, all else takes one: RUN, CHECKPOINT, FILE or TIMM_NAME")
     if save_predictions and data is None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -441,6 +442,48 @@ def test_two_ranks_measure_imagenet1k_exactly_as_one(imagenet1k: Path, tmp_path:
     assert on_two_ranks(*words) == run_json(*words)
 
 
+def add_folder(tar: tarfile.TarFile, folder: Path) -> None:
+    for path in sorted(folder.rglob("*.JPEG")):
+        tar.add(path, path.relative_to(folder).as_posix())
+
+
+def test_imagenet1k_in_a_tar_or_an_ilsvrc_folder_gives_what_it_gives_in_folders(
+    imagenet1k: Path, tmp_path: Path
+) -> None:
+    wnids = list(label_space_of(1_000).wnids)
+    torch.manual_seed(3)
+    name = save_for_timm(create_model("resnet10t", num_classes=1_000).eval(), tmp_path / "model", wnids)
+    words = ("validate", name, "--batch-size", 4, "--imagenet1k")
+    expected = run_json(*words, imagenet1k)
+    assert (expected["num_samples"], expected["num_unreadable"]) == (15, 1)
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        add_folder(tar, imagenet1k.parent)  # val/n01440764/..., among others
+    assert run_json(*words, tmp_path / "val.tar") == expected
+    with tarfile.open(tmp_path / "classes.tar", "w") as tar:  # a tar of class tars
+        for folder in sorted(imagenet1k.iterdir()):
+            with tarfile.open(tmp_path / f"{folder.name}.tar", "w") as inner:
+                add_folder(inner, folder)
+            tar.add(tmp_path / f"{folder.name}.tar", f"{folder.name}.tar")
+    assert run_json(*words, tmp_path / "classes.tar") == expected
+    flat = tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    flat.mkdir(parents=True)
+    rows = ["ImageId,PredictionString"]
+    for number, path in enumerate(sorted(imagenet1k.glob("n*/*.JPEG"))):
+        (flat / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(path.read_bytes())
+        rows.append(f"ILSVRC2012_val_{number:08d},{path.parent.name} 1 2 3 4 {path.parent.name} 5 6 7 8")
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
+    for place in (tmp_path / "ILSVRC", flat):
+        assert run_json(*words, place) == expected
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "val.tar").read_bytes()[:9_000])
+    refused = run(*words, tmp_path / "cut.tar")
+    assert refused.exit_code == 2
+    assert "give a tar that is whole" in refused.stderr
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000000,dog 1 2 3 4\n")
+    refused = run(*words, flat)
+    assert refused.exit_code == 2
+    assert "LOC_val_solution.csv: wanted a header, and rows such as" in refused.stderr
+
+
 def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, tmp_path: Path) -> None:
     words = ("--rare-threshold", 0, "--val-per-class", 4, "--resize", "none", "--max-reject-rate", 1, "--workers", 1)
     run_json("preprocess", "folder", imagenet1k, tmp_path / "prepared", *words)
@@ -503,7 +546,11 @@ def test_words_that_do_not_fit_are_named(
 def test_what_holds_no_imagenet1k_is_refused(imagenet1k: Path, tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=1000)
     name = save_for_timm(model, tmp_path / "model", list(label_space_of(1_000).wnids))
-    for data, said in ((tmp_path / "nowhere", "no such folder"), (imagenet1k / "other", "no folder of images named")):
+    for data, said in (
+        (tmp_path / "nowhere", "does not exist"),
+        (imagenet1k / "other", "has no image in a folder or a tar named by a wnid"),
+        (tmp_path / "model" / "config.json", "is not a tar"),
+    ):
         result = run("validate", name, "--imagenet1k", data)
         assert result.exit_code == 2
         assert said in result.stderr

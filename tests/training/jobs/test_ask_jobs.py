@@ -85,7 +85,7 @@ def test_what_a_validation_cannot_use_is_refused_before_any_work(
     ):
         with pytest.raises(ValueError, match=reason):
             jobs.validate(model, data, SETTINGS)
-    with pytest.raises(ValueError, match="has no folder of images named by a wnid of ImageNet-1K"):
+    with pytest.raises(ValueError, match="has no image in a folder or a tar named by a wnid of ImageNet-1K"):
         jobs.validate_imagenet1k(run, tmp_path, SETTINGS)
 
 
