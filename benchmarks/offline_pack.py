@@ -15,6 +15,7 @@ import itertools
 import json
 import lzma
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -49,6 +50,7 @@ def download(folder: Path, python: str, dali: str) -> None:
     for wheel in folder.glob("*.whl"):
         if name_of(wheel) in AT_HAND:
             wheel.unlink()
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # of an earlier build, which setuptools would pack too
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(build, check=True)
 

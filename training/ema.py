@@ -32,7 +32,7 @@ class MovingAverage:
         """Take up the weights after a step (1..)."""
         with torch.no_grad():
             own, others = zip(*self._averaged, strict=True)
-            torch._foreach_lerp_(own, others, weight=1 - self.decay_at(step))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_(own, others, weight=1 - self.decay_at(step))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
     def copy_counters(self) -> None:
         """Take up the integer buffers, such as batch norm's counts; before the module is used or saved."""
