@@ -74,6 +74,7 @@ def _prepare(
     defaults: Defaults,
     *,
     max_reject_rate: float,
+    tree: Path | None,
     parents: Path | None,
     wordnet: Path | None,
     engine: str,
@@ -84,6 +85,7 @@ def _prepare(
     as_json: bool,
     **settings: Any,
 ) -> None:
+    from ..preprocess.classes.given_tree import read_given_tree
     from ..preprocess.classes.taxonomy import Taxonomy
     from ..preprocess.engines import open_engine
     from ..preprocess.run import prepare
@@ -94,8 +96,15 @@ def _prepare(
         raise ValueError(f"--max-reject-rate is {max_reject_rate}; wanted 0 to 1")
     if ray_address and engine != "ray":
         raise ValueError("--ray-address goes with --engine ray")
+    if tree and (parents or settings["classes"] or settings["inner_classes"] is not None):
+        raise ValueError("--tree fixes classes and parents; leave --classes, --parents and --inner-classes out")
     select, image = _settings(source, defaults, has_parents=parents is not None, **settings)
-    taxonomy = Taxonomy.read(wordnet, parents)
+    if tree:
+        given, taxonomy = read_given_tree(tree, wordnet)
+        classes = frozenset(given.wnids[: given.num_image_classes])
+        select = replace(select, classes=classes, inner_classes=given.num_inner > 0)
+    else:
+        taxonomy = Taxonomy.read(wordnet, parents)
     if dry_run:
         estimate = _estimate(source, out, select, image, taxonomy, num_workers(workers))
         emit(estimate.as_dict(), replace(estimate, source=in_one_line(estimate.source)).render(), as_json=as_json)

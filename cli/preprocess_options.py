@@ -48,6 +48,11 @@ _OPTIONS = (
         show_default=True,
         help="Fail when a larger share of the kept classes' members is rejected.",
     ),
+    click.option(
+        "--tree",
+        type=PATH,
+        help="A tree.json or the published imagenet21k_miil_tree.pth: keep exactly its classes, with its parents.",
+    ),
     click.option("--parents", type=PATH, help="A parents.csv (child,parent[,name]) that places classes of your own."),
     click.option(
         "--inner-classes/--no-inner-classes",

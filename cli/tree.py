@@ -34,13 +34,14 @@ def show(path: Path, class_name: str | None, as_json: bool) -> None:
 
     PATH is a prepared data set, shards, a run, a tree.json, or a .pth of the reference code. A level's weight is the
     weight of its hierarchy in the semantic loss; a level of one class has none. For data sets the training images are
-    counted too.
+    counted too. Of a .pth it is also said where it differs from our tree of WordNet over the same classes.
     """
     from ..shards.tree_view import TreeView
 
     view = TreeView.open(path)
     if class_name is None:
-        emit(view.summary(), render_summary, as_json=as_json)
+        differences = _differences(path, view.tree)
+        emit({**view.summary(), **differences}, render_summary, as_json=as_json)
         return
     result = view.describe_class(class_name)
     emit({"definition": _definition(view, result["path"][0]["wnid"]), **result}, render_class, as_json=as_json)
@@ -64,6 +65,8 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
     from ..shards.tree_view import load_tree
 
     semantic_tree = load_tree(path)
+    for difference in _differences(path, semantic_tree).get("differences", []):
+        log.info("%s: %s", path, difference)
     may_write_file(out, what="a tree", is_ours=_is_tree, overwrite=overwrite)
     if file_format == "json":
         semantic_tree.save(out)
@@ -74,6 +77,15 @@ def export(path: Path, out: Path, file_format: str, overwrite: bool) -> None:
         for note in _miil_notes(semantic_tree):
             log.warning("%s: %s", out, note)
     say(f"{out}: {len(semantic_tree):,} classes ({file_format})")
+
+
+def _differences(path: Path, semantic_tree: SemanticTree) -> dict[str, list[str]]:
+    """Return {differences} of a `.pth` of the reference code from our tree; of any other tree nothing."""
+    if path.suffix != ".pth":
+        return {}
+    from ..preprocess.classes.given_tree import differences_from_ours
+
+    return {"differences": differences_from_ours(semantic_tree)}
 
 
 def _is_tree(path: Path) -> bool:

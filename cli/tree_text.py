@@ -33,7 +33,8 @@ def render_summary(result: dict[str, Any]) -> str:
     head = f"{result['num_classes']:,} classes{inner}, {result['num_top_classes']:,} of them at the top{images}"
     drawn = ["\n".join([_line(node), *_branches(node)]) for node in result["drawn"]]
     flat = [FLAT] if len(levels) == 2 and result["num_classes"] > 1 else []
-    return "\n\n".join([head, *flat, table(levels), table(branches), *drawn])
+    differences = ["\n".join(result["differences"])] if "differences" in result else []
+    return "\n\n".join([head, *flat, *differences, table(levels), table(branches), *drawn])
 
 
 def _line(node: dict[str, Any]) -> str:

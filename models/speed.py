@@ -50,6 +50,14 @@ class SpeedSettings:
         """How images and weights are laid out."""
         return torch.channels_last if self.channels_last else torch.preserve_format
 
+    def filled(self, fill: float, largest: int) -> SpeedSettings:
+        """Return these settings with a batch of a share of the largest one, at least two images.
+
+        >>> SpeedSettings(device=torch.device("cpu"), image_size=32, batch_size=1).filled(0.9, 100).batch_size
+        90
+        """
+        return replace(self, batch_size=max(LEAST, int(fill * largest)))
+
     def synchronize(self) -> None:
         """Wait until the device has done what it was told."""
         if self.device.type == "cuda":
@@ -230,15 +238,18 @@ def largest_training_batch(model: nn.Module, settings: SpeedSettings) -> int:
 
 
 def fit_batch(
-    model: nn.Module, settings: SpeedSettings, *, num_images: int | None = None
+    model: nn.Module, settings: SpeedSettings, *, num_images: int | None = None, fill: float | None = None
 ) -> tuple[SpeedSettings, dict[str, int]]:
     """Return settings whose batch fits the GPU, and {largest_training_batch}.
 
     num_images: of the batch; None: as many as the settings have, or three quarters of the largest that trains.
+    fill:       instead of `num_images`: the share of the largest.
 
     Raises ValueError where a batch of `num_images` does not fit.
     """
     largest = largest_training_batch(model, settings)
+    if fill is not None and largest >= LEAST:
+        return settings.filled(fill, largest), {"largest_training_batch": largest}
     # guessed: the copy that answers lies beside the one that trains
     batch_size = num_images or min(settings.batch_size, max(LEAST, 3 * largest // 4))
     if largest < batch_size:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ..models.speed import LATENCY_BATCHES, SpeedSettings
+from ..models.speed import LATENCY_BATCHES, SpeedSettings, largest_that_fits
 from ..models.zoo import checkpoint_gradients
 from .optim import create_optimizer
 from .precision import autocast
 from .settings import TrainSettings
 
 _FEW, _MORE = 2, 4  # images; batch norm wants more than one
+_FAR_APART = (128, 256)  # images: more than a pass for a latency takes
 
 
 def estimate_memory(model: nn.Module, settings: TrainSettings, teacher: nn.Module | None = None) -> dict[str, int]:
@@ -132,21 +133,54 @@ def free_bytes() -> int:
 def lacks_memory(network: nn.Module, settings: SpeedSettings) -> str:
     """Return in one line why `models.speed.measure_speed` does not fit into this machine's memory; empty if it may."""
     size, batch_size = settings.image_size, settings.batch_size
+    needed, free = _needed_bytes(network, settings, batch_size), free_bytes()
+    if needed is None or needed <= free:
+        return ""
+    return (
+        f"steps of {batch_size:,} and passes of up to {max(batch_size, *LATENCY_BATCHES):,} images of {size} pixels take "
+        f"{needed / 1e9:,.1f} GB of memory or more, and {free / 1e9:,.1f} GB are free; lower --batch-size or "
+        "--image-size"
+    )
+
+
+def largest_batch(network: nn.Module, settings: SpeedSettings, num_bytes: int) -> int:
+    """Return the most images of a batch with which `measure_speed` fits into so much memory of a CPU; 0: none.
+
+    By the estimate of `estimate_memory`, which grows evenly with the batch: nothing is allocated.
+
+    Raises ValueError where the network refuses such images.
+    """
+    few, more = (_needed_bytes(network, settings, num_images) for num_images in _FAR_APART)
+    if few is None or more is None:
+        raise ValueError(
+            f"its memory for images of {settings.image_size} pixels cannot be estimated; give --batch-size"
+        )
+    first, second = _FAR_APART
+    per_image = (more - few) / (second - first)
+    most = int(first + (num_bytes - few) / per_image)
+    return most if most >= first else _largest_of_few(network, settings, num_bytes)
+
+
+def _largest_of_few(network: nn.Module, settings: SpeedSettings, num_bytes: int) -> int:
+    """Search among batches so small that passes of other sizes may take more than their steps do."""
+
+    def fits(num_images: int) -> bool:
+        needed = _needed_bytes(network, settings, num_images)
+        return needed is not None and needed <= num_bytes
+
+    return largest_that_fits(fits, most=_FAR_APART[0])
+
+
+def _needed_bytes(network: nn.Module, settings: SpeedSettings, batch_size: int) -> int | None:
+    """Return what `measure_speed` takes at its fullest; None where the network refuses such images."""
+    size = settings.image_size
     amp = "off" if settings.precision == "float32" else settings.precision
     step = TrainSettings(image_size=size, batch_size=batch_size, optimizer="sgd", momentum=0.9, amp=amp)
     try:
         sizes = estimate_memory(network, step)
     except (AssertionError, RuntimeError, ValueError):
-        return ""  # the network refuses such images: `model_stats` says so
+        return None  # `model_stats` says so
     most = max(batch_size, *LATENCY_BATCHES)
     activations = sizes.get("activations", 0)
     # A copy for inference lies beside the network that trains; its images and the activations are never there at once.
-    needed = sizes["total"] - activations + sizes["weights"] + max(activations, 12 * most * size**2)
-    free = free_bytes()
-    if needed <= free:
-        return ""
-    return (
-        f"steps of {batch_size:,} and passes of up to {most:,} images of {size} pixels take "
-        f"{needed / 1e9:,.1f} GB of memory or more, and {free / 1e9:,.1f} GB are free; lower --batch-size or "
-        "--image-size"
-    )
+    return sizes["total"] - activations + sizes["weights"] + max(activations, 12 * most * size**2)

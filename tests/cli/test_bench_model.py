@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from in21k.shards import open_dataset
+
+from ..models.published_files import write_published
 from .conftest import run, run_json
 
 torch.set_num_threads(1)  # the networks are small, and the tests' processes share the cores
@@ -47,6 +51,44 @@ def test_the_tables_have_a_row_for_each_network_and_precision() -> None:
     assert lines[2].startswith("| resnet10t | float32 | 32 |")
 
 
+def test_the_published_tables_come_from_one_command(trained: Path, shards: Path, tmp_path: Path) -> None:
+    weights = write_published(tmp_path / "w.pth", "mobilenetv3_large_100", 3)
+    results = {
+        "semantic.json": {"semantic_top1": 73.1, "top1": 40.0},
+        "in1k.json": {"top1": 65.5, "num_imagenet1k_classes": 1000},
+    }
+    for name, metrics in results.items():
+        (tmp_path / name).write_text(json.dumps(metrics))
+    words = (
+        "bench-model",
+        "resnet10t",
+        trained,
+        weights,
+        "--image-size",
+        32,
+        *SHORT[:-2],
+        "--fill",
+        0.9,
+        "--rounds",
+        1,
+    )
+    words = (*words, "--memory", 0.5, "--data", shards, "--epochs", 10)
+    words = (*words, *(word for name in results for word in ("--results", f"{weights}={tmp_path / name}")))
+    result = run_json(*words)
+    assert result["failed"] == {}
+    num_train = open_dataset(shards).num_samples["train"]
+    for row in result["models"]:
+        assert row["batch_size"] == int(0.9 * row["largest_training_batch"])
+        assert row["train_hours"] == pytest.approx(num_train * 10 / row["training_images_per_s"]["median"] / 3600)
+    named, own, published = result["models"]
+    assert "semantic_top1" not in named
+    assert own["semantic_top1"] == json.loads((trained / "metrics.json").read_text())["semantic_top1"]
+    assert (published["semantic_top1"], published["imagenet1k_top1"]) == (73.1, 65.5)
+    head, _, *lines = run(*words, "--markdown").stdout.splitlines()
+    assert head.split(" | ")[-3:] == ["train 10 epochs (h)", "semantic top-1 %", "IN-1K top-1 % |"]
+    assert lines[2].endswith("| 73.1 | 65.5 |")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -59,6 +101,10 @@ def test_the_tables_have_a_row_for_each_network_and_precision() -> None:
         (("resnet10t", "--seconds", "inf"), "--seconds is inf; wanted"),
         (("resnet10t", "--seconds", "-1"), "'--seconds': -1.0 is not in the range x>=0"),
         (("resnet10t", "--image-size", 8192, "--batch-size", 4000), "GB are free; lower --batch-size or --image-size"),
+        (("resnet10t", "--fill", 0.9, "--batch-size", 4), "leave --batch-size out"),
+        (("resnet10t", "--memory", 1), "give --fill too"),
+        (("resnet10t", "--fill", 0.9, "--memory", 0.01), "not even 2 images of 176 pixels train in 0.01 GB"),
+        (("resnet10t", "--results", "resnet10t=nowhere.json"), "wanted NAME=FILE"),
         ((), "Missing argument"),
     ],
 )

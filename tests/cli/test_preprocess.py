@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -13,14 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from in21k.preprocess.classes.label_spaces import read_classes
 from in21k.preprocess.sources.class_names import class_id
+from in21k.shards.dataset import PreparedSet
 from in21k.shards.label_spaces import PRUNED_SPACES
 
+from ..shards.test_tree import save_by_numpy
 from .conftest import run, run_json
 from .test_mistakes import assert_refused
 
@@ -378,3 +382,42 @@ def test_the_summary_says_what_was_lost_ignored_and_left_empty(tmp_path: Path) -
     assert found["classes_without_val"] == [BIRD, SUN]
     assert found["val_rejects"] == {BIRD: 1, SUN: 1}
     assert run_json(*words[:3], tmp_path / "no val", *words[4:], "--val-per-class", 0)["classes_without_val"] == []
+
+
+@pytest.mark.parametrize("numpy_major", [1, 2])
+def test_a_published_tree_fixes_classes_and_parents(
+    numpy_major: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Swan lies below sun here, as it does in no WordNet; bird has images and is no class of the tree."""
+    content = {
+        "class_list": [np.str_(SWAN), np.str_(SUN)],
+        "class_description": {SWAN: "a bird on water", SUN: "sun"},
+        "class_tree_list": [[np.int64(0), np.int64(1)], [np.int64(1)]],
+    }
+    save_by_numpy(numpy_major, content, tmp_path / "tree.pth", is_zip=True)
+    source = write_files(tmp_path / "images", photos())
+    caplog.set_level(logging.INFO)
+    run_json("preprocess", "folder", source, tmp_path / "out", "--tree", tmp_path / "tree.pth", *FEW[2:])
+    dataset = PreparedSet(tmp_path / "out")
+    assert (dataset.tree.wnids, dataset.tree.names, dataset.tree.parents) == ((SWAN, SUN), ("swan", "sun"), (1, -1))
+    rows = {row.wnid: row for row in dataset.classes}
+    assert (rows[BIRD].kept, rows[SWAN].kept, rows[SWAN].num_raw) == (False, True, 3)
+    assert "aquatic bird" in rows[SWAN].definition
+    assert f"1 of 2 classes have another parent than in our tree: {SWAN} (swan: {SUN}, ours none)" in caplog.text
+    assert f"1 of 2 classes have another name: {SWAN} (a bird on water, ours swan)" in caplog.text
+
+
+def test_a_tree_with_inner_classes_gives_them_again(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "images", photos((SWAN, "n02051845", SUN)))
+    words = ("preprocess", "folder", source)
+    run_json(*words, tmp_path / "first", "--inner-classes", *FEW)
+    run_json(*words, tmp_path / "again", "--tree", tmp_path / "first", *FEW[2:])
+    assert PreparedSet(tmp_path / "first").tree.num_inner == 1
+    assert PreparedSet(tmp_path / "again").tree == PreparedSet(tmp_path / "first").tree
+
+
+@pytest.mark.parametrize("option", [("--classes", "fall11p"), ("--parents", "parents.csv"), ("--no-inner-classes",)])
+def test_a_tree_leaves_nothing_to_choose(option: tuple[str, ...], tmp_path: Path) -> None:
+    source = write_files(tmp_path / "images", photos())
+    words = ("preprocess", "folder", source, tmp_path / "out", "--tree", tmp_path / "tree.json", *option)
+    assert "--tree fixes classes and parents; leave" in refused(*words)

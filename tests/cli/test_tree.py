@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -217,3 +218,20 @@ def test_verify_of_a_release_without_a_class_table_names_the_missing_table(prepa
 def test_the_releases_offered_are_those_that_are_known() -> None:
     (option,) = (parameter for parameter in verify.params if parameter.name == "release")
     assert list(getattr(option.type, "choices", ())) == list(release.RELEASES)
+
+
+def test_a_published_tree_is_compared_with_ours(birds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run("tree", "export", birds, tmp_path / "same.pth", "--format", "miil")
+    assert run_json("tree", "show", tmp_path / "same.pth")["differences"] == ["equals our tree over its 5 classes"]
+    assert "differences" not in run_json("tree", "show", birds)
+    moved = SemanticTree.from_parents(["n01503061", "n01858441", "x1"], ["bird", "swan", "own"], [-1, -1, 0])
+    moved.save_miil(tmp_path / "moved.pth")
+    lines = [
+        "1 of 3 classes are not in WordNet: x1",
+        "1 of 3 classes have another parent than in our tree: n01858441 (swan: none, ours n01503061)",
+    ]
+    assert run_json("tree", "show", tmp_path / "moved.pth")["differences"] == lines
+    assert "\n".join(lines) in run("tree", "show", tmp_path / "moved.pth").stdout
+    caplog.set_level(logging.INFO)
+    run("tree", "export", tmp_path / "moved.pth", tmp_path / "moved.json")
+    assert all(line in caplog.text for line in lines)
