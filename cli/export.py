@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from .options import PATH, emit, json_option, overwrite_option, weights_option
+from .options import PATH, emit, file_options, json_option, overwrite_option, weights_option
 
 DESCRIBED = {
     "last": "The weights are those of the last step.",
@@ -19,9 +19,10 @@ DESCRIBED = {
 
 
 @click.command()
-@click.argument("run_or_checkpoint", type=PATH)
+@click.argument("run_or_checkpoint", metavar="RUN|CHECKPOINT|FILE", type=PATH)
 @click.argument("out", type=PATH)
 @weights_option
+@file_options
 @click.option("--onnx", is_flag=True, help="Also write model.onnx, and compare its logits with the network's.")
 @click.option(
     "--license",
@@ -39,6 +40,8 @@ def export(
     run_or_checkpoint: Path,
     out: Path,
     weights: Literal["last", "best", "ema"],
+    architecture: str | None,
+    classes: str | None,
     onnx: bool,
     license_id: str,
     push: str | None,
@@ -46,7 +49,9 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the network of RUN_OR_CHECKPOINT into the folder OUT, which timm, the Hugging Face hub and in21k open.
+    """Write the network of a run, a checkpoint or a file of published weights into the folder OUT.
+
+    Timm, the Hugging Face hub and in21k open that folder.
 
     Weights without optimizer (model.safetensors), config.json with the names of the classes, a model card (README.md),
     the settings without this machine's paths (config.yaml), metrics of these weights, the semantic tree, SHA256SUMS.
@@ -55,9 +60,8 @@ def export(
     """
     from ..models.hub import check_hub, push_folder
     from ..models.onnx_file import check_onnx_installed
-    from ..training import load_run
-    from ..training.runs.export import metrics_of, write_export
-    from ..training.runs.run_folder import RunFolder
+    from ..training.inference.open_model import holds_weights
+    from ..training.jobs.export_job import export_published
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license_id):
         raise ValueError(
@@ -69,25 +73,41 @@ def export(
         check_hub(push)
     if onnx:
         check_onnx_installed()
-    saved = load_run(run_or_checkpoint, weights)
-    metrics = metrics_of(run_or_checkpoint, weights, saved.config)
+    shared: dict[str, Any] = {"license_id": license_id, "onnx": onnx, "overwrite": overwrite}
+    if holds_weights(run_or_checkpoint) and weights == "last":
+        published = {"architecture": architecture, "classes": classes}
+        content = export_published(run_or_checkpoint, out, **published, **shared)
+    else:
+        if architecture or classes:
+            raise ValueError("--model and --classes go with a file of published weights; leave them out")
+        content = _export_run(run_or_checkpoint, out, weights, shared)
+    address = push_folder(out, push, private=not public) if push else None
+    result = {"path": str(out), **content, "pushed_to": address}
+    emit(result, render_export, as_json=as_json)
+
+
+def _export_run(
+    path: Path, out: Path, weights: Literal["last", "best", "ema"], shared: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the export of a run or a checkpoint; return the content of its export.json."""
+    from ..training import load_run
+    from ..training.runs.export import metrics_of, write_export
+    from ..training.runs.run_folder import RunFolder
+
+    saved = load_run(path, weights)
+    metrics = metrics_of(path, weights, saved.config)
     done, planned = metrics.get("num_epochs"), saved.settings.epochs
-    ended = done == planned or (run_or_checkpoint.is_dir() and RunFolder(run_or_checkpoint).finished)
+    ended = done == planned or (path.is_dir() and RunFolder(path).finished)
     unfinished = f"Training had not ended when these weights were saved: {done} of {planned} epochs were done."
-    content = write_export(
+    return write_export(
         saved,
         out,
         weights=weights,
         described=DESCRIBED["best average" if weights == "best" and saved.config.get("ema") else weights],
         metrics=metrics,
         notes=() if ended else (unfinished,),
-        license_id=license_id,
-        onnx=onnx,
-        overwrite=overwrite,
+        **shared,
     )
-    address = push_folder(out, push, private=not public) if push else None
-    result = {"path": str(out), **content, "pushed_to": address}
-    emit(result, render_export, as_json=as_json)
 
 
 def render_export(result: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ license: {license}
 ---
 # {architecture}, {num_classes:,} {kinds}
 
-{architecture} with {num_parameters:.1f} M parameters, trained with [in21k](https://pypi.org/project/in21k/). {weights}
+{architecture} with {num_parameters:.1f} M parameters, {origin} [in21k](https://pypi.org/project/in21k/). {weights}
 
 ## How to use it
 
@@ -107,7 +107,7 @@ def render_model_card(
     weights:     a sentence that says which weights these are.
     label_space: the name of the known label space that the classes are, if any.
     data:        facts of the data set: num_samples per split, and what else there is.
-    settings:    the training settings to list.
+    settings:    the training settings to list; empty for published weights, whose settings are unknown here.
     metrics:     titles and values measured with these weights; may be empty.
     teacher:     of a distilled network.
     notes:       paragraphs.
@@ -132,6 +132,7 @@ def render_model_card(
         architecture=architecture,
         num_classes=config["num_classes"],
         num_parameters=num_parameters / 1e6,
+        origin="trained with" if settings else "with published weights, in a folder that was written by",
         weights=weights,
         code=_CODE.format(
             imports="\nimport in21k.models  # makes the architecture known to timm\n" if ours else "",
@@ -153,7 +154,13 @@ def render_model_card(
         metrics="\n".join(["| metric | value |", "|---|---:|", *rows])
         if rows
         else "Nothing was measured of these weights.",
-        training="\n".join(f"- {name}: {value}" for name, value in settings.items())
-        + "\n\nAll settings: `config.yaml`; what they mean: `in21k config show --explain`.",
+        training=_training(settings),
         notes="\n## Notes\n\n" + "\n".join(paragraphs) if paragraphs else "",
     )
+
+
+def _training(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return "These weights were not trained by in21k; their publishers say how they were."
+    lines = "\n".join(f"- {name}: {value}" for name, value in settings.items())
+    return f"{lines}\n\nAll settings: `config.yaml`; what they mean: `in21k config show --explain`."

@@ -136,8 +136,9 @@ def lacks_memory(network: nn.Module, settings: SpeedSettings) -> str:
     needed, free = _needed_bytes(network, settings, batch_size), free_bytes()
     if needed is None or needed <= free:
         return ""
+    most = max(batch_size, *LATENCY_BATCHES)
     return (
-        f"steps of {batch_size:,} and passes of up to {max(batch_size, *LATENCY_BATCHES):,} images of {size} pixels take "
+        f"steps of {batch_size:,} and passes of up to {most:,} images of {size} pixels take "
         f"{needed / 1e9:,.1f} GB of memory or more, and {free / 1e9:,.1f} GB are free; lower --batch-size or "
         "--image-size"
     )

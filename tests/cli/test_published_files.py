@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from in21k.shards import open_dataset
+from in21k.training import open_model
 
 from ..models.published_files import write_published
 from .conftest import run, run_json
@@ -69,3 +71,21 @@ def test_a_teacher_has_to_know_the_classes(weights: Path, shards: Path, tmp_path
     known = write_published(tmp_path / "w.pth", "mobilenetv3_large_100")
     words = (*words, "--set", "model=resnet10t")
     assert run_json("train", "--teacher", known, *words)["settings"]["teacher"] == str(known)
+
+
+def test_export_makes_a_folder_of_it_that_can_teach(weights: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    refused = run("export", weights, out)
+    assert refused.exit_code == 2
+    assert "give --classes" in refused.stderr
+    words = ("export", weights, out, "--classes", shards / "tree.json")
+    assert run_json(*words)["weights"] == "published"
+    assert run_json(*words) == {**json.loads((out / "export.json").read_text()), "path": str(out), "pushed_to": None}
+    own, direct = open_model(out), open_model(weights, classes=shards)
+    assert own.fingerprint() == direct.fingerprint()
+    assert (own.classes and own.classes.wnids) == (direct.classes and direct.classes.wnids)
+    assert (own.mean, own.std, own.image_size, own.crop_pct) == (direct.mean, direct.std, 224, None)
+    assert "not trained by in21k" in (out / "README.md").read_text()
+    assert "trained with" not in (out / "README.md").read_text()
+    words = ("--data", shards, "--out", tmp_path / "run", "--dry-run", "--set", "model=resnet10t", *CPU)
+    run_json("train", "--teacher", out, *words)

@@ -81,7 +81,7 @@ def write_export(
     }
     settings = saved.settings
     with staged_folder(out) as staged:
-        existing = _existing(out, provenance, overwrite=overwrite)
+        existing = existing_export(out, provenance, overwrite=overwrite)
         if existing is not None:
             log.info("%s: finished already; nothing to do", out)
             return existing
@@ -91,7 +91,7 @@ def write_export(
     return content
 
 
-def _existing(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+def existing_export(out: Path, provenance: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Return the content of a finished export that was made from the same; None where there is room for a new one."""
 
     if not check_folder(out):
@@ -130,7 +130,7 @@ def _fill(
         config=timms,
         num_parameters=sum(parameter.numel() for parameter in saved.model.parameters()),
         weights=described,
-        label_space=_label_space(saved.tree.wnids),
+        label_space=known_space(saved.tree.wnids),
         data=config["data"],
         settings=_worth_a_line(config),
         metrics=[(metric.title, metric.text(value)) for metric, value in measured(metrics)],
@@ -161,8 +161,8 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def _label_space(wnids: Sequence[str]) -> str | None:
-
+def known_space(wnids: Sequence[str]) -> str | None:
+    """Return the name of the published label space that these classes are; None where they are none."""
     name = known_label_spaces().get(len(wnids))
     return name if name and set(label_space_of(len(wnids)).wnids) == set(wnids) else None
 
