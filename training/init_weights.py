@@ -16,7 +16,7 @@ from ..models.trial import try_images
 from ..models.weights import WeightsReport, fit_weights, load_weights
 from ..models.zoo import create_model
 from ..shards.normalize import mean_std, short_normalize
-from .inference.open_model import OF_RUN, OpenModel, holds_weights, open_model
+from .inference.open_model import OpenModel, holds_weights, open_model
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ def load_init(name: str, model: str | None = None) -> InitWeights:
     Raises ValueError for anything else, and where the weights cannot be read or downloaded.
     """
     path = Path(name)
-    is_of_run = path.name in OF_RUN and (path.parent / "config.yaml").is_file()
-    if holds_weights(path) and not is_of_run:
+    if holds_weights(path):
         return InitWeights(name=name, settings=_settings_of(path, model))
     opened = open_model(name, "ema-or-last")
     if opened.run is not None:

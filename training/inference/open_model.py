@@ -31,7 +31,7 @@ from ..settings import BINARY_LOSSES
 log = logging.getLogger(__name__)
 
 # A run's files of weights, and what --weights calls them.
-OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetensors": "ema"}
+_OF_RUN: dict[str, Weights] = {"model.safetensors": "last", "model_ema.safetensors": "ema"}
 _FOLDER = "local-dir:"
 _SOURCES = (_FOLDER, "hf-hub:")  # of timm's model names
 _UNSAFE = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")  # which may hold pickles
@@ -143,8 +143,8 @@ def open_model(
     Raises ValueError where it is none of these or cannot be had.
     """
     text, path = str(name), Path(name)
-    if path.is_file() and (path.parent / "config.yaml").is_file() and path.name in OF_RUN:
-        path, weights = path.parent, OF_RUN[path.name]
+    if _is_of_run(path):
+        path, weights = path.parent, _OF_RUN[path.name]
     if holds_weights(path):
         _check_weights(name, weights)
         return _from_file(path, architecture, classes)
@@ -170,8 +170,12 @@ def open_model(
 
 
 def holds_weights(path: Path) -> bool:
-    """Return whether a path is a file of weights alone: no checkpoint of a run."""
-    return path.is_file() and not is_checkpoint(path)
+    """Return whether a path is a file of weights alone: neither a checkpoint of a run nor a file of its folder."""
+    return path.is_file() and not _is_of_run(path) and not is_checkpoint(path)
+
+
+def _is_of_run(path: Path) -> bool:
+    return path.name in _OF_RUN and path.is_file() and (path.parent / "config.yaml").is_file()
 
 
 def num_published(name: str) -> int | None:
