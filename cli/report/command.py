@@ -15,6 +15,7 @@ from ..options import (
     backend_option,
     device_option,
     emit,
+    file_options,
     json_option,
     overwrite_option,
     weights_option,
@@ -65,6 +66,7 @@ NUM_IMAGES, NUM_LOOKS = 120, 12  # images to show of a data set, and of runs
     help="Show where runs look in this image, or validation image by its key, and in no other; several times.",
 )
 @weights_option
+@file_options
 @backend_option
 @device_option
 @workers_option
@@ -89,6 +91,8 @@ def report(
     Of a data set: counts before and after, the long tail of class sizes, the tree as a map, sizes, changes, rejects,
     and images drawn by chance.
 
+    A PATH may also be a file of published weights: with --data it is asked as runs are.
+
     Of runs, all of them over one another: results, curves, accuracy by level, the settings that differ; with --data
     also the best and worst classes, the most confused pairs with images, where the networks look (Grad-CAM, or of a
     transformer the roll-out of its attention), and a map of features. Unfinished runs are shown as far as they came.
@@ -101,7 +105,7 @@ def report(
 
     _check_paths(paths)
     _may_write(paths, out, overwrite=overwrite)
-    runs = [path for path in paths if (path / "config.yaml").is_file()]
+    runs = [path for path in paths if path.is_file() or (path / "config.yaml").is_file()]
     shard_sets = [path for path in paths if _is_shard_set(path)]
     if not runs:
         _check_without_runs(shard_sets, data, predictions, look)
@@ -109,14 +113,14 @@ def report(
     num_images, num_looks = (default if images is None else images for default in (NUM_IMAGES, NUM_LOOKS))
     fingerprint = page_fingerprint(
         paths,
-        [path for path in (*predictions, *map(Path, look)) if path.is_file()],
+        [path for path in (*paths, *predictions, *map(Path, look)) if path.is_file()],
         {
             "names": [path.resolve().name for path in runs],
             "data": shards.fingerprint if shards else None,
             "look": [Path(name).name for name in look],
             "images": [num_images, num_looks],
             "seed": seed,
-            "weights": settings["weights"],
+            **{name: settings[name] for name in ("weights", "architecture", "classes")},
         },
     )
     _may_write(paths, out, lambda path: has_fingerprint(path, fingerprint), overwrite=overwrite)
@@ -151,11 +155,19 @@ def _check_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         if any((path / name).is_file() for name in ("dataset.json", "config.yaml")) or (path / ".work").exists():
             continue
+        if path.is_file() and _holds_weights(path):
+            continue
         what = "is none of those" if path.exists() else "does not exist"
         raise ValueError(
             f"{path}: {what}; wanted a prepared data set (of `in21k preprocess`), a run (of `in21k train` or `in21k "
             "finetune`), or beside runs the shards that they are asked about (of `in21k shard`)"
         )
+
+
+def _holds_weights(path: Path) -> bool:
+    from ...training.inference.open_model import holds_weights
+
+    return holds_weights(path)
 
 
 def _may_write(

@@ -89,3 +89,16 @@ def test_export_makes_a_folder_of_it_that_can_teach(weights: Path, shards: Path,
     assert "trained with" not in (out / "README.md").read_text()
     words = ("--data", shards, "--out", tmp_path / "run", "--dry-run", "--set", "model=resnet10t", *CPU)
     run_json("train", "--teacher", out, *words)
+
+
+def test_report_asks_it_beside_a_run(weights: Path, trained: Path, shards: Path, tmp_path: Path) -> None:
+    asking = ("--data", shards, "--classes", shards, "--images", 1, "--backend", "torch", "--workers", 1, *CPU)
+    sections: list[str] = run_json("report", weights, tmp_path / "alone.html", *asking)["sections"]
+    assert "Results" not in sections
+    assert "Classes" in sections
+    page = (tmp_path / "alone.html").read_text()
+    assert weights.name in page
+    assert "does not know them all" not in page
+    assert "Grad-CAM" in page
+    run_json("report", weights, trained, tmp_path / "both.html", *asking)
+    assert "does not know them all" not in (tmp_path / "both.html").read_text()

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...datapipe.rows import read_images
+from ...preprocess import build_tree
 from ...preprocess.pack_labelled import Watch
 from ...shards import SemanticTree, ShardSet
 from ...shards.files.parallel import ignore_progress
@@ -215,7 +216,7 @@ def _check_weights(
     path: Path, provenance: Mapping[str, Any], name: str, record: RunRecord, settings: InspectSettings
 ) -> None:
     """Raise ValueError where predictions are those of other weights than a run's."""
-    fingerprint = open_network(record.path, settings).fingerprint()
+    fingerprint = _open_record(record, settings).fingerprint()
     if provenance.get("fingerprint") != fingerprint:
         raise ValueError(
             f"{path}: holds no answers of {name} with its weights {settings.weights!r}: it was made from "
@@ -236,14 +237,21 @@ def _fits_images(inspection: Inspection, answer: RunAnswers) -> bool:
 
 def _open(name: str, record: RunRecord, settings: InspectSettings, answer: RunAnswers) -> OpenModel | None:
     try:
-        opened = open_network(record.path, settings)
+        opened = _open_record(record, settings)
     except ValueError as error:
         # A page may travel: it names the run and no path.
         problem = str(error).replace(str(record.path), name)
         answer.problem = answer.look_problem = answer.feature_problem = problem
         return None
-    answer.outputs = opened.tree
+    answer.outputs = opened.tree or (opened.classes and build_tree(opened.classes.wnids))
     return opened
+
+
+def _open_record(record: RunRecord, settings: InspectSettings) -> OpenModel:
+    """Open the network of a run, or of a file of published weights, which alone has its network and classes named."""
+    if not record.path.is_file():
+        settings = replace(settings, architecture=None, classes=None)
+    return open_network(record.path, settings)
 
 
 def _multi_label(name: str, record: RunRecord) -> str:
@@ -255,7 +263,7 @@ def _multi_label(name: str, record: RunRecord) -> str:
 
 def _unknown_classes(name: str, opened: OpenModel, data: ShardSet) -> str:
     """Return why a run has no predictions: it does not know the shards' classes; empty where it does."""
-    known = opened.tree.wnids if opened.tree else ()
+    known = opened.classes.wnids if opened.classes else ()
     if set(data.tree.wnids[: data.tree.num_image_classes]) <= set(known):
         return ""
     return (

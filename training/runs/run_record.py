@@ -113,6 +113,11 @@ def read_record(path: Path) -> RunRecord:
     )
 
 
+def record_file(path: Path) -> RunRecord:
+    """Return the record of a file of published weights: nothing is known of its training."""
+    return RunRecord(path, {"data": {}}, read_log(path / "log.jsonl"), None, None)
+
+
 def telling_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return by name the values of the settings in which runs differ; of one run, those that are not the default.
 

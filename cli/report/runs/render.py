@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ....training.jobs.inspect_runs import Inspection, InspectSettings, inspect_runs
-from ....training.runs.run_record import read_record
+from ....training.runs.run_record import read_record, record_file
 from ...progress import ProgressLine
 from ..charts import chart_style
 from ..markup import plural
@@ -24,11 +24,15 @@ HERE = Path(__file__).parent
 def render_runs(paths: Sequence[Path], settings: InspectSettings) -> FolderReport:
     """Render runs, all in one page and over one another.
 
+    paths:    folders of runs, and files of published weights, of whose training nothing is shown.
     settings: what to ask the networks. The page and the log say what a network could not be asked.
 
     Raises ValueError for a folder that does not hold a run, and where the settings fit none of several networks.
     """
-    runs = [ReportRun(name, place, read_record(path)) for place, (name, path) in enumerate(named(paths))]
+    runs = [
+        ReportRun(name, place, record_file(path) if path.is_file() else read_record(path))
+        for place, (name, path) in enumerate(named(paths))
+    ]
     inspection = inspect_runs({run.name: run.record for run in runs}, settings, watch=ProgressLine)
     return FolderReport(
         kind="Training run" if len(runs) == 1 else plural(len(runs), "training run", "training runs"),
@@ -40,14 +44,17 @@ def render_runs(paths: Sequence[Path], settings: InspectSettings) -> FolderRepor
 
 
 def _sections(runs: Sequence[ReportRun], inspection: Inspection) -> Iterator[Section]:
-    yield Section("results", "Results", results(runs))
-    yield Section("curves", "Curves", curves(runs) + epoch_times(runs))
-    yield Section("levels", "Levels", levels(runs))
+    trained = [run for run in runs if not run.record.path.is_file()]  # the others are files of published weights
+    if trained:
+        yield Section("results", "Results", results(trained))
+        yield Section("curves", "Curves", curves(trained) + epoch_times(trained))
+        yield Section("levels", "Levels", levels(trained))
     yield Section("classes", "Classes", classes(runs, inspection))
     yield Section("mistakes", "Mistakes", mistakes(runs, inspection))
     yield Section("looks", "Where it looks", looks(runs, inspection))
     yield Section("features", "Features", features(runs, inspection))
-    yield Section("run-settings", "Settings", run_settings(runs))
+    if trained:
+        yield Section("run-settings", "Settings", run_settings(trained))
 
 
 def named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
