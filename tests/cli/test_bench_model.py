@@ -59,7 +59,7 @@ def test_the_published_tables_come_from_one_command(trained: Path, shards: Path,
     }
     for name, metrics in results.items():
         (tmp_path / name).write_text(json.dumps(metrics))
-    sizes = ("--image-size", 32, "--fill", 0.9, "--memory", 0.2, "--rounds", 1, "--seconds", 0, "--device", "cpu")
+    sizes = ("--image-size", 32, "--fill", 0.9, "--memory", 0.12, "--rounds", 1, "--seconds", 0, "--device", "cpu")
     words = ("bench-model", "resnet10t", trained, weights, *sizes, "--data", shards, "--epochs", 10)
     words = (*words, *(word for name in results for word in ("--results", f"{weights}={tmp_path / name}")))
     result = run_json(*words)

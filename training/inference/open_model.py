@@ -150,7 +150,7 @@ def open_model(
         return _from_file(path, architecture, classes)
     if architecture is not None or classes is not None:
         raise ValueError(
-            f"{name}: is no file of published weights, and its network and classes are known; leave out "
+            f"{name}: is not a file of published weights, and its network and classes are known; leave out "
             f"{'--model' if architecture is not None else '--classes'}"
         )
     if _is_run(path):

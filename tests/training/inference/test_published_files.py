@@ -76,9 +76,9 @@ def test_classes_that_cannot_be_the_heads_are_refused(
 
 
 def test_options_of_files_are_refused_for_networks_that_know_themselves() -> None:
-    with pytest.raises(ValueError, match=r"resnet10t: is no file of published weights, .*leave out --model"):
+    with pytest.raises(ValueError, match=r"resnet10t: is not a file of published weights, .*leave out --model"):
         open_model("resnet10t", architecture="resnet10t")
-    with pytest.raises(ValueError, match=r"resnet10t: is no file of published weights, .*leave out --classes"):
+    with pytest.raises(ValueError, match=r"resnet10t: is not a file of published weights, .*leave out --classes"):
         open_model("resnet10t", classes="in1k")
 
 
