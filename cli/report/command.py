@@ -135,8 +135,9 @@ def report(
             from ...training.jobs.inspect_runs import InspectSettings
             from .runs.render import render_runs
 
+            chosen = {name: value for name, value in settings.items() if value is not None}
             asking = InspectSettings(
-                **settings, data=shards, predictions=predictions, images=look, num_looks=num_looks, seed=seed
+                **chosen, data=shards, predictions=predictions, images=look, num_looks=num_looks, seed=seed
             )
             folders.append(render_runs(runs, asking))
     page = assemble(folders, fingerprint)
