@@ -226,7 +226,7 @@ def test_attention_is_rolled_out_as_a_slow_loop_does(pool: str) -> None:
 
 
 def test_a_network_without_places_is_refused(make_model: Any) -> None:
-    with pytest.raises(ValueError, match="no network of timm's"):
+    with pytest.raises(ValueError, match="is not a timm network"):
         heat_maps(make_model(), torch.rand(1, 3, 16, 16))
 
 
