@@ -243,7 +243,7 @@ def _open(name: str, record: RunRecord, settings: InspectSettings, answer: RunAn
         problem = str(error).replace(str(record.path), name)
         answer.problem = answer.look_problem = answer.feature_problem = problem
         return None
-    answer.outputs = opened.tree or (opened.classes and build_tree(opened.classes.wnids))
+    answer.outputs = opened.tree or (build_tree(opened.classes.wnids) if opened.classes else None)
     return opened
 
 
