@@ -100,5 +100,7 @@ def test_report_asks_it_beside_a_run(weights: Path, trained: Path, shards: Path,
     assert weights.name in page
     assert "does not know them all" not in page
     assert "Grad-CAM" in page
+    run_json("report", weights, tmp_path / "unknown.html", "--data", shards, "--images", 1, *CPU)
+    assert "the classes of its outputs are unknown; give --classes" in (tmp_path / "unknown.html").read_text()
     run_json("report", weights, trained, tmp_path / "both.html", *asking)
     assert "does not know them all" not in (tmp_path / "both.html").read_text()

@@ -238,12 +238,14 @@ def _fits_images(inspection: Inspection, answer: RunAnswers) -> bool:
 def _open(name: str, record: RunRecord, settings: InspectSettings, answer: RunAnswers) -> OpenModel | None:
     try:
         opened = _open_record(record, settings)
+        if opened.classes is None:
+            raise ValueError(f"{record.path}: the classes of its outputs are unknown; give --classes")
     except ValueError as error:
         # A page may travel: it names the run and no path.
         problem = str(error).replace(str(record.path), name)
         answer.problem = answer.look_problem = answer.feature_problem = problem
         return None
-    answer.outputs = opened.tree or (build_tree(opened.classes.wnids) if opened.classes else None)
+    answer.outputs = opened.tree or build_tree(opened.classes.wnids)
     return opened
 
 
