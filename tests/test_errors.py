@@ -36,13 +36,13 @@ EXAMPLES: dict[type[Exception], Exception] = {
 
 def kinds_of_errors() -> list[type[Exception]]:
     """Return the exception classes of the package, whose names all end in Error (ruff's N818)."""
-    found: list[type[Exception]] = []
+    items: list[type[Exception]] = []
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         names = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
         if errors := [name for name in names if name.endswith("Error")]:
             module = import_module(".".join(["in21k", *path.relative_to(ROOT).with_suffix("").parts]))
-            found += [getattr(module, name) for name in errors]
-    return found
+            items += [getattr(module, name) for name in errors]
+    return items
 
 
 @pytest.mark.parametrize("kind", kinds_of_errors(), ids=lambda kind: kind.__name__)

@@ -98,12 +98,12 @@ def test_without_a_gpu_the_machine_says_so(tmp_path: Path) -> None:
 
 def test_every_test_file_of_a_session_exists_and_every_step_is_known() -> None:
     steps = session_steps("cuda", Path())
-    assert len({each.name for each in steps}) == len(steps)
-    for each in steps:
-        if "pytest" in each.command:
-            assert all((ROOT / word).is_file() for word in each.command if word.endswith(".py"))
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        if "pytest" in step.command:
+            assert all((ROOT / word).is_file() for word in step.command if word.endswith(".py"))
         else:
-            assert each.command[2] in gpu_session_steps.STEPS
+            assert step.command[2] in gpu_session_steps.STEPS
 
 
 def results(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -151,4 +151,4 @@ def test_the_note_holds_every_step_and_judges_the_aims(tmp_path: Path) -> None:
     assert "| 3 | training from dali_gpu | skipped |  |  | no GPU |" in text
     assert "| 1 | semantic loss | timeout |" in text
     assert "| float32 | semantic | 0.25 | 1.3 |" in text
-    assert all(each.name in text for each in session_steps("cuda", Path()))
+    assert all(step.name in text for step in session_steps("cuda", Path()))

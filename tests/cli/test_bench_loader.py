@@ -45,20 +45,20 @@ def unfiltered() -> Iterator[None]:
 def test_every_backend_that_runs_here_is_measured(measured: tuple[dict[str, Any], Path]) -> None:
     result, _ = measured
     assert result["failed"] == {}
-    assert sorted(each["backend"] for each in result["backends"]) == sorted(CPU_READY)
-    medians = [each["images_per_s"]["median"] for each in result["backends"]]
+    assert sorted(backend["backend"] for backend in result["backends"]) == sorted(CPU_READY)
+    medians = [backend["images_per_s"]["median"] for backend in result["backends"]]
     assert medians == sorted(medians, reverse=True)
-    for each in result["backends"]:
-        rate = each["images_per_s"]
+    for backend in result["backends"]:
+        rate = backend["images_per_s"]
         assert rate["median"] == statistics.median(rate["rounds"])
         assert (rate["min"], rate["max"], len(rate["rounds"])) == (min(rate["rounds"]), max(rate["rounds"]), 2)
-        waits = each["latency_ms"]
+        waits = backend["latency_ms"]
         assert 0 < waits["p50"] <= waits["p95"] <= waits["p99"]
-        assert each["first_batch_s"] > 0
-        assert each["memory_mb"]["own"] > 0
-        assert each["gpu_memory_mb"] is None
-        assert (each["cold_images_per_s"] is None) == (result["cold_left_out"] is not None)
-        assert each["same_samples"] == (each["backend"] != "webdataset")
+        assert backend["first_batch_s"] > 0
+        assert backend["memory_mb"]["own"] > 0
+        assert backend["gpu_memory_mb"] is None
+        assert (backend["cold_images_per_s"] is None) == (result["cold_left_out"] is not None)
+        assert backend["same_samples"] == (backend["backend"] != "webdataset")
 
 
 def test_reading_alone_the_network_and_the_sweep_stand_beside_them(measured: tuple[dict[str, Any], Path]) -> None:
@@ -67,12 +67,12 @@ def test_reading_alone_the_network_and_the_sweep_stand_beside_them(measured: tup
     assert result["ceiling"]["warm"]["mb_per_s"] > 0
     assert result["demand"]["model"] == "resnet10t"
     assert len(result["demand"]["images_per_s"]["rounds"]) == 2
-    numbers = {(each["backend"], each["workers"]) for each in result["sweep"]}
+    numbers = {(row["backend"], row["workers"]) for row in result["sweep"]}
     assert {(name, workers) for name in CPU_READY for workers in (1, 2)} <= numbers
-    assert all("hw_decoder_load" not in each for each in result["sweep"])
-    assert {each["backend"] for each in result["sweep_best"]} == set(CPU_READY)
+    assert all("hw_decoder_load" not in row for row in result["sweep"])
+    assert {row["backend"] for row in result["sweep_best"]} == set(CPU_READY)
     for best in result["sweep_best"]:
-        rates = [each["images_per_s"]["median"] for each in result["sweep"] if each["backend"] == best["backend"]]
+        rates = [row["images_per_s"]["median"] for row in result["sweep"] if row["backend"] == best["backend"]]
         assert best["images_per_s"]["median"] == max(rates)
     assert result["verdict"].startswith("resnet10t wants ")
     assert result["backends"][0]["backend"] in result["verdict"]
@@ -125,14 +125,14 @@ def test_a_sweep_of_the_hardware_decoder_has_a_row_for_each_load_and_names_the_b
         ["dali_gpu, hardware 0.8", "17,000", "19,500"],
         ["opencv", "-", "21,000"],
     ]
-    assert [_best(each) for each in best_of_sweep(sweep)] == [
+    assert [_best(item) for item in best_of_sweep(sweep)] == [
         "opencv 16 workers (21,000 img/s)",
         "dali_gpu 16 workers, hw_decoder_load 0.8 (19,500 img/s)",
     ]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "messages"),
     [
         (("--backend", "dali-cpu"), ("backend 'dali-cpu' is unknown", "did you mean dali_cpu?")),
         (("--augment", "incepton"), ("augment is 'incepton'", "inception")),
@@ -147,13 +147,13 @@ def test_a_sweep_of_the_hardware_decoder_has_a_row_for_each_load_and_names_the_b
 )
 def test_what_cannot_be_measured_is_refused(
     words: tuple[object, ...],
-    said: tuple[str, ...],
+    messages: tuple[str, ...],
     shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_refused(run("bench-loader", shards, "--device", "cpu", *words), *said)
+    assert_refused(run("bench-loader", shards, "--device", "cpu", *words), *messages)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,11 +170,11 @@ def test_browse_draws_a_sheet_and_says_how_far_the_backends_are_apart(shards: Pa
     result = run_json("browse", shards, out, "--images", 3, "--augment", "miil", "--seed", 5)
     assert result["path"] == str(out)
     assert result["failed"] == {}
-    assert [each["backend"] for each in result["backends"]] == PLANNED
+    assert [backend["backend"] for backend in result["backends"]] == PLANNED
     assert result["compared_with"] == PLANNED[0]
     assert result["backends"][0] == {"backend": PLANNED[0], "mean_difference": 0, "largest_difference": 0}
     assert len(result["samples"]) == 3
-    assert all(each["key"].startswith(each["wnid"]) for each in result["samples"])
+    assert all(sample["key"].startswith(sample["wnid"]) for sample in result["samples"])
     with Image.open(out) as opened:
         assert opened.format == "PNG"
         assert opened.height > 128 * (1 + len(PLANNED))
@@ -203,7 +203,7 @@ def test_browse_replaces_its_own_pictures_alone(shards: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "messages"),
     [
         (("--backend", "openvc"), ("backend 'openvc' is unknown", "did you mean opencv?")),
         (("--augment", "incepton"), ("augment is 'incepton'",)),
@@ -213,7 +213,7 @@ def test_browse_replaces_its_own_pictures_alone(shards: Path, tmp_path: Path) ->
     ],
 )
 def test_browse_refuses_what_is_not_there(
-    words: tuple[object, ...], said: tuple[str, ...], shards: Path, tmp_path: Path
+    words: tuple[object, ...], messages: tuple[str, ...], shards: Path, tmp_path: Path
 ) -> None:
-    assert_refused(run("browse", shards, tmp_path / "sheet.png", *words), *said)
+    assert_refused(run("browse", shards, tmp_path / "sheet.png", *words), *messages)
     assert list(tmp_path.iterdir()) == []

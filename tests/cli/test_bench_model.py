@@ -24,15 +24,15 @@ def test_a_named_network_and_a_run_are_counted_and_measured(trained: Path) -> No
     named, own = result["models"]
     assert (named["name"], own["name"]) == ("vit_tiny_patch16_224", str(trained))
     assert own["num_parameters"] < 5_000_000 < named["num_parameters"]
-    for each in result["models"]:
-        assert (each["precision"], each["image_size"], each["batch_size"]) == ("float32", 32, 2)
-        assert each["num_flops"] == 2 * each["num_macs"] > 0
-        assert "largest_training_batch" not in each
-        for rate in (each["training_images_per_s"], each["inference_images_per_s"]):
+    for model in result["models"]:
+        assert (model["precision"], model["image_size"], model["batch_size"]) == ("float32", 32, 2)
+        assert model["num_flops"] == 2 * model["num_macs"] > 0
+        assert "largest_training_batch" not in model
+        for rate in (model["training_images_per_s"], model["inference_images_per_s"]):
             assert 0 < rate["min"] <= rate["median"] <= rate["max"]
             assert len(rate["rounds"]) == 2
-        assert set(each["latency_ms"]) == {"1", "64"}
-        assert all(0 < took["min"] <= took["median"] <= took["p95"] for took in each["latency_ms"].values())
+        assert set(model["latency_ms"]) == {"1", "64"}
+        assert all(0 < took["min"] <= took["median"] <= took["p95"] for took in model["latency_ms"].values())
     assert result["failed"] == {}
 
 
@@ -78,7 +78,7 @@ def test_the_published_tables_come_from_one_command(trained: Path, shards: Path,
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("resnet5O",), "unknown model 'resnet5O'"),
         (("resnet10t", "--markdown", "--json"), "wanted one of them"),
@@ -96,10 +96,10 @@ def test_the_published_tables_come_from_one_command(trained: Path, shards: Path,
         ((), "Missing argument"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(words: tuple[object, ...], said: str) -> None:
+def test_what_cannot_be_measured_is_one_line(words: tuple[object, ...], message: str) -> None:
     refused = run("bench-model", *words, "--device", "cpu")
     assert refused.exit_code == 2
-    assert said in refused.stderr
+    assert message in refused.stderr
     assert refused.stdout == ""
 
 
@@ -111,11 +111,11 @@ def test_a_run_has_the_classes_that_it_has(trained: Path) -> None:
 
 def test_what_the_memory_does_not_hold_is_named_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("in21k.training.memory.free_bytes", lambda: 150_000_000)
-    found = run_json("bench-model", "resnet10t", "vit_base_patch16_224", "--image-size", 32, *SHORT)
-    assert [each["name"] for each in found["models"]] == ["resnet10t"]
+    output = run_json("bench-model", "resnet10t", "vit_base_patch16_224", "--image-size", 32, *SHORT)
+    assert [model["name"] for model in output["models"]] == ["resnet10t"]
     assert (
         "images of 32 pixels take 1.4 GB of memory or more, and 0.1 GB are free"
-        in found["failed"]["vit_base_patch16_224 float32"]
+        in output["failed"]["vit_base_patch16_224 float32"]
     )
 
 
@@ -135,12 +135,12 @@ def test_on_a_gpu_the_largest_batch_is_found_too() -> None:
     torch.cuda.set_per_process_memory_fraction(2e9 / total)
     try:
         words = ("--image-size", 64, "--device", "cuda", "--rounds", 1, "--seconds", 0, "--batch-size", 4)
-        found = run_json("bench-model", "resnet10t", *words, "--precision", "bf16", "--precision", "fp16")
-        assert found["failed"] == {}
-        assert [each["precision"] for each in found["models"]] == ["bf16", "fp16"]
-        for each in found["models"]:
-            assert 4 <= each["largest_training_batch"] < 65_536
-            assert each["training_images_per_s"]["median"] > 0
+        output = run_json("bench-model", "resnet10t", *words, "--precision", "bf16", "--precision", "fp16")
+        assert output["failed"] == {}
+        assert [model["precision"] for model in output["models"]] == ["bf16", "fp16"]
+        for model in output["models"]:
+            assert 4 <= model["largest_training_batch"] < 65_536
+            assert model["training_images_per_s"]["median"] > 0
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

@@ -61,17 +61,17 @@ def test_what_show_prints_is_what_set_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("tinny",), "nearest: tiny"),
         (("miil", "--set", "learning_rate=1"), "unknown setting 'learning_rate'"),
         (("miil", "--set", "lr=0"), "lr is 0.0; wanted more than 0"),
     ],
 )
-def test_a_mistake_is_one_line(words: tuple[str, ...], said: str) -> None:
+def test_a_mistake_is_one_line(words: tuple[str, ...], message: str) -> None:
     result = run("config", "show", *words)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 

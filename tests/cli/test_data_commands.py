@@ -44,7 +44,7 @@ def test_preprocess_counts_every_image_once(prepared: Path) -> None:
     assert counts["num_classes"] == NUM_CLASSES
     assert counts["num_raw_kept"] == NUM_CLASSES * IMAGES_PER_CLASS
     stored = sum(split["num_samples"] for split in counts["splits"].values())
-    # Of the five oddities that are no images, two are members without an image suffix.
+    # Of the five oddities that are not images, two are members without an image suffix.
     assert stored + counts["num_rejects"] - 2 == counts["num_raw_kept"]
 
 

@@ -56,11 +56,11 @@ def test_one_build_of_dali_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_names_every_package_that_the_project_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [Requirement(each) for each in metadata.requires("in21k") or []]
-    own = [each for each in wanted if not (each.marker and re.search("extra == .(dev|bench)", str(each.marker)))]
+    wanted = [Requirement(item) for item in metadata.requires("in21k") or []]
+    own = [item for item in wanted if not (item.marker and re.search("extra == .(dev|bench)", str(item.marker)))]
     listed = found(monkeypatch, "13.0.0")["packages"]
-    assert {each.name for each in own} <= set(listed)
-    for extra in {str(each.marker) for each in own if each.marker}:
+    assert {item.name for item in own} <= set(listed)
+    for extra in {str(item.marker) for item in own if item.marker}:
         assert any(extra.split('"')[1] in line for line in found(monkeypatch, "13.0.0")["advice"]), extra
 
 

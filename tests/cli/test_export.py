@@ -67,7 +67,7 @@ def short_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         if sets not in made:
             out = tmp_path_factory.mktemp("run") / "run"
             always = ("backend=torch", "workers=1", "batch_size=16", "trackers=[]")
-            words = [word for each in (*always, *sets) for word in ("--set", each)]
+            words = [word for item in (*always, *sets) for word in ("--set", item)]
             run_json("train", "--data", shards, "--out", out, "--device", "cpu", *words)
             made[sets] = out
         return made[sets]
@@ -138,11 +138,11 @@ def test_an_export_holds_what_it_says_and_no_optimizer(trained: Path, exported: 
 def test_in21k_validates_and_predicts_with_an_export(
     trained: Path, exported: Path, shards: Path, tmp_path: Path
 ) -> None:
-    found = run_json("validate", exported, "--data", shards, "--backend", "torch")
-    assert found["semantic_top1"] == json.loads((trained / "metrics.json").read_text())["semantic_top1"]
+    output = run_json("validate", exported, "--data", shards, "--backend", "torch")
+    assert output["semantic_top1"] == json.loads((trained / "metrics.json").read_text())["semantic_top1"]
     Image.effect_noise((50, 40), 80).save(tmp_path / "photo.png")
     of_run, of_export = (
-        run_json("predict", each, tmp_path / "photo.png", "--device", "cpu") for each in (trained, exported)
+        run_json("predict", item, tmp_path / "photo.png", "--device", "cpu") for item in (trained, exported)
     )
     assert of_export == of_run
     assert len(of_run[0]["top5"]) == 5
@@ -163,10 +163,10 @@ def test_the_card_tells_of_this_network_and_its_code_runs(
     assert code
     Image.new("RGB", (50, 40), "green").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
         exec(code[1].replace("hf-hub:USER/NAME", f"local-dir:{exported}"), {})
-    assert said.getvalue().split()[0] in load_run(trained).tree.wnids
+    assert stream.getvalue().split()[0] in load_run(trained).tree.wnids
 
 
 def test_an_export_teaches_and_begins_a_training_as_its_run_does(
@@ -175,13 +175,13 @@ def test_an_export_teaches_and_begins_a_training_as_its_run_does(
     monkeypatch.setattr("in21k.training.distill.AT_CHANCE", -1.0)  # seconds of training make no good teacher
     export = tmp_path / "export"
     run_json("export", averaged_run, export, "--weights", "ema")
-    taught = [short_run("model=resnet10t", "max_steps=1", f"teacher={each}") for each in (averaged_run, export)]
-    of_run, of_export = (yaml.safe_load((each / "config.yaml").read_text())["data"] for each in taught)
+    taught = [short_run("model=resnet10t", "max_steps=1", f"teacher={item}") for item in (averaged_run, export)]
+    of_run, of_export = (yaml.safe_load((item / "config.yaml").read_text())["data"] for item in taught)
     assert of_run["teacher_weights"]  # and its classes and normalisation
     assert of_export == of_run
     words = ("--backend", "torch", "--device", "cpu", "--set", "max_steps=1", "--set", "lr=1e-9", "--set", "workers=1")
     run_json("finetune", "--init", export, "--data", shards, "--out", tmp_path / "begun", *words)
-    begun, kept = (load_run(each).model.get_parameter("fc.weight") for each in (export, tmp_path / "begun"))
+    begun, kept = (load_run(item).model.get_parameter("fc.weight") for item in (export, tmp_path / "begun"))
     torch.testing.assert_close(kept, begun, rtol=1e-4, atol=1e-6)
 
 
@@ -249,21 +249,21 @@ def test_an_export_of_several_labels_says_so_and_answers_as_its_run_does(
     assert "| mAP |" in card
     assert "semantic tree" not in card
     assert "WordNet 3.0's" not in card
-    asked = ("--threshold", 0, "--device", "cpu")
+    request = ("--threshold", 0, "--device", "cpu")
     (of_run,), (of_folder,), (of_timm,) = (
-        run_json("predict", model, image, *asked) for model in (labels_run, out, f"local-dir:{out}")
+        run_json("predict", model, image, *request) for model in (labels_run, out, f"local-dir:{out}")
     )
     assert of_folder == of_run
-    for found, wanted in zip(of_timm["labels"], of_run["labels"], strict=True):
-        assert (found["name"], found["probability"]) == (wanted["name"], pytest.approx(wanted["probability"], abs=1e-5))
+    for label, wanted in zip(of_timm["labels"], of_run["labels"], strict=True):
+        assert (label["name"], label["probability"]) == (wanted["name"], pytest.approx(wanted["probability"], abs=1e-5))
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code
     Image.open(image).convert("RGB").save(tmp_path / "photo.jpg", quality=100, subsampling=0)
     monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
         exec(code[1].replace("hf-hub:USER/NAME", f"local-dir:{out}").replace(">= 0.5", ">= 0"), {})
-    assert {line.split()[0] for line in said.getvalue().splitlines()} == {row["name"] for row in of_run["labels"]}
+    assert {line.split()[0] for line in stream.getvalue().splitlines()} == {row["name"] for row in of_run["labels"]}
 
 
 def test_a_file_that_was_changed_is_named(exported: Path, trained: Path, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_what_a_killed_export_left_is_cleared_and_two_at_once_are_refused(traine
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("NOWHERE", "OUT"), "does not exist"),
         (("RUN", "NOWHERE/OUT"), "does not exist; create it first"),
@@ -340,7 +340,7 @@ def test_what_a_killed_export_left_is_cleared_and_two_at_once_are_refused(traine
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
-    words: tuple[str, ...], said: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], message: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no_token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -350,7 +350,7 @@ def test_what_cannot_be_exported_is_one_line(
     (notes / "note.txt").write_text("years of work")
     refused = run("export", *(trained if word == "RUN" else word for word in words))
     assert refused.exit_code == 2
-    assert said in refused.stderr
+    assert message in refused.stderr
     assert refused.stderr.startswith("in21k: ")
     assert names_in(tmp_path) == {"NOTES"}
     assert names_in(notes) == {"note.txt"}
@@ -393,9 +393,9 @@ class Hub:
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         if path == "/api/models/me/net/preupload/main":
-            asked = json.loads(body)["files"]
+            request = json.loads(body)["files"]
             plain = {"uploadMode": "regular", "shouldIgnore": False}  # all within the commit, also what is large
-            return 200, {"files": [{"path": each["path"], **plain} for each in asked]}
+            return 200, {"files": [{"path": item["path"], **plain} for item in request]}
         if path == "/api/models/me/net/commit/main":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":

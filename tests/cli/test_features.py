@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_manifest_with_what_the_network_makes_of_each(
     for column in ("key", "wnid", "class_index"):
         assert table[column].to_pylist() == [row[column] for row in rows]
     pixels = [torch.from_numpy(decode(stored_jpeg(shards, row))) for row in rows]
-    images = torch.stack([resize(each.permute(2, 0, 1), [32, 32], antialias=True) for each in pixels]).float() / 255
+    images = torch.stack([resize(pixel.permute(2, 0, 1), [32, 32], antialias=True) for pixel in pixels]).float() / 255
     with torch.inference_mode():
         wanted = FeatureExtractor(load_run(trained).model)(images).numpy()
     assert np.allclose(numbers_of(path), wanted, atol=2e-3, rtol=2e-3)
@@ -191,7 +191,7 @@ def test_a_gpu_makes_the_features_of_a_cpu(shards: Path, trained: Path, tmp_path
 
 
 def test_layers_are_listed_and_taken(shards: Path, trained: Path, tmp_path: Path) -> None:
-    layers = {each["layer"]: each for each in run_json("features", trained, "--layer", "list")}
+    layers = {item["layer"]: item for item in run_json("features", trained, "--layer", "list")}
     assert layers["layer2"]["shape"] == [128, 4, 4]
     words = ("--data", shards, "--layer", "layer2", "--dtype", "float32", "--backend", "torch")
     result = run_json("features", trained / "checkpoints" / "best.pt", tmp_path / "out.npy", *words)
@@ -220,11 +220,11 @@ def test_what_finetune_packed_is_taken_as_its_shards_are(trained: Path, tmp_path
     words = ("--split", "train", "--backend", "opencv", "--workers", 1)
     result = run_json("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data", *words)
     assert result["num_rows"] == 6
-    said = run("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data" / "shards", *words)
-    assert "finished already" in said.stdout
+    output = run("features", trained, tmp_path / "a.npy", "--data", tmp_path / "run-data" / "shards", *words)
+    assert "finished already" in output.stdout
     key = pq.read_table(tmp_path / "a.keys.parquet")["key"][0].as_py()
-    (found,) = run_json("retrieve", tmp_path / "a.npy", key, "--data", tmp_path / "run-data", "--count", 2)
-    assert {each["name"] for each in found["nearest"]} <= {"cat", "dog"}
+    (actual,) = run_json("retrieve", tmp_path / "a.npy", key, "--data", tmp_path / "run-data", "--count", 2)
+    assert {row["name"] for row in actual["nearest"]} <= {"cat", "dog"}
     run_json("features", trained, tmp_path / "b.npy", "--data", tmp_path / "run-data", *words[2:], "--split", "val")
     judged = run_json("knn", tmp_path / "a.npy", tmp_path / "b.npy", "--tree", tmp_path / "run-data", "--k", 1)
     assert "semantic_top1" in judged["results"][0]
@@ -241,14 +241,14 @@ def test_label_sets_are_no_classes_unless_their_shards_are_named(labels_run: Pat
 
 def test_knn_probe_and_their_texts(cached: dict[str, Path], shards: Path, trained: Path) -> None:
     pair = (cached["train"], cached["val"])
-    found = run_json("knn", *pair, "--k", 1, "--k", 5, "--tree", trained)
-    assert [set(row) for row in found["results"]] == [{"k", "top1", "top5", "semantic_top1"}] * 2
-    assert found["num_classes"] == 8
+    output = run_json("knn", *pair, "--k", 1, "--k", 5, "--tree", trained)
+    assert [set(row) for row in output["results"]] == [{"k", "top1", "top5", "semantic_top1"}] * 2
+    assert output["num_classes"] == 8
     assert "semantic top-1 %" in run("knn", *pair, "--tree", shards / "tree.json").stdout
     words = ("probe", *pair, "--shots", 1, "--shots", 3, "--seeds", 2, "--epochs", 1, "--lr", 1, "--lr", 10)
-    found = run_json(*words, "--tree", shards)
-    assert [row["shots"] for row in found["few_shot"]] == [1, 3]
-    assert found["linear"]["lr"] in (1, 10)
+    output = run_json(*words, "--tree", shards)
+    assert [row["shots"] for row in output["few_shot"]] == [1, 3]
+    assert output["linear"]["lr"] in (1, 10)
     text = run(*words).stdout
     assert "ridge, 3 shots" in text
     assert "logistic, all images" in text
@@ -265,8 +265,8 @@ def test_an_image_finds_itself_among_the_stored_ones_and_is_drawn(
     assert outside["nearest"][0]["similarity"] == pytest.approx(1, abs=1e-4)
     assert set(outside["nearest"][0]) == {"key", "wnid", "similarity", "name"}
     assert inside["wnid"] == rows[0]["wnid"]
-    assert rows[0]["key"] not in [each["key"] for each in inside["nearest"]]
-    similarities = [each["similarity"] for each in inside["nearest"]]
+    assert rows[0]["key"] not in [row["key"] for row in inside["nearest"]]
+    similarities = [row["similarity"] for row in inside["nearest"]]
     assert similarities == sorted(similarities, reverse=True)
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width >= 128 * 5
@@ -292,7 +292,7 @@ def test_every_image_of_a_file_is_a_query_when_it_is_evaluated(cached: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("features", "RUN", "out.npy"), "--data SHARDS"),
         (("features", "RUN", "out.txt", "--data", "SHARDS"), "NAME.parquet or NAME.npy"),
@@ -331,7 +331,7 @@ def test_every_image_of_a_file_is_a_query_when_it_is_evaluated(cached: dict[str,
 )
 def test_mistakes_end_with_one_line(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     cached: dict[str, Path],
     shards: Path,
     trained: Path,
@@ -343,7 +343,7 @@ def test_mistakes_end_with_one_line(
     places = {"RUN": trained, "SHARDS": shards, "TRAIN": cached["train"], "VAL": cached["val"], "IMAGE": "some.png"}
     result = run(*(places.get(word, word) for word in words))
     assert result.exit_code == 2, result.output
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["some.png"]
 

@@ -91,12 +91,12 @@ def test_class_folders_with_what_a_recipe_may_ask_for(folders_run: Path, trained
 
 
 def test_the_same_again_says_so_and_its_packed_images_serve_again(folders_run: Path, images: Path) -> None:
-    said = run(
+    output = run(
         *("finetune", "--init", config_of(folders_run)["init"], "--data", images / "folders"),
         *("--loss", "cross-entropy"),
         *words(folders_run, epochs=2, layer_decay=0.75, mixup=0.2, cutmix=0.5, ema=0.5, augment="miil"),
     )
-    assert said.exit_code == 0, said.output
+    assert output.exit_code == 0, output.output
     plan = run_json(
         *("finetune", "--init", folders_run, "--data", images / "run-data", "--dry-run"),
         *words(images / "another", epochs=3),
@@ -114,7 +114,7 @@ def test_a_sliced_head_begins_with_the_rows_of_its_classes(folders_run: Path, im
         *words(tmp_path / "run", init_head="slice", max_steps=1, lr=1e-9),
     )
     begun, kept = (load_run(path, which) for path, which in ((folders_run, "ema"), (tmp_path / "run", "last")))
-    rows = [each.model.get_parameter("fc.weight") for each in (begun, kept)]
+    rows = [item.model.get_parameter("fc.weight") for item in (begun, kept)]
     torch.testing.assert_close(rows[1], rows[0], rtol=1e-4, atol=1e-6)
 
 
@@ -162,11 +162,11 @@ def test_a_data_set_of_torchvisions(trained: Path, tmp_path: Path) -> None:
 
 def test_shards_and_a_file_of_weights(trained: Path, shards: Path, tmp_path: Path) -> None:
     alone = shutil.copy(trained / "model.safetensors", tmp_path / "weights.safetensors")
-    asked = ("finetune", "--init", alone, "--data", shards, *words(tmp_path / "run", max_steps=1))
-    refused = run(*asked)
+    request = ("finetune", "--init", alone, "--data", shards, *words(tmp_path / "run", max_steps=1))
+    refused = run(*request)
     assert refused.exit_code == 2
     assert "holds weights alone; name their network by --model" in refused.stderr
-    assert run_json(*asked, "--model", "resnet10t")["num_steps"] == 1
+    assert run_json(*request, "--model", "resnet10t")["num_steps"] == 1
     assert not (tmp_path / "run-data").exists()
 
 
@@ -194,13 +194,15 @@ def test_the_recipes_train(
 ) -> None:
     given, *also = data
     result = run_json(
-        *("finetune", "--init", trained, "--data", images / given, *(each.format(images=images) for each in also)),
+        *("finetune", "--init", trained, "--data", images / given, *(item.format(images=images) for item in also)),
         *("--recipe", recipe, *words(tmp_path / "run", epochs=1)),
     )
     assert 0 <= result[measured] <= 100
-    config, asked = config_of(tmp_path / "run"), read_recipe(recipe)
+    config, request = config_of(tmp_path / "run"), read_recipe(recipe)
     own = {"model", "normalize", "image_size", "batch_size", "epochs"}  # of --init, or small here
-    assert {name: config[name] for name in asked.keys() - own} == {name: asked[name] for name in asked.keys() - own}
+    assert {name: config[name] for name in request.keys() - own} == {
+        name: request[name] for name in request.keys() - own
+    }
     assert (config["model"], config["normalize"]) == ("resnet10t", "unit")
 
 
@@ -243,13 +245,13 @@ def test_a_dry_run_plans_without_packing_what_the_packed_images_then_give(
         "torchvision": (f"torchvision:MNIST:{tmp_path / 'mnist'}",),
     }[kind]
     before = sorted(tmp_path.rglob("*"))
-    asked = ("finetune", "--init", trained, "--data", *data, *words(tmp_path / "run", accumulate=2))
-    plan = run_json(*asked, "--dry-run")
+    request = ("finetune", "--init", trained, "--data", *data, *words(tmp_path / "run", accumulate=2))
+    plan = run_json(*request, "--dry-run")
     assert sorted(tmp_path.rglob("*")) == before
     assert not plan.pop("packed")
-    assert "is not packed yet" in run(*asked, "--dry-run").stdout
-    run_json(*asked, "--pack-only")
-    packed = run_json(*asked, "--dry-run")
+    assert "is not packed yet" in run(*request, "--dry-run").stdout
+    run_json(*request, "--pack-only")
+    packed = run_json(*request, "--dry-run")
     same = {"data": plan["data"], "machine": plan["machine"]}  # the load moves
     assert packed | same == plan
     assert packed["data"] == f"{plan['data']}/shards"
@@ -271,11 +273,11 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
     some, none = tmp_path / "some.txt", tmp_path / "none.txt"
     some.write_text("\n".join([*lines, *absent[:2]]))
     none.write_text("\n".join(absent))
-    asked = ("--loss", "asymmetric", "--dry-run", *words(tmp_path / "run"))
-    result = run("finetune", "--init", trained, "--data", some, *asked)
+    request = ("--loss", "asymmetric", "--dry-run", *words(tmp_path / "run"))
+    result = run("finetune", "--init", trained, "--data", some, *request)
     assert f"2 of {len(lines) + 2} images listed do not exist (the first: " in caplog.text
     assert result.exit_code == 0
-    result = run("finetune", "--init", trained, "--data", none, *asked)
+    result = run("finetune", "--init", trained, "--data", none, *request)
     assert "none of the listed images exists (the first: " in result.stderr
     assert result.exit_code == 2
 
@@ -302,8 +304,8 @@ def test_a_dry_run_names_listed_images_that_do_not_exist(
 def test_a_mistake_is_one_line(
     trained: Path, images: Path, shards: Path, tmp_path: Path, given: list[str], message: str
 ) -> None:
-    asked = [word.format(images=images, shards=shards) for word in given]
-    result = run("finetune", "--init", trained, *asked, *words(tmp_path / "run"))
+    items = [word.format(images=images, shards=shards) for word in given]
+    result = run("finetune", "--init", trained, *items, *words(tmp_path / "run"))
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []  # before anything is packed

@@ -174,8 +174,8 @@ def test_a_reader_that_has_enough_is_no_mistake() -> None:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (1, "")
+        text = process.stderr.read()
+    assert (process.returncode, text) == (1, "")
 
 
 @pytest.mark.parametrize("command", ["knn", "probe", "retrieve", "bench-model", "predict"])

@@ -32,7 +32,7 @@ def assert_refused(result: object, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "No such file"),
         (b"no tar at all, but some text", "not a tar"),
@@ -40,11 +40,11 @@ def assert_refused(result: object, *words: str) -> None:
         (bytes(10240), "holds no classes"),
     ],
 )
-def test_an_archive_that_is_none_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_an_archive_that_is_none_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     source = tmp_path / "raw.tar"
     if content is not None:
         source.write_bytes(content)
-    assert_refused(run("preprocess", "raw-tar", source, tmp_path / "out"), "raw.tar", said)
+    assert_refused(run("preprocess", "raw-tar", source, tmp_path / "out"), "raw.tar", message)
     assert not (tmp_path / "out").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_folder_with_other_things_is_never_written_to(raw: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("shard", "NOWHERE", "OUT"), "no such folder"),
         (("verify", "NOWHERE"), "NOWHERE"),
@@ -107,16 +107,21 @@ def test_a_folder_with_other_things_is_never_written_to(raw: Path, tmp_path: Pat
     ],
 )
 def test_what_is_not_there_or_not_that_is_named(
-    words: tuple[object, ...], said: str, prepared: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[object, ...],
+    message: str,
+    prepared: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     named = {"PREPARED": prepared, "SHARDS": shards}
-    assert_refused(run(*(named.get(str(word), word) for word in words)), said)
+    assert_refused(run(*(named.get(str(word), word) for word in words)), message)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--model", "resnet5O"), "unknown model"),
         (("--set", "modle=resnet50"), "unknown setting 'modle'"),
@@ -131,10 +136,10 @@ def test_what_is_not_there_or_not_that_is_named(
     ],
 )
 def test_training_names_what_it_does_not_know(
-    words: tuple[str, ...], said: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], message: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_refused(run("train", "--data", shards, "--out", "run", "--device", "cpu", *words), said)
+    assert_refused(run("train", "--data", shards, "--out", "run", "--device", "cpu", *words), message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,17 +159,17 @@ def test_an_unknown_backend_is_refused_with_the_nearest(train_words: Words, tmp_
 
 
 def test_a_gpu_that_is_not_there_is_missed(trained: Path, shards: Path, tmp_path: Path) -> None:
-    asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t")
-    assert_refused(run(*asked, "--device", "cuda"), "GPU")
-    assert_refused(run(*asked, "--backend", "dali_gpu"), "GPU")
+    request = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t")
+    assert_refused(run(*request, "--device", "cuda"), "GPU")
+    assert_refused(run(*request, "--backend", "dali_gpu"), "GPU")
     assert_refused(run("validate", trained, "--data", shards, "--device", "cuda"), "GPU")
     assert not (tmp_path / "run").exists()
 
 
 def test_without_dali_the_extra_is_named(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "find_spec", lambda _: None)
-    asked = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t", "--backend", "dali_cpu")
-    assert_refused(run(*asked), "dali-cuda130")
+    request = ("train", "--data", shards, "--out", tmp_path / "run", "--model", "resnet10t", "--backend", "dali_cpu")
+    assert_refused(run(*request), "dali-cuda130")
 
 
 def test_a_run_and_shards_of_other_classes_do_not_fit(raw: Path, trained: Path, tmp_path: Path) -> None:
@@ -223,11 +228,11 @@ def test_a_gzipped_archive_cut_off_leaves_what_was_done_and_goes_on(raw: Path, t
     packed, words = gzip.compress(raw.read_bytes()), ("--rare-threshold", 11, "--val-per-class", 2, "--size", 32)
     source, out = tmp_path / "raw.tar.gz", tmp_path / "out"
     source.write_bytes(packed[: len(packed) // 2] + bytes(len(packed) - len(packed) // 2))
-    asked = ("preprocess", "raw-tar", source, out, *words, "--max-reject-rate", 0.2, "--workers", 1)
-    assert_refused(run(*asked), "raw.tar.gz", "damaged")
+    request = ("preprocess", "raw-tar", source, out, *words, "--max-reject-rate", 0.2, "--workers", 1)
+    assert_refused(run(*request), "raw.tar.gz", "damaged")
     assert list((out / ".work" / "classes").glob("*.json"))
     source.write_bytes(packed)
-    assert run(*asked).exit_code == 0
+    assert run(*request).exit_code == 0
     assert run("verify", out, "--deep", "--workers", 1).exit_code == 0
 
 

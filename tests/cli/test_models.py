@@ -30,7 +30,7 @@ def test_a_pattern_lists_architectures_and_their_published_weights() -> None:
 def test_ours_are_listed_and_published_leaves_the_rest_out() -> None:
     assert [row["name"] for row in run_json("models", "ofa_flops")] == ["ofa_flops_595m_s"]
     names = {row["name"] for row in run_json("models", "mixer_b16*", "--published")}
-    assert names == {each.name for each in pretrained_21k() if each.name.startswith("mixer_b16")}
+    assert names == {item.name for item in pretrained_21k() if item.name.startswith("mixer_b16")}
 
 
 def test_the_data_says_who_can_teach_it(shards: Path) -> None:

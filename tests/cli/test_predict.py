@@ -105,8 +105,8 @@ def test_folders_and_tars_come_in_byte_order_and_broken_images_are_skipped(
     rows = json.loads(result.stdout)
     assert [row["image"] for row in rows] == [f"{photos}/{name}" for name in [*ORDER, "b.jpg"]]
     assert [row["image"] for row in rows if "error" in row] == [f"{photos}/broken.jpg"]
-    (said,) = [line for line in result.stderr.splitlines() if "broken.jpg" in line]
-    assert "undecodable" in said
+    (message,) = [line for line in result.stderr.splitlines() if "broken.jpg" in line]
+    assert "undecodable" in message
     for one, other in zip(rows[1]["top5"], rows[-1]["top5"], strict=True):  # the same image, in another batch
         assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
 
@@ -309,11 +309,11 @@ def test_labels_of_a_flip_are_those_of_the_mirror_image(labels_run: Path, tmp_pa
     words = ("predict", labels_run, tmp_path / "one.png", tmp_path / "other.png", "--threshold", 0)
     one, other = run_json(*words, "--tta")
     plain, mirrored = run_json(*words)
-    assert [each["name"] for each in one["labels"]] == [each["name"] for each in other["labels"]]
+    assert [label["name"] for label in one["labels"]] == [label["name"] for label in other["labels"]]
     logit = {}
     for row in (plain, mirrored, one):
-        for each in row["labels"]:
-            logit.setdefault(each["name"], []).append(math.log(each["probability"] / (1 - each["probability"])))
+        for label in row["labels"]:
+            logit.setdefault(label["name"], []).append(math.log(label["probability"] / (1 - label["probability"])))
     for first, second, both in logit.values():
         assert both == pytest.approx((first + second) / 2, abs=1e-3)
 
@@ -326,7 +326,7 @@ def test_an_export_of_several_labels_answers_as_its_run(labels_run: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("nowhere.jpg",), "nowhere.jpg: does not exist"),
         ((".",), "no image in the paths given"),
@@ -341,12 +341,12 @@ def test_an_export_of_several_labels_answers_as_its_run(labels_run: Path, tmp_pa
     ],
 )
 def test_words_that_do_not_fit_are_named(
-    words: tuple[str, ...], said: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], message: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("predict", trained, *words)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

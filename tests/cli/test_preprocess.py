@@ -105,7 +105,7 @@ def test_the_processed_archive_keeps_split_classes_and_bytes(name: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("request", "actual"),
     [
         (("--resize", "squish"), {(32, 32)}),
         (("--resize", "short-edge"), {(48, 32)}),
@@ -113,11 +113,11 @@ def test_the_processed_archive_keeps_split_classes_and_bytes(name: str, tmp_path
     ],
 )
 def test_the_processed_archive_is_resized_when_asked(
-    asked: tuple[str, ...], found: set[tuple[int, int]], tmp_path: Path
+    request: tuple[str, ...], actual: set[tuple[int, int]], tmp_path: Path
 ) -> None:
     source = write_tar(tmp_path / "processed.tar.gz", PROCESSED)
-    run_json("preprocess", "raw-tar", source, tmp_path / "out", "--workers", 1, "--size", 32, *asked)
-    assert sizes(tmp_path / "out") == found
+    run_json("preprocess", "raw-tar", source, tmp_path / "out", "--workers", 1, "--size", 32, *request)
+    assert sizes(tmp_path / "out") == actual
 
 
 def test_other_layouts_are_resized_unless_asked_not_to(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_other_layouts_are_resized_unless_asked_not_to(tmp_path: Path) -> None:
 def test_standard_input_is_read_and_a_second_time_said_to_be_done(suffix: str, tmp_path: Path) -> None:
     source = write_tar(tmp_path / f"raw.{suffix}", PROCESSED)
     out = tmp_path / "out"
-    for said in ("-: a stream, read once", "finished already; nothing to do"):
+    for word in ("-: a stream, read once", "finished already; nothing to do"):
         words = ["preprocess", "raw-tar", "-", str(out), "--workers", "1"]
         with source.open("rb") as stdin:
             program = "from in21k.cli.main import cli; cli()"
@@ -140,7 +140,7 @@ def test_standard_input_is_read_and_a_second_time_said_to_be_done(suffix: str, t
                 [sys.executable, "-c", program, *words], stdin=stdin, capture_output=True, text=True, check=False
             )
         assert done.returncode == 0, done.stderr
-        assert said in done.stderr
+        assert word in done.stderr
         assert "2 kept" in done.stdout
     assert sizes(out) == {(60, 40)}
 
@@ -270,7 +270,7 @@ def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--classes", "fall12p"), "fall12p: neither a file nor a known label space"),
         (("--classes", "NOTHING"), "lists no class"),
@@ -290,7 +290,7 @@ def test_every_option_takes_a_class_by_its_folders_name_or_its_identifier(
         (("--inner-classes", "--classes", "fall11p"), "--inner-classes cannot be used with --classes fall11p"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], said: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], message: str, tmp_path: Path) -> None:
     source = write_tar(tmp_path / "raw.tar", photos())
     contents = {
         "NOTHING": "\n",
@@ -300,14 +300,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], sai
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
-    asked = [tmp_path / word if word in (*contents, "NOWHERE") else word for word in words]
-    command = ("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32, *asked)
-    assert said in refused(*command)
+    items = [tmp_path / word if word in (*contents, "NOWHERE") else word for word in words]
+    command = ("preprocess", "raw-tar", source, tmp_path / "out", *FEW, "--size", 32, *items)
+    assert message in refused(*command)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("command", "content", "said"),
+    ("command", "content", "message"),
     [
         ("folder", None, "No such file"),
         ("folder", b"\x1f\x8b\x08", "not a text file; wanted a folder, or a list"),
@@ -321,12 +321,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[object, ...], sai
     ],
 )
 def test_a_source_that_is_none_is_one_line_and_leaves_nothing(
-    command: str, content: bytes | None, said: str, tmp_path: Path
+    command: str, content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     if content is not None:
         source.write_bytes(content)
-    assert said in refused("preprocess", command, source, tmp_path / "out", *FEW)
+    assert message in refused("preprocess", command, source, tmp_path / "out", *FEW)
     assert not (tmp_path / "out").exists()
 
 
@@ -348,8 +348,8 @@ def test_an_output_inside_the_source_is_refused(tmp_path: Path) -> None:
 def test_a_dry_run_prints_what_would_be_kept_and_writes_nothing(raw: Path, tmp_path: Path) -> None:
     words = ("preprocess", "raw-tar", raw, tmp_path / "out", "--rare-threshold", 11, "--val-per-class", 2)
     words += ("--workers", 1, "--dry-run")
-    found = run_json(*words)
-    assert (found["num_classes"], found["fits"], found["is_exact"]) == (8, True, True)
+    output = run_json(*words)
+    assert (output["num_classes"], output["fits"], output["is_exact"]) == (8, True, True)
     assert "8 of 8 classes would be kept" in run(*words).stdout
     assert_refused(run(*words, "--val-per-class", 12), "would have no training image", "lower --val-per-class")
     assert list(tmp_path.iterdir()) == []
@@ -376,11 +376,11 @@ def test_the_summary_says_what_was_lost_ignored_and_left_empty(tmp_path: Path) -
         f"classes without validation images: 2 ({BIRD}, {SUN})",
         f"classes with rejects among their validation images, which are not replaced: 2 ({BIRD} 1, {SUN} 1)",
     ]
-    found = run_json(*words)  # which is finished, and says the same
-    assert found["rejects"] == {"empty": 1, "no image suffix": 1, "not an image": 1}
-    assert found["ignored"] == {"._*": 2, ".DS_Store": 1}
-    assert found["classes_without_val"] == [BIRD, SUN]
-    assert found["val_rejects"] == {BIRD: 1, SUN: 1}
+    output = run_json(*words)  # which is finished, and says the same
+    assert output["rejects"] == {"empty": 1, "no image suffix": 1, "not an image": 1}
+    assert output["ignored"] == {"._*": 2, ".DS_Store": 1}
+    assert output["classes_without_val"] == [BIRD, SUN]
+    assert output["val_rejects"] == {BIRD: 1, SUN: 1}
     assert run_json(*words[:3], tmp_path / "no val", *words[4:], "--val-per-class", 0)["classes_without_val"] == []
 
 
@@ -388,7 +388,7 @@ def test_the_summary_says_what_was_lost_ignored_and_left_empty(tmp_path: Path) -
 def test_a_published_tree_fixes_classes_and_parents(
     numpy_major: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Swan lies below sun here, as it does in no WordNet; bird has images and is no class of the tree."""
+    """Swan lies below sun here, as it does in no WordNet; bird has images and is not a class of the tree."""
     content = {
         "class_list": [np.str_(SWAN), np.str_(SUN)],
         "class_description": {SWAN: "a bird on water", SUN: "sun"},

@@ -122,6 +122,6 @@ def test_a_rate_is_what_was_done_over_time_enough_to_tell(
                 stage.show(line, (pause, Progress(done / total, done, done)))
             if ends:
                 stage.show(line, (0.0, Progress(1.0, total, total)))
-    rates = [int(each.replace(",", "")) for each in re.findall(r"([\d,]+) img/s", stage.stderr.getvalue())]
+    rates = [int(item.replace(",", "")) for item in re.findall(r"([\d,]+) img/s", stage.stderr.getvalue())]
     assert all(rate <= total / (REDRAW_SECONDS if live else PLAIN_SECONDS) + 1 for rate in rates)
-    assert all("100 %" in each for each in stage.stderr.lines()[-1:])
+    assert all("100 %" in item for item in stage.stderr.lines()[-1:])

@@ -123,7 +123,7 @@ def test_a_stream_of_scattered_class_folders_gives_the_bytes_of_class_tars_howev
 
 def train_words(shards: Path, out: Path, *settings: str) -> tuple[object, ...]:
     usual = ("model=resnet10t", "batch_size=8", "backend=torch", "workers=1", "deterministic=true", "augment=miil")
-    sets = (word for each in (*usual, *settings) for word in ("--set", each))
+    sets = (word for setting in (*usual, *settings) for word in ("--set", setting))
     return "train", "--data", shards, "--out", out, "--device", "cpu", *sets
 
 
@@ -214,9 +214,9 @@ def test_a_signal_to_torchrun_ends_all_ranks_in_good_order_and_the_run_goes_on(s
             assert time.monotonic() - begun < 300
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        printed, said = process.communicate(timeout=120)
+        printed, message = process.communicate(timeout=120)
     stopped = re.search(r"stopped at step (\d+) of 60", printed)
-    assert stopped, printed + said
+    assert stopped, printed + message
     assert steps_of(out) == list(range(1, int(stopped[1]) + 1))
     done = subprocess.run([*launch, *IN21K, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

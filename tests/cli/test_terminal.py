@@ -50,7 +50,7 @@ def test_letters_of_every_script_stay() -> None:
 
 
 @given(
-    st.recursive(st.none() | st.integers() | st.text(), lambda each: st.lists(each) | st.dictionaries(st.text(), each))
+    st.recursive(st.none() | st.integers() | st.text(), lambda item: st.lists(item) | st.dictionaries(st.text(), item))
 )
 def test_json_is_the_same_document_and_steers_nothing(value: object) -> None:
     for indent in (None, 1):

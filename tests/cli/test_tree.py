@@ -202,8 +202,8 @@ def test_verify_lists_what_differs_from_a_release_and_exits_with_1(prepared: Pat
 
 def test_verify_exits_with_0_where_nothing_differs(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "release_differences", lambda *_: [])
-    found = run_json("verify", prepared, "--release", "winter21", "--workers", 1)
-    assert (found["release"], found["release_differences"], found["problems"]) == ("winter21", [], [])
+    output = run_json("verify", prepared, "--release", "winter21", "--workers", 1)
+    assert (output["release"], output["release_differences"], output["problems"]) == ("winter21", [], [])
     assert "equals winter21 as published" in run("verify", prepared, "--release", "winter21", "--workers", 1).stdout
     assert "release_differences" not in run_json("verify", prepared, "--workers", 1)
 

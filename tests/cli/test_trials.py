@@ -28,7 +28,7 @@ def misfit(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "messages"),
     [
         (["--model", "efficientformer_l1"], ["takes no images of 32 x 32 pixels", "224 x 224 (--set image_size=224)"]),
         (["--model", "vit_tiny_patch16_224"], ["takes no images of 32 x 32 pixels", "model_args={img_size: 32}"]),
@@ -38,16 +38,16 @@ def misfit(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_network_that_takes_no_such_images_is_not_trained(
-    words: list[str], said: list[str], dry_run: list[str], shards: Path, tmp_path: Path
+    words: list[str], messages: list[str], dry_run: list[str], shards: Path, tmp_path: Path
 ) -> None:
     words = ["train", "--data", str(shards), "--out", str(tmp_path / "run"), "--device", "cpu", *words, *dry_run]
-    assert_refused(run(*words), *said)
+    assert_refused(run(*words), *messages)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_whose_network_takes_no_such_images_answers_nothing(misfit: Path, shards: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
-    said = "takes no images of 64 x 64 pixels", "it takes 32 x 32"
+    message = "takes no images of 64 x 64 pixels", "it takes 32 x 32"
     table = tmp_path / "out.parquet"
     for words in (
         ("validate", misfit, "--data", shards, "--save-predictions", table),
@@ -57,7 +57,7 @@ def test_a_run_whose_network_takes_no_such_images_answers_nothing(misfit: Path, 
         ("export", misfit, tmp_path / "export"),
         ("average", misfit, misfit, tmp_path / "export"),
     ):
-        assert_refused(run(*words), *said)
+        assert_refused(run(*words), *message)
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
@@ -75,7 +75,7 @@ def test_images_are_not_packed_for_what_cannot_be_trained(trained: Path, tmp_pat
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(image)
     words = ("finetune", "--init", trained, "--data", tmp_path / "images", "--out", tmp_path / "run", "--device", "cpu")
-    for sets, said in (
+    for sets, item in (
         (["batch_size=1"], "batch_size is 1, and the batch norm"),
         (["model_args={features_only: true}"], "gives a list for 2 images"),
         (
@@ -83,6 +83,6 @@ def test_images_are_not_packed_for_what_cannot_be_trained(trained: Path, tmp_pat
             "weights of resnet10t with other arguments",
         ),
     ):
-        refused = run(*words, "--set", "image_size=32", *(word for each in sets for word in ("--set", each)))
-        assert_refused(refused, said)
+        refused = run(*words, "--set", "image_size=32", *(word for item in sets for word in ("--set", item)))
+        assert_refused(refused, item)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -114,9 +114,9 @@ def test_a_corrupt_image_is_left_out_and_the_others_keep_their_keys(
     run_json("validate", trained, "--data", shards, "--save-predictions", whole, "--batch-size", 5)
     run_json("validate", trained, "--data", damaged, "--save-predictions", rest, "--batch-size", 5)
     expected = [row for row in pq.read_table(whole).to_pylist() if row["key"] != key]
-    found = pq.read_table(rest).to_pylist()
-    assert [row["key"] for row in found] == [row["key"] for row in expected]
-    for one, other in zip(found, expected, strict=True):
+    actual = pq.read_table(rest).to_pylist()
+    assert [row["key"] for row in actual] == [row["key"] for row in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
 
 
@@ -244,10 +244,10 @@ def test_confused_pairs_are_counted_at_the_level_of_the_class(trained: Path, sha
         if tree.levels[label] in levels:
             answer = row["level"][levels.index(tree.levels[label])]
             pairs[tree.wnids[label], tree.wnids[answer]] += answer != label
-    found = {(row["wnid"], row["answer_wnid"]): row["count"] for row in result["confusions"]}
-    assert found
-    assert len(found) == min(20, len(+pairs))
-    assert found.items() <= pairs.items()
+    values = {(row["wnid"], row["answer_wnid"]): row["count"] for row in result["confusions"]}
+    assert values
+    assert len(values) == min(20, len(+pairs))
+    assert values.items() <= pairs.items()
     for row in result["confusions"]:
         label, answer = tree.find(row["wnid"]), tree.find(row["answer_wnid"])
         assert tree.levels[label] == tree.levels[answer]
@@ -272,8 +272,8 @@ def test_a_run_of_several_labels_is_measured_on_what_was_packed(labels_run: Path
     assert stored.to_pylist() == result["per_label"]
     assert "--overwrite" in run(*words, "--per-class", table).stderr
     text = run("validate", labels_run / "checkpoints" / "best.pt", "--data", data).stdout
-    for said in ("mAP ", "labels with an image 5", "equal scores for all", "CF1", "OF1", "hardest labels"):
-        assert said in text
+    for word in ("mAP ", "labels with an image 5", "equal scores for all", "CF1", "OF1", "hardest labels"):
+        assert word in text
 
 
 def test_what_is_measured_is_what_predict_answers(labels_run: Path) -> None:
@@ -286,9 +286,9 @@ def test_what_is_measured_is_what_predict_answers(labels_run: Path) -> None:
     rows = run_json("predict", labels_run, data / "shards" / "val")
     assert len(rows) == result["num_samples"]
     for row in rows:
-        found, true = {answer["name"] for answer in row["labels"]}, labels_of[Path(row["image"]).stem]
-        right.update(found & true)
-        taken.update(found)
+        actual, true = {answer["name"] for answer in row["labels"]}, labels_of[Path(row["image"]).stem]
+        right.update(actual & true)
+        taken.update(actual)
         held.update(true)
     assert {row["name"]: row["num_samples"] for row in result["per_label"]} == held
     assert result["op"] == pytest.approx(100 * right.total() / taken.total())
@@ -315,10 +315,10 @@ def test_other_lists_of_the_same_labels_are_measured(labels_run: Path, tmp_path:
             *("--pack-only", "--out", tmp_path / path.stem, "--workers", 1, "--set", "image_size=32"),
         )
     result = run_json("validate", labels_run, "--data", tmp_path / "one-data")
-    found = {row["name"]: row["average_precision"] for row in result["per_label"]}
-    assert list(found) == ["blue", "cold", "green", "red", "warm"]  # the run's labels, in its order
-    assert result["num_labels"] == sum(value is not None for value in found.values()) == 3
-    assert found["blue"] is found["green"] is None
+    values = {row["name"]: row["average_precision"] for row in result["per_label"]}
+    assert list(values) == ["blue", "cold", "green", "red", "warm"]  # the run's labels, in its order
+    assert result["num_labels"] == sum(value is not None for value in values.values()) == 3
+    assert values["blue"] is values["green"] is None
     refused = run("validate", labels_run, "--data", tmp_path / "strange-data")
     assert refused.exit_code == 2
     assert "knows 5 labels, the images have 3, and it does not know 'pink'" in refused.stderr
@@ -328,7 +328,7 @@ def test_one_label_and_several_are_not_mixed_up(
     labels_run: Path, trained: Path, shards: Path, imagenet1k: Path, tmp_path: Path
 ) -> None:
     data = labels_run.parent / "run-data"
-    for words, said in (
+    for words, item in (
         ((labels_run, "--data", shards), "gives images several labels, and those of"),
         ((labels_run, "--data", data / "shards"), "not the shards in it"),
         ((trained, "--data", data), "its images have several labels, and"),
@@ -343,7 +343,7 @@ def test_one_label_and_several_are_not_mixed_up(
     ):
         result = run("validate", *words)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert said in result.stderr
+        assert item in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -386,9 +386,9 @@ def test_a_timm_model_that_covers_the_classes_is_measured_by_its_outputs_of_them
     size = run_of_ours.settings.image_size
     assert size == 32
     direct = run_json("validate", trained, "--data", shards, "--backend", "torch", "--batch-size", 16)
-    found = run_json("validate", name, "--data", shards, "--backend", "torch", "--batch-size", 16)
+    output = run_json("validate", name, "--data", shards, "--backend", "torch", "--batch-size", 16)
     for key in ("semantic_top1", "top1", "top5", "per_level", "macro_f1", "confusions"):
-        assert found[key] == direct[key]
+        assert output[key] == direct[key]
     refused = run("validate", save_for_timm(model, tmp_path / "lacks", ["n1", *others[1:]]), "--data", shards)
     assert refused.exit_code == 2
     assert "lacks 1 of the data set's 8" in refused.stderr
@@ -416,9 +416,9 @@ def test_imagenet1k_needs_no_training(imagenet1k: Path, tmp_path: Path, caplog: 
     model = create_model("resnet10t", num_classes=len(wnids)).eval()
     name = save_for_timm(model, tmp_path / "model", list(wnids), crop_pct=0.8)
     result = run("validate", name, "--imagenet1k", imagenet1k, "--batch-size", 4, "--json")
-    found = json.loads(result.stdout)
-    assert (found["num_classes"], found["num_imagenet1k_classes"]) == (991, 1000)
-    assert (found["num_samples"], found["num_left_out"], found["num_unreadable"]) == (10, 5, 1)
+    actual = json.loads(result.stdout)
+    assert (actual["num_classes"], actual["num_imagenet1k_classes"]) == (991, 1000)
+    assert (actual["num_samples"], actual["num_left_out"], actual["num_unreadable"]) == (10, 5, 1)
     assert "broken.JPEG: not an image" in caplog.text
     shared = [wnid for wnid in label_space_of(1_000).wnids if wnid in set(wnids)]
     columns = torch.tensor([wnids.index(wnid) for wnid in shared])
@@ -430,7 +430,7 @@ def test_imagenet1k_needs_no_training(imagenet1k: Path, tmp_path: Path, caplog: 
             top5 = logits.topk(5).indices.tolist()
             hits[0] += top5[0] == shared.index(wnid)
             hits[1] += shared.index(wnid) in top5
-    assert (found["top1"], found["top5"]) == (10 * hits[0], 10 * hits[1])
+    assert (actual["top1"], actual["top5"]) == (10 * hits[0], 10 * hits[1])
     assert "shares with ImageNet-1K 991" in run("validate", name, "--imagenet1k", imagenet1k).stdout
 
 
@@ -507,7 +507,7 @@ def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, t
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("RUN",), "give one of --data"),
         (("RUN", "--data", "SHARDS", "--imagenet1k", "x"), "give one of --data"),
@@ -530,7 +530,7 @@ def test_imagenet1k_in_shards_gives_what_it_gives_in_folders(imagenet1k: Path, t
 )
 def test_words_that_do_not_fit_are_named(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     trained: Path,
     shards: Path,
     tmp_path: Path,
@@ -539,21 +539,21 @@ def test_words_that_do_not_fit_are_named(
     monkeypatch.chdir(tmp_path)
     result = run("validate", *({"RUN": trained, "SHARDS": shards}.get(word, word) for word in words))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_holds_no_imagenet1k_is_refused(imagenet1k: Path, tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=1000)
     name = save_for_timm(model, tmp_path / "model", list(label_space_of(1_000).wnids))
-    for data, said in (
+    for data, item in (
         (tmp_path / "nowhere", "does not exist"),
         (imagenet1k / "other", "has no image in a folder or a tar named by a wnid"),
         (tmp_path / "model" / "config.json", "is not a tar"),
     ):
         result = run("validate", name, "--imagenet1k", data)
         assert result.exit_code == 2
-        assert said in result.stderr
+        assert item in result.stderr
     nobody = save_for_timm(timm.create_model("resnet10t", num_classes=7), tmp_path / "seven", [])
     config = json.loads((tmp_path / "seven" / "config.json").read_text())
     config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 7

@@ -67,7 +67,7 @@ def damage(shards_copy: Path, reseal: Callable[[Path], None]) -> Callable[..., P
     """Break samples of a copy of `shard_set`: `damage({position: kind}, split)` returns the folder.
 
     changed:      bytes other than those written.
-    headless:     what was written is no JPEG.
+    headless:     what was written is not a JPEG.
     undecodable:  what was written has a JPEG's header and no pixels.
     """
 

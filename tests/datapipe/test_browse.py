@@ -75,7 +75,7 @@ def test_a_corrupt_sample_is_seen_and_named(damage: Callable[..., Path], shard_s
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"num_images": 0}, "num_images is 0"),
         ({"num_images": 53}, r"wanted 1 to 52 \(train has 52\)"),
@@ -86,8 +86,8 @@ def test_a_corrupt_sample_is_seen_and_named(damage: Callable[..., Path], shard_s
         ({"image_size": 0}, "image_size is 0"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(changed: dict[str, Any], said: str, shard_set: ShardSet) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_shown_is_refused(changed: dict[str, Any], message: str, shard_set: ShardSet) -> None:
+    with pytest.raises(ValueError, match=message):
         collect(shard_set, **changed)
 
 

@@ -64,8 +64,8 @@ def test_backends_agree_as_closely_as_readme_states(
     make: MakeLoader, large_set: ShardSet, backend: str, settings: dict[str, object], image_size: int
 ) -> None:
     options = {"shards": large_set, "training": False, "batch_size": 4, "image_size": image_size, "normalize": None}
-    expected, found = (images_of(make(name, **options, **settings)) for name in ("torch", backend))
-    apart = (found - expected).abs()
+    expected, actual = (images_of(make(name, **options, **settings)) for name in ("torch", backend))
+    apart = (actual - expected).abs()
     assert apart[:, 1:-1, 1:-1].mean() < MEAN
     apart = apart.amax(dim=-1)
     assert apart[:, 1:-1, 1:-1].max() <= INNER

@@ -52,11 +52,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def stored(originals: dict[str, Tensor]) -> dict[str, Tensor]:
     """Per split the stored pixels by position: N x 3072, 0..1."""
-    found = {split: images.flatten(1) / 255 for split, images in originals.items()}
-    for images in found.values():
+    values = {split: images.flatten(1) / 255 for split, images in originals.items()}
+    for images in values.values():
         apart = torch.cdist(images, images, p=1) / images.shape[1]
         assert apart.fill_diagonal_(1).min() > 2 * NEAR
-    return found
+    return values
 
 
 @pytest.fixture
@@ -187,14 +187,14 @@ APART = {"none": (0.5, 0.5), "inception": (0.5, 0.5), "miil": (2.5, 0.5), "incep
 APART_ON_GPU = {"none": (2, 2), "inception": (2, 2), "miil": (4, 2), "inception-ra": (4, 2)}
 
 
-def assert_alike(found: Tensor, expected: Tensor, backends: tuple[str, str], augment: str) -> None:
+def assert_alike(actual: Tensor, expected: Tensor, backends: tuple[str, str], augment: str) -> None:
     """Images (0..1) are equal to the bit where one backend of the CPU made both, else close."""
-    assert found.shape == expected.shape
+    assert actual.shape == expected.shape
     if "dali_gpu" not in backends and len(set(backends)) == 1:
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
         return
     mean, median = (APART_ON_GPU if "dali_gpu" in backends else APART)[augment]
-    apart = 255 * (found - expected).abs().flatten(1).mean(1)
+    apart = 255 * (actual - expected).abs().flatten(1).mean(1)
     assert apart.mean() <= mean
     assert apart.median() <= median
 
@@ -226,10 +226,10 @@ def test_an_abandoned_iteration_resumes_where_it_stopped(
 ) -> None:
     loader = make(backend, split)
     whole = recognised(loader, split)
-    found = Batches()
-    while len(found) < len(loader):
-        found += itertools.islice(loader, 2)
-    assert recognised(found, split) == whole
+    actual = Batches()
+    while len(actual) < len(loader):
+        actual += itertools.islice(loader, 2)
+    assert recognised(actual, split) == whole
 
 
 def test_a_new_iteration_continues_one_that_is_still_open(
@@ -293,14 +293,14 @@ def test_a_loader_closed_in_mid_epoch_releases_everything_and_reopens_where_it_w
     loader.close()
     before = held_here()  # after a first time: libraries open files for good
     iteration = iter(loader)
-    found = [next(iteration), next(iteration)]
+    items = [next(iteration), next(iteration)]
     assert held_here() != before
     loader.close()
     assert settled(before) == before
     assert multiprocessing.active_children() == []
     assert list(iteration) == []
     assert loader.state_dict() == {"epoch": 0, "samples": 2 * BATCH}
-    assert_alike(joined([*found, *loader]), whole, (backend, backend), "inception")
+    assert_alike(joined([*items, *loader]), whole, (backend, backend), "inception")
     loader.close()
     assert settled(before) == before
 

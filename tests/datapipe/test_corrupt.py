@@ -43,17 +43,17 @@ def test_in_training_the_next_good_sample_of_the_shard_stands_in_with_its_label(
     shards = damage({bad: kind})
     loader = make(backend, shards=shards, augment=augment)
     with caplog.at_level(logging.WARNING):
-        found = list(loader)
-    assert [len(labels) for _, labels in found] == [len(labels) for _, labels in whole]
+        actual = list(loader)
+    assert [len(labels) for _, labels in actual] == [len(labels) for _, labels in whole]
     stand_in = [bad + 1 if position == bad else position for position in order]
-    assert torch.cat([labels for _, labels in found]).tolist() == split.labels[stand_in].tolist()
+    assert torch.cat([labels for _, labels in actual]).tolist() == split.labels[stand_in].tolist()
     (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("loader")]
     assert f"{split.shard_names[split.shard_of(bad)]}: sample {split.key(bad)} " in message
     assert ("has other bytes" if kind == "changed" else "does not decode") in message
     assert "the next good one of its shard stands in" in message
     assert loader.num_bad == 1
     if augment == "none":
-        images = torch.cat([images for images, _ in found])
+        images = torch.cat([images for images, _ in actual])
         wanted = torch.cat([images for images, _ in whole])
         assert torch.equal(images[order.index(bad)], wanted[order.index(bad + 1)])
         others = [number for number, position in enumerate(order) if position != bad]

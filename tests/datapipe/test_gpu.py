@@ -51,10 +51,10 @@ def images_of(loader: Loader) -> Tensor:
     return torch.cat([images.cpu() for images, _ in loader])
 
 
-def assert_same(found: Tensor, expected: Tensor) -> None:
+def assert_same(actual: Tensor, expected: Tensor) -> None:
     """The same images (0..1), not others, nor overwritten ones: GPUs may decode one by either of two units."""
-    assert found.shape == expected.shape
-    assert (found.cpu() - expected.cpu()).abs().flatten(1).mean(1).max() < 5 / 255
+    assert actual.shape == expected.shape
+    assert (actual.cpu() - expected.cpu()).abs().flatten(1).mean(1).max() < 5 / 255
 
 
 # dali_gpu
@@ -65,9 +65,9 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("image_size", [20, 32, 48])
 def test_dali_gpu_agrees_with_dali_cpu(make: MakeLoader, make_on_gpu: MakeOnGpu, augment: str, image_size: int) -> None:
     settings: dict[str, Any] = {"augment": augment, "image_size": image_size, "normalize": None, "seed": 1}
-    expected, found = make("dali_cpu", **settings), make_on_gpu("dali_gpu", **settings)
-    assert [labels.tolist() for _, labels in found] == [labels.tolist() for _, labels in expected]
-    difference = (images_of(found) - images_of(expected)).abs().flatten(1).mean(1)
+    expected, actual = make("dali_cpu", **settings), make_on_gpu("dali_gpu", **settings)
+    assert [labels.tolist() for _, labels in actual] == [labels.tolist() for _, labels in expected]
+    difference = (images_of(actual) - images_of(expected)).abs().flatten(1).mean(1)
     mean, worst = TOLERANCES[augment]
     assert difference.mean() <= mean
     assert difference.max() <= worst
@@ -95,8 +95,8 @@ def test_dali_gpu_makes_the_requested_dtype_and_layout(
 @pytest.mark.parametrize("normalize", ["unit", "imagenet"])
 def test_dali_gpu_normalizes_as_dali_cpu_does(make: MakeLoader, make_on_gpu: MakeOnGpu, normalize: str) -> None:
     expected = images_of(make("dali_cpu", "val", normalize=normalize))
-    found = images_of(make_on_gpu("dali_gpu", "val", normalize=normalize, dtype=torch.float16, channels_last=True))
-    assert (found.float() - expected).abs().mean() < 2 / 255 / 0.225
+    actual = images_of(make_on_gpu("dali_gpu", "val", normalize=normalize, dtype=torch.float16, channels_last=True))
+    assert (actual.float() - expected).abs().mean() < 2 / 255 / 0.225
 
 
 @needs_dali
@@ -105,15 +105,15 @@ def test_any_share_of_the_hardware_decoder_gives_the_images(
     make: MakeLoader, make_on_gpu: MakeOnGpu, load: float
 ) -> None:
     settings: dict[str, Any] = {"augment": "inception", "normalize": None}
-    found = images_of(make_on_gpu("dali_gpu", hw_decoder_load=load, **settings))
-    assert (found - images_of(make("dali_cpu", **settings))).abs().mean() <= TOLERANCES["inception"][0]
+    actual = images_of(make_on_gpu("dali_gpu", hw_decoder_load=load, **settings))
+    assert (actual - images_of(make("dali_cpu", **settings))).abs().mean() <= TOLERANCES["inception"][0]
 
 
 @needs_dali
 def test_the_centre_crop_on_the_gpu_is_that_of_the_cpu(make: MakeLoader, make_on_gpu: MakeOnGpu) -> None:
     settings: dict[str, Any] = {"image_size": 24, "crop_pct": 0.9, "normalize": None}
-    found = images_of(make_on_gpu("dali_gpu", "val", **settings))
-    assert (found - images_of(make("dali_cpu", "val", **settings))).abs().mean() <= TOLERANCES["none"][0]
+    actual = images_of(make_on_gpu("dali_gpu", "val", **settings))
+    assert (actual - images_of(make("dali_cpu", "val", **settings))).abs().mean() <= TOLERANCES["none"][0]
 
 
 @needs_dali
@@ -122,9 +122,9 @@ def test_a_corrupt_sample_does_not_stop_the_gpus_pipeline(
     make: MakeLoader, make_on_gpu: MakeOnGpu, damage: Callable[..., Path], kind: str
 ) -> None:
     shards = damage({3: kind, 20: kind})
-    expected, found = make("dali_cpu", shards=shards), make_on_gpu("dali_gpu", shards=shards)
-    assert [labels.tolist() for _, labels in found] == [labels.tolist() for _, labels in expected]
-    assert found.num_bad == 2
+    expected, actual = make("dali_cpu", shards=shards), make_on_gpu("dali_gpu", shards=shards)
+    assert [labels.tolist() for _, labels in actual] == [labels.tolist() for _, labels in expected]
+    assert actual.num_bad == 2
 
 
 # The hand-over, of every backend
@@ -144,15 +144,15 @@ def test_a_batch_stays_what_it_was_while_the_consumers_stream_lags_behind(
     wanted = [(images.cpu(), labels.cpu()) for images, labels in make_on_gpu(gpu_backend, **settings)]
     loader = make_on_gpu(gpu_backend, **settings)
     stream = torch.cuda.Stream() if own_stream else torch.cuda.default_stream()
-    found = list[tuple[Tensor, Tensor]]()
+    actual = list[tuple[Tensor, Tensor]]()
     with torch.cuda.stream(stream):
         for images, labels in loader:
             busy()
-            found.append((images * 1, labels * 1))
+            actual.append((images * 1, labels * 1))
             del images, labels
     stream.synchronize()
-    assert len(found) == len(wanted)
-    for (images, labels), (expected, expected_labels) in zip(found, wanted, strict=True):
+    assert len(actual) == len(wanted)
+    for (images, labels), (expected, expected_labels) in zip(actual, wanted, strict=True):
         assert_same(images, expected)
         assert labels.tolist() == expected_labels.tolist()
 
@@ -187,11 +187,11 @@ def test_every_backend_hands_out_on_the_gpu_what_it_does_on_the_cpu(
         {"normalize": "unit", "crop_pct": 0.9, "image_size": 24},
     ):
         on_cpu, on_gpu = make(backend, "val", **settings), make_on_gpu(backend, "val", **settings)
-        for (images, labels), (found, found_labels) in zip(on_cpu, on_gpu, strict=True):
-            torch.testing.assert_close(found.cpu().float(), images.float(), rtol=0, atol=4e-3)
-            assert (found.dtype, found_labels.tolist()) == (images.dtype, labels.tolist())
+        for (images, labels), (item, found_labels) in zip(on_cpu, on_gpu, strict=True):
+            torch.testing.assert_close(item.cpu().float(), images.float(), rtol=0, atol=4e-3)
+            assert (item.dtype, found_labels.tolist()) == (images.dtype, labels.tolist())
             layout = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
-            assert found.is_contiguous(memory_format=layout)
+            assert item.is_contiguous(memory_format=layout)
 
 
 def test_the_ranks_of_a_validation_also_get_their_empty_batches(make_on_gpu: MakeOnGpu, gpu_backend: str) -> None:

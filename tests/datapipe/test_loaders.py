@@ -38,9 +38,9 @@ def test_backends_augment_alike(
 ) -> None:
     """All are bilinear and antialiased, and round in other places."""
     settings = {"image_size": image_size, "augment": augment, "normalize": None, "seed": 1}
-    expected, found = (images_of(make(name, **settings)) for name in ("torch", backend))
-    assert found.shape == (48, 3, image_size, image_size)
-    difference = (found - expected).abs().flatten(1).mean(1)
+    expected, actual = (images_of(make(name, **settings)) for name in ("torch", backend))
+    assert actual.shape == (48, 3, image_size, image_size)
+    difference = (actual - expected).abs().flatten(1).mean(1)
     assert difference.mean() <= mean
     assert difference.max() <= worst
     assert difference.median() <= 0.5

@@ -122,11 +122,11 @@ def test_resuming_after_any_global_batch_gives_the_rest_with_any_world_size(
 def test_an_epoch_interrupted_any_number_of_times_keeps_one_order(
     sizes: list[int], parts: list[tuple[int, int, int]]
 ) -> None:
-    found: list[int] = []
+    items: list[int] = []
     for world_size, batch_size, num_taken in parts:
         plan = plan_of(sizes, world_size=world_size, batch_size=batch_size)
-        found += consumed(plan, len(found))[: num_taken * plan.global_batch]
-    assert found == order_of(plan_of(sizes))[: len(found)]
+        items += consumed(plan, len(items))[: num_taken * plan.global_batch]
+    assert items == order_of(plan_of(sizes))[: len(items)]
 
 
 def test_other_samples_are_left_out_in_other_epochs() -> None:

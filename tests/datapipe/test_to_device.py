@@ -34,10 +34,10 @@ def test_each_batch_comes_after_the_next_one_was_begun() -> None:
 
 @pytest.mark.parametrize("fail_at", range(4))
 def test_an_error_comes_after_the_batches_before_it(fail_at: int) -> None:
-    found = list[int]()
+    actual = list[int]()
     with pytest.raises(OSError, match="gone"):
-        found.extend(int(batch.labels) for batch in one_ahead(made([], fail_at), CPU))
-    assert found == list(range(fail_at))
+        actual.extend(int(batch.labels) for batch in one_ahead(made([], fail_at), CPU))
+    assert actual == list(range(fail_at))
 
 
 def test_closing_closes_what_makes_the_batches() -> None:

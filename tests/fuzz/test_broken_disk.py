@@ -84,10 +84,10 @@ def break_on_the_way(
         assert not (commands.out / "dataset.json").exists()
         result = run(commands.words(name, workers))
         assert result.returncode == 0, result.stderr
-    found, wanted = files_of(commands.out), files_of(commands.wanted[name])
+    actual, wanted = files_of(commands.out), files_of(commands.wanted[name])
     if name == "folder":  # whose source has another name
-        del found["dataset.json"], wanted["dataset.json"]
-    assert found == wanted
+        del actual["dataset.json"], wanted["dataset.json"]
+    assert actual == wanted
     return is_met
 
 

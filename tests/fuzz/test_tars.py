@@ -141,15 +141,15 @@ def test_a_class_tar_that_says_it_is_longer_does_not_read_on_into_the_archive(
     first = open_raw_tar(tmp_path / "raw.tar").classes()
     assert first is not None
     assert isinstance(first[0], ClassTar)
-    asked: list[int] = []
+    items: list[int] = []
 
     def check_rest(file: Any, most: int = 0) -> None:
-        asked.append(most)
+        items.append(most)
 
     monkeypatch.setattr(archive, "check_rest", check_rest)
     _, rejects = first[0].listed()
     assert [reject.reason for reject in rejects] == ["damaged class tar"]
-    assert all(most >= 0 for most in asked)
+    assert all(most >= 0 for most in items)
 
 
 def fuzz(seeds: range, archives: list[bytes], hand_over: Callable[[bytes, str], Path], tmp_path: Path) -> int:

@@ -179,9 +179,9 @@ class Small(nn.Module):
         return self.layer(images.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("network", "said"), [(Noisy, "from the network's"), (Branching, "cannot write")])
-def test_a_network_that_onnx_does_not_hold_is_refused(network: type[nn.Module], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("network", "message"), [(Noisy, "from the network's"), (Branching, "cannot write")])
+def test_a_network_that_onnx_does_not_hold_is_refused(network: type[nn.Module], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         export_onnx(network(), tmp_path / "model.onnx", 8)
 
 

@@ -58,7 +58,7 @@ def test_weights_that_hardly_fit_are_refused_with_the_model_that_they_fit(
 
 def test_the_zoos_own_names_for_its_tensors_are_recognised() -> None:
     published = {
-        re.sub(r"\.(conv|bn)\.", lambda found: f".{['conv', 'bn'].index(found[1])}.", name): tensor
+        re.sub(r"\.(conv|bn)\.", lambda actual: f".{['conv', 'bn'].index(actual[1])}.", name): tensor
         for name, tensor in weights_of("tresnet_v2_l").items()
     }
     with pytest.raises(ValueError, match=r"these are weights of tresnet_v2_l \(--set model=tresnet_v2_l\)"):
@@ -75,7 +75,7 @@ def test_weights_of_a_network_fit_it_whatever_the_classes(name: str) -> None:
 def test_resized_position_embeddings_count_as_filled(tmp_path: Path) -> None:
     save_weights(create_model("vit_tiny_patch16_224", **SMALL), tmp_path / "w.safetensors")
     larger = create_model("vit_tiny_patch16_224", **SMALL | {"img_size": 512})
-    assert larger.pos_embed.numel() > 0.1 * sum(each.numel() for each in larger.parameters())
+    assert larger.pos_embed.numel() > 0.1 * sum(parameter.numel() for parameter in larger.parameters())
     assert load_weights(larger, tmp_path / "w.safetensors").converted == ("pos_embed",)
 
 

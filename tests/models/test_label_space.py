@@ -44,9 +44,9 @@ def test_an_unknown_number_of_classes_is_refused_with_the_known_ones() -> None:
 def test_the_class_map_finds_each_class_whatever_the_order(order: Sequence[int], wanted: Sequence[int]) -> None:
     space = LabelSpace("eight", tuple(f"n{number}" for number in order))
     wnids = [f"n{number}" for number in wanted]
-    found = class_map(space, wnids)
-    assert found.dtype == torch.int64
-    assert [space.wnids[index] for index in found.tolist()] == wnids
+    actual = class_map(space, wnids)
+    assert actual.dtype == torch.int64
+    assert [space.wnids[index] for index in actual.tolist()] == wnids
 
 
 def test_a_teacher_sees_the_data_sets_classes_in_their_order() -> None:

@@ -46,10 +46,10 @@ class Narrow(nn.Module):
 def test_networks_have_their_turns_one_after_the_other() -> None:
     turns: list[str] = []
     contenders = {name: Contender(Narrow(), settings()) for name in ("a", "b")}
-    found, failed = measure_speed(contenders, rounds=3, seconds=0, on_turn=turns.append)
+    actual, failed = measure_speed(contenders, rounds=3, seconds=0, on_turn=turns.append)
     assert turns == ["a", "b"] * 3
     assert failed == {}
-    for rounds in found.values():
+    for rounds in actual.values():
         assert (len(rounds.training), len(rounds.inference)) == (3, 3)
         assert all(rate > 0 and math.isfinite(rate) for rate in (*rounds.training, *rounds.inference))
         assert {images: len(taken) for images, taken in rounds.latencies.items()} == dict.fromkeys(LATENCY_BATCHES, 3)
@@ -59,9 +59,9 @@ def test_networks_have_their_turns_one_after_the_other() -> None:
 def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     contenders = {"narrow": Contender(Narrow(most=63), settings()), "wide": Contender(Narrow(), settings())}
     turns: list[str] = []
-    found, failed = measure_speed(contenders, rounds=2, seconds=0, on_turn=turns.append)
+    actual, failed = measure_speed(contenders, rounds=2, seconds=0, on_turn=turns.append)
     assert failed == {"narrow": "RuntimeError: 64 images are too many"}
-    assert list(found) == ["wide"]
+    assert list(actual) == ["wide"]
     assert turns == ["narrow", "wide", "wide"]
 
 
@@ -69,11 +69,11 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
 def test_every_precision_trains_and_answers(precision: Precision) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     before = model[0].weight.detach().clone()
-    found, failed = measure_speed(
+    actual, failed = measure_speed(
         {"model": Contender(model, settings(precision=precision, channels_last=True))}, rounds=1, seconds=0
     )
     assert failed == {}
-    assert found["model"].training
+    assert actual["model"].training
     assert not torch.equal(model[0].weight, before)
 
 
@@ -85,9 +85,9 @@ def test_the_search_finds_the_largest_within_a_64th(most_that_fit: int) -> None:
         tried.append(number)
         return number <= most_that_fit
 
-    found = largest_that_fits(fits)
+    actual = largest_that_fits(fits)
     wanted = min(most_that_fit, MOST)
-    assert wanted - wanted // 64 <= found <= wanted
+    assert wanted - wanted // 64 <= actual <= wanted
     assert len(tried) <= 24
 
 
@@ -111,8 +111,8 @@ def test_the_largest_batch_trains_on_the_gpu_and_twice_as_many_images_do_not() -
             name: Contender(create_model("resnet18"), replace(on_gpu, batch_size=batch))
             for name, batch in (("less", 3 * largest // 4), ("twice", 2 * largest))
         }
-        found, failed = measure_speed(contenders, rounds=1, seconds=0)
-        assert list(found) == ["less"]
+        actual, failed = measure_speed(contenders, rounds=1, seconds=0)
+        assert list(actual) == ["less"]
         assert failed["twice"].startswith("OutOfMemoryError")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -80,7 +80,7 @@ def test_nothing_of_the_network_or_the_random_state_changes(fails: bool) -> None
         name: buffer.tolist() for name, buffer in buffers.items()
     }
     assert not any(module._forward_pre_hooks for module in network.modules())
-    assert all(each.grad is None for each in network.parameters())
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_what_a_network_keeps_for_evaluation_is_gone_when_it_trains() -> None:

@@ -278,7 +278,7 @@ def as_its_authors_publish(name: str) -> str:
     """A tensor's name in TResNet's own code, from timm's."""
     # A strided convolution lies below its blur.
     name = re.sub(r"(layer2\.0\.conv1|layer[34]\.0\.conv2)\.", r"\1.0.", name)
-    return re.sub(r"\.(conv|bn)\.", lambda found: f".{['conv', 'bn'].index(found[1])}.", name)
+    return re.sub(r"\.(conv|bn)\.", lambda actual: f".{['conv', 'bn'].index(actual[1])}.", name)
 
 
 def test_weights_under_their_authors_names_are_converted_as_timm_converts_them(tmp_path: Path) -> None:

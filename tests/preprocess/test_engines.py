@@ -42,8 +42,8 @@ def test_a_node_whose_resizer_has_another_version_is_refused(task: ClassTask, tm
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:ray", "127.0.0.1:99999"])
 def test_an_address_where_no_cluster_is_is_said(address: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    said = f"--ray-address {re.escape(address)}: no Ray cluster answers there"
-    with pytest.raises(ValueError, match=said), open_engine("ray", address):
+    message = f"--ray-address {re.escape(address)}: no Ray cluster answers there"
+    with pytest.raises(ValueError, match=message), open_engine("ray", address):
         pass
 
 

@@ -48,10 +48,10 @@ def source(
         (tmp_path / "raw.tar.gz").write_bytes(gzip.compress(raw_archive.read_bytes()))
         return open_raw_tar(tmp_path / "raw.tar.gz")
     images: dict[str, bytes] = {}
-    for each in open_raw_tar(raw_archive).classes() or ():
-        with each.open() as contents:
+    for item in open_raw_tar(raw_archive).classes() or ():
+        with item.open() as contents:
             for member, data in zip(contents.members, contents.read(contents.members), strict=True):
-                images[f"{each.wnid}/{member.name}"] = data
+                images[f"{item.wnid}/{member.name}"] = data
     if request.param == "class folders":
         (tmp_path / "raw.tar").write_bytes(tar_of(images))
         return open_raw_tar(tmp_path / "raw.tar")
@@ -64,42 +64,42 @@ def source(
 def test_it_counts_what_the_run_keeps_in_every_layout(
     ask: Callable[..., Any], source: RawSource, prepared: PreparedSet, tmp_path: Path
 ) -> None:
-    found = ask(source)
+    actual = ask(source)
     counts = prepared.info["counts"]
-    assert found.is_exact
-    assert (found.num_classes_seen, found.num_classes) == (counts["num_classes_seen"], counts["num_classes"])
-    assert found.num_images == counts["num_raw_kept"]
+    assert actual.is_exact
+    assert (actual.num_classes_seen, actual.num_classes) == (counts["num_classes_seen"], counts["num_classes"])
+    assert actual.num_images == counts["num_raw_kept"]
     assert not (tmp_path / "out").exists()
 
 
 def test_the_disk_it_needs_is_near_what_the_run_fills(
     ask: Callable[..., Any], raw_archive: Path, prepared: PreparedSet
 ) -> None:
-    found = ask(open_raw_tar(raw_archive))
+    actual = ask(open_raw_tar(raw_archive))
     filled = sum(path.stat().st_size for path in prepared.path.glob("*/*.tar"))
-    assert filled / 1.5 < found.needed_bytes < filled * 1.5
-    assert found.num_sampled == 67
-    assert found.seconds > 0
-    assert found.images_per_s > 0
-    assert found.read_bytes_per_s > 0
+    assert filled / 1.5 < actual.needed_bytes < filled * 1.5
+    assert actual.num_sampled == 67
+    assert actual.seconds > 0
+    assert actual.images_per_s > 0
+    assert actual.read_bytes_per_s > 0
 
 
 def test_what_does_not_fit_is_said(ask: Callable[..., Any], raw_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(open_raw_tar(raw_archive)).fits
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 1000))
-    found = ask(open_raw_tar(raw_archive))
-    assert not found.fits
-    assert "it does NOT fit" in found.render()
+    actual = ask(open_raw_tar(raw_archive))
+    assert not actual.fits
+    assert "it does NOT fit" in actual.render()
 
 
 def test_when_counting_takes_too_long_the_rest_is_estimated_by_its_bytes(
     ask: Callable[..., Any], raw_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "COUNT_SECONDS", 0.0)
-    found = ask(open_raw_tar(raw_archive))
-    assert not found.is_exact
-    assert 67 / 2 < found.num_images < 67 * 2
-    assert "about" in found.render()
+    actual = ask(open_raw_tar(raw_archive))
+    assert not actual.is_exact
+    assert 67 / 2 < actual.num_images < 67 * 2
+    assert "about" in actual.render()
 
 
 def test_of_a_long_stream_the_beginning_is_read(

@@ -72,17 +72,17 @@ def test_what_is_no_regular_file_in_a_class_folder_of_a_tar_is_a_reject_of_its_c
     """In every way alike."""
     entries: list[Any] = class_folders(photos)
     entries += [SPECIAL[kind](f"{wnid}/lost {number}.jpg") for wnid in photos for number in range(5)]
-    found: list[PreparedSet] = []
+    items: list[PreparedSet] = []
     for way in WAYS:
         source = hand_over(write_tar(entries), way)
         with pytest.raises(ValueError, match=r"15 of 30 members were rejected"):
             prepared_of(open_raw_tar(source), tmp_path / f"refused {way}", max_reject_rate=0.01)
-        found.append(prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way))
-        assert tables_of(found[-1].path) == tables_of(found[0].path)
+        items.append(prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way))
+        assert tables_of(items[-1].path) == tables_of(items[0].path)
     reason = "unsafe name" if kind == "absolute names" else "not a regular file"
-    assert rejects_of(found[0]) == [(wnid, f"lost {number}.jpg", reason) for wnid in photos for number in range(5)]
-    assert [row.num_raw for row in found[0].classes] == [5, 5, 5]
-    assert found[0].info["rejects"] == {reason: 15}
+    assert rejects_of(items[0]) == [(wnid, f"lost {number}.jpg", reason) for wnid in photos for number in range(5)]
+    assert [row.num_raw for row in items[0].classes] == [5, 5, 5]
+    assert items[0].info["rejects"] == {reason: 15}
 
 
 def test_links_to_files_that_are_not_there_are_rejects_of_their_class_and_count(photos: Images, tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_links_to_files_that_are_not_there_are_rejects_of_their_class_and_count(
             (source / wnid / f"lost {number}.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(ValueError, match=r"15 of 30 members were rejected.*most as 'not a regular file'"):
         prepared_of(open_folder(source), tmp_path / "refused", max_reject_rate=0.01)
-    found = prepared_of(open_folder(source), tmp_path / "out")
-    assert {(wnid, reason) for wnid, _, reason in rejects_of(found)} == {(w, "not a regular file") for w in photos}
-    assert found.num_samples == {"train": 12, "val": 3}
+    actual = prepared_of(open_folder(source), tmp_path / "out")
+    assert {(wnid, reason) for wnid, _, reason in rejects_of(actual)} == {(w, "not a regular file") for w in photos}
+    assert actual.num_samples == {"train": 12, "val": 3}
 
 
 def named(data: Any, name: str) -> Any:
@@ -129,18 +129,18 @@ def test_a_class_that_only_its_rejects_keep_under_the_threshold_is_named_and_cou
                 open_raw_tar(hand_over(content, way)), tmp_path / f"refused {way}", select=select, max_reject_rate=0.01
             )
         caplog.clear()
-        found = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way, select=select)
+        actual = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way, select=select)
         assert (
             f"have no more than 4 images only because some cannot be read: n01858441 ({num_read} of 5)" in caplog.text
         )
-        assert rejects_of(found) == []  # as of any class that is dropped
-        assert [(row.wnid, row.num_raw, row.kept) for row in found.classes] == [
+        assert rejects_of(actual) == []  # as of any class that is dropped
+        assert [(row.wnid, row.num_raw, row.kept) for row in actual.classes] == [
             ("n01503061", 5, True),
             ("n01858441", num_read, False),
             ("n09450163", 5, True),
         ]
-        assert found.info["dropped_for_rejects"] == {"n01858441": 5 - num_read}
-        assert not verify(found, deep=True).problems
+        assert actual.info["dropped_for_rejects"] == {"n01858441": 5 - num_read}
+        assert not verify(actual, deep=True).problems
 
 
 def test_a_class_that_is_rare_anyhow_or_not_wanted_counts_no_rejects(photos: Images, tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_a_class_that_is_rare_anyhow_or_not_wanted_counts_no_rejects(photos: Ima
         )
     ):
         out = tmp_path / str(number)
-        found = prepared_of(open_raw_tar(tmp_path / "raw.tar"), out, select=select, max_reject_rate=0)
-        assert found.info["dropped_for_rejects"] == {}
-        assert rejects_of(found) == []
+        actual = prepared_of(open_raw_tar(tmp_path / "raw.tar"), out, select=select, max_reject_rate=0)
+        assert actual.info["dropped_for_rejects"] == {}
+        assert rejects_of(actual) == []
 
 
 @pytest.mark.parametrize("name", ["n02051845.tar", "n02051845"])
@@ -171,8 +171,8 @@ def test_a_class_tar_or_a_class_folder_that_cannot_be_read_fails_the_run_however
     for number, opened in enumerate((open_raw_tar(tmp_path / "raw.tar"), open_folder(source))):
         with pytest.raises(ValueError, match=rf"1 class tars are damaged or cannot be read.*the first: {name}, "):
             prepared_of(opened, tmp_path / f"refused {number}", max_reject_rate=0.5)
-        found = prepared_of(opened, tmp_path / str(number))
-        assert rejects_of(found) == [(None, name, "not a regular file")]
+        actual = prepared_of(opened, tmp_path / str(number))
+        assert rejects_of(actual) == [(None, name, "not a regular file")]
     select = SelectSettings(classes=frozenset(photos), val_per_class=1)
     prepared_of(open_folder(source), tmp_path / "unwanted", select=select, max_reject_rate=0.5)
 
@@ -218,11 +218,11 @@ def test_what_is_known_to_be_no_image_is_ignored_and_counted_by_kind(
     wanted = {"__MACOSX/": 3, "@eaDir/": 3, ".ipynb_checkpoints/": 3, "._*": 16}
     wanted |= {".DS_Store": 3, "Thumbs.db": 3, "desktop.ini": 3}
     for way in WAYS:
-        found = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way, select=select, max_reject_rate=0)
-        assert found.info["ignored"] == wanted
-        assert [row.num_raw for row in found.classes] == [5, 5, 1, 5]
+        actual = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way, select=select, max_reject_rate=0)
+        assert actual.info["ignored"] == wanted
+        assert [row.num_raw for row in actual.classes] == [5, 5, 1, 5]
         for name in ("manifest.parquet", "rejects.parquet", "tree.json"):
-            assert (found.path / name).read_bytes() == (expected.path / name).read_bytes()
+            assert (actual.path / name).read_bytes() == (expected.path / name).read_bytes()
 
 
 def test_class_tars_that_are_known_to_be_none_are_ignored_too(
@@ -230,9 +230,9 @@ def test_class_tars_that_are_known_to_be_none_are_ignored_too(
 ) -> None:
     entries = [("._n01503061.tar", b"junk"), ("__MACOSX/n01858441.tar", b"junk"), *class_tars(photos)]
     for way in WAYS:
-        found = prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way, max_reject_rate=0)
-        assert found.info["ignored"] == {"._*": 1, "__MACOSX/": 1}
-        assert found.num_samples == {"train": 12, "val": 3}
+        actual = prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way, max_reject_rate=0)
+        assert actual.info["ignored"] == {"._*": 1, "__MACOSX/": 1}
+        assert actual.num_samples == {"train": 12, "val": 3}
 
 
 def test_files_that_a_list_names_and_that_are_known_to_be_no_images_are_ignored(photos: Images, tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_files_that_a_list_names_and_that_are_known_to_be_no_images_are_ignored(
     names = [name for name, _ in class_folders(photos)]
     lines = [f"{name} {name.partition('/')[0]}\n" for name in (*names, "n01503061/._0.jpg", "n01503061/.DS_Store")]
     (source / "list.txt").write_text("".join(lines))
-    found = prepared_of(open_folder(source / "list.txt"), tmp_path / "out", max_reject_rate=0)
-    assert found.info["ignored"] == {"._*": 1, ".DS_Store": 1}
+    actual = prepared_of(open_folder(source / "list.txt"), tmp_path / "out", max_reject_rate=0)
+    assert actual.info["ignored"] == {"._*": 1, ".DS_Store": 1}
     (source / "list.txt").write_text("n01503061/._0.jpg n01503061\n")
     with pytest.raises(
         ValueError, match=r"none of the 1 listed files is an image .*of the kind \._\*, which is ignored"
@@ -254,8 +254,8 @@ def test_empty_class_folders_and_class_tars_are_named(photos: Images, tmp_path: 
     (source / "cat").mkdir()
     (source / "dog" / "puppies").mkdir(parents=True)
     (source / "dog" / "puppies" / ".DS_Store").write_bytes(b"junk")
-    found = prepared_of(open_folder(source), tmp_path / "out")
-    assert found.info["empty_classes"] == ["cat", "dog/puppies", "n02051845"]
+    actual = prepared_of(open_folder(source), tmp_path / "out")
+    assert actual.info["empty_classes"] == ["cat", "dog/puppies", "n02051845"]
 
     def folder(name: str) -> tuple[str, tarfile.TarInfo]:
         entry = tarfile.TarInfo(name)
@@ -264,15 +264,15 @@ def test_empty_class_folders_and_class_tars_are_named(photos: Images, tmp_path: 
 
     entries: list[Any] = [*map(folder, ("./cat/", "dog", "dog/puppies", "n01503061")), *class_folders(photos, "./")]
     (tmp_path / "raw.tar").write_bytes(write_tar(entries))
-    found = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "of tar")
-    assert found.info["empty_classes"] == ["cat", "dog/puppies"]
+    actual = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "of tar")
+    assert actual.info["empty_classes"] == ["cat", "dog/puppies"]
 
 
 def test_a_class_says_how_many_of_its_validation_images_are_rejects(photos: Images, tmp_path: Path) -> None:
     birds = {**photos["n01503061"], "0.jpg": b"no image", "1.jpg": b""}
     (tmp_path / "raw.tar").write_bytes(write_tar(class_folders({**photos, "n01503061": birds})))
     select = SelectSettings(rare_threshold=0, val_per_class=2)
-    found = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=select)
-    assert found.info["val_rejects"] == {"n01503061": 2}
-    assert found.info["rejects"] == {"empty": 1, "not an image": 1}
-    assert [row.num_val for row in found.classes] == [0, 2, 2]
+    actual = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=select)
+    assert actual.info["val_rejects"] == {"n01503061": 2}
+    assert actual.info["rejects"] == {"empty": 1, "not an image": 1}
+    assert [row.num_val for row in actual.classes] == [0, 2, 2]

@@ -87,8 +87,8 @@ def test_images_beside_the_class_folders_fail_the_run(tmp_path: Path, photo: byt
         (tmp_path / "raw" / "dog" / f"{number}.jpg").write_bytes(photo)
     with pytest.raises(ValueError, match=r"4 of 8 members were rejected.*no class, such as"):
         prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL)
-    found = prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL, max_reject_rate=0.5)
-    assert found.num_samples == {"train": 4}
+    actual = prepare(open_folder(tmp_path / "raw"), tmp_path / "out", select=ALL, image=SMALL, max_reject_rate=0.5)
+    assert actual.num_samples == {"train": 4}
 
 
 def test_a_class_folder_without_an_image_that_can_be_read_fails_the_run(tmp_path: Path, photo: bytes) -> None:
@@ -142,15 +142,15 @@ def test_a_processed_archive_is_known_though_something_else_comes_first(
         path = Path("-")
     source = open_raw_tar(path)
     assert source.is_processed()
-    found = prepare(source, tmp_path / "out", select=ALL, image=ImageSettings(resize="none"), max_reject_rate=1)
-    assert found.num_samples == {"train": 1}
-    assert found.info["counts"]["num_rejects"] == 2
+    actual = prepare(source, tmp_path / "out", select=ALL, image=ImageSettings(resize="none"), max_reject_rate=1)
+    assert actual.num_samples == {"train": 1}
+    assert actual.info["counts"]["num_rejects"] == 2
 
 
-@pytest.mark.parametrize(("head", "said"), [(b"BZh9", "bzcat"), (b"\xfd7zXZ\0", "xzcat"), (b"PK\x03\x04", "zip")])
-def test_other_packers_are_named(tmp_path: Path, head: bytes, said: str) -> None:
+@pytest.mark.parametrize(("head", "message"), [(b"BZh9", "bzcat"), (b"\xfd7zXZ\0", "xzcat"), (b"PK\x03\x04", "zip")])
+def test_other_packers_are_named(tmp_path: Path, head: bytes, message: str) -> None:
     (tmp_path / "raw").write_bytes(head + bytes(100))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         open_raw_tar(tmp_path / "raw")
 
 

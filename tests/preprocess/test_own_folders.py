@@ -1,4 +1,4 @@
-"""Defaults for folders whose classes are no synsets."""
+"""Defaults for folders whose classes are not synsets."""
 
 from __future__ import annotations
 

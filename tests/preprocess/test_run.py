@@ -41,11 +41,11 @@ def rejects_of(prepared: PreparedSet) -> list[dict[str, Any]]:
 
 
 def test_classes_over_the_threshold_are_kept_and_numbered_in_wnid_order(prepared: PreparedSet) -> None:
-    found = [
+    items = [
         (row.wnid, row.name, row.num_raw, row.num_train, row.num_val, row.kept, row.class_index, row.level)
         for row in prepared.classes
     ]
-    assert found == [
+    assert items == [
         ("n00015388", "animal", 13, 10, 3, True, 0, 0),
         ("n01503061", "bird", 17, 14, 3, True, 1, 1),
         ("n01858441", "swan", 14, 11, 3, True, 2, 2),
@@ -54,7 +54,7 @@ def test_classes_over_the_threshold_are_kept_and_numbered_in_wnid_order(prepared
         ("n04146614", "school bus", 1, 0, 0, False, None, None),
         ("n09450163", "sun", 6, 0, 0, False, None, None),
     ]
-    assert prepared.tree.wnids == tuple(row[0] for row in found[:5])
+    assert prepared.tree.wnids == tuple(row[0] for row in items[:5])
     assert prepared.tree.parents == (-1, 0, 1, 0, 1)
     assert all(row.definition for row in prepared.classes)
 

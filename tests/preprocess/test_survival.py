@@ -91,12 +91,12 @@ def can_mount() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("classes", "images", "said"),
+    ("classes", "images", "message"),
     [(20, 20, r"are needed for the rest of raw\.tar.* make room"), (8, 200, "No space left on device")],
     ids=["seen early", "seen late"],
 )
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
-    tmp_path: Path, files_of: FilesOf, classes: int, images: int, said: str
+    tmp_path: Path, files_of: FilesOf, classes: int, images: int, message: str
 ) -> None:
     """Many classes show early that the rest will not fit; few large ones fill the disk first."""
     if not can_mount():
@@ -117,5 +117,5 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     lines = (tmp_path / "said").read_text().splitlines()
     assert (tmp_path / "code").read_text().strip() == "2"
     assert [line for line in lines if line.startswith("in21k: ")][-1:] == lines[-1:]
-    assert re.search(said, lines[-1]), lines
+    assert re.search(message, lines[-1]), lines
     assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")

@@ -23,8 +23,8 @@ def tiny_font(letters: str) -> bytes:
     def outline(points: list[tuple[int, int]]) -> bytes:
         xs, ys = zip(*points, strict=True)
         head = struct.pack(">5h2H", 1, min(xs), min(ys), max(xs), max(ys), len(points) - 1, 0)
-        steps = [[b - a for a, b in zip((0, *each), each, strict=False)] for each in (xs, ys)]
-        data = head + bytes([1] * len(points)) + b"".join(struct.pack(f">{len(points)}h", *each) for each in steps)
+        steps = [[b - a for a, b in zip((0, *item), item, strict=False)] for item in (xs, ys)]
+        data = head + bytes([1] * len(points)) + b"".join(struct.pack(f">{len(points)}h", *step) for step in steps)
         return data + bytes(-len(data) % 4)
 
     box = outline([(100, 0), (100, 300), (400, 300), (400, 0)])
@@ -55,7 +55,7 @@ def tiny_font(letters: str) -> bytes:
 def no_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in place of those of the installed fonts; what was looked up before is forgotten."""
     monkeypatch.setattr(fonts, "FOLDERS", (str(tmp_path),))
-    caches = [each for each in vars(fonts).values() if hasattr(each, "cache_clear")]
+    caches = [var for var in vars(fonts).values() if hasattr(var, "cache_clear")]
     for cache in caches:
         cache.cache_clear()
     yield tmp_path

@@ -113,11 +113,11 @@ def test_row_groups_are_the_rows_that_were_asked_for(
         write_columns(path, rows)
     assert num_rows(path) == count
     start, stop = (min(end, count) for end in sorted(ends))
-    for wanted, asked in ((rows, None), (rows[start:stop], range(start, stop))):
-        groups = list(read_row_groups(path, ["width", "split"], rows=asked, as_dictionary=["split"]))
+    for wanted, item in ((rows, None), (rows[start:stop], range(start, stop))):
+        groups = list(read_row_groups(path, ["width", "split"], rows=item, as_dictionary=["split"]))
         assert all(0 < group.num_rows <= 5 for group in groups)
-        found = [row for group in groups for row in group.to_pylist()]
-        assert found == wanted
+        items = [row for group in groups for row in group.to_pylist()]
+        assert items == wanted
 
 
 def test_row_groups_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:

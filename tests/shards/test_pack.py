@@ -419,10 +419,10 @@ def test_the_webdataset_library_reads_the_shards(shard_set: ShardSet, split: str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own
         dataset = webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
-        found = [(sample["__key__"], int(sample["cls"]), sample["jpg"]) for sample in dataset]
+        items = [(sample["__key__"], int(sample["cls"]), sample["jpg"]) for sample in dataset]
         decoded = list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil").to_tuple("jpg", "cls"))
-    assert found == all_samples(shard_set, split)
-    assert [label for _, label in decoded] == [index for _, index, _ in found]
+    assert items == all_samples(shard_set, split)
+    assert [label for _, label in decoded] == [index for _, index, _ in items]
     assert all(image.size == (32, 32) for image, _ in decoded)
 
 
@@ -468,9 +468,9 @@ def test_timms_reader_takes_the_shards(shard_set: ShardSet, split: str) -> None:
             "wds/", root=str(shard_set.path), split=split, is_training=split == "train", batch_size=1, num_samples=None
         )
         assert len(dataset) == shard_set.num_samples[split]
-        found = list(dataset)
-    labels = [label for _, label in found]
-    assert all(isinstance(image, Image.Image) and image.size == (32, 32) for image, _ in found)
+        actual = list(dataset)
+    labels = [label for _, label in actual]
+    assert all(isinstance(image, Image.Image) and image.size == (32, 32) for image, _ in actual)
     assert sorted(labels) == sorted(index for _, index, _ in all_samples(shard_set, split))
 
 

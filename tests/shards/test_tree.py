@@ -262,7 +262,7 @@ def test_a_file_of_numpy_scalars_is_read_whichever_numpy_wrote_it(
     save_by_numpy(major, content, tmp_path / "tree.pth", is_zip=is_zip)
     tree = SemanticTree.load(tmp_path / "tree.pth")
     assert tree == SemanticTree.from_paths(["n1", "n2", "ñ3"], ["animal", "bird", "swan, é"], [[0], [1, 0], [2, 1, 0]])
-    assert {type(each) for each in (*tree.wnids, *tree.names)} == {str}
+    assert {type(item) for item in (*tree.wnids, *tree.names)} == {str}
     assert {type(node) for path in tree.paths for node in path} == {int}
 
 

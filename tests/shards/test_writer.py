@@ -38,11 +38,11 @@ def test_a_tar_is_read_by_tarfile_and_depends_on_nothing_but_its_members(
     offsets = write_tar(path, members)
     written = path.read_bytes()
     with tarfile.open(path, "r:") as archive:
-        found = archive.getmembers()
-        assert {member.name: archive.extractfile(member).read() for member in found} == members
-    assert [member.name for member in found] == list(members)
-    assert [member.offset_data for member in found] == offsets
-    for member in found:
+        actual = archive.getmembers()
+        assert {member.name: archive.extractfile(member).read() for member in actual} == members
+    assert [member.name for member in actual] == list(members)
+    assert [member.offset_data for member in actual] == offsets
+    for member in actual:
         header = written[member.offset : member.offset + BLOCK_BYTES]
         assert header[257:265] == b"ustar\x0000"
         assert header[136:148] == b"%011o\0" % 0  # the integer mtime

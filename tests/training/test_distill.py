@@ -197,9 +197,9 @@ def test_the_teacher_sees_the_pixels_of_the_student_in_its_own_normalisation(
     of = {"unit": UNIT, "imagenet": IMAGENET, "halves": ((0.5,) * 3, (0.5,) * 3)}
     model = write_run(tmp_path / "run", tree, normalize=[0.5, 0.5] if its == "halves" else its)
     pixels = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in of[students])
+    mean, std = (torch.tensor(item).view(1, 3, 1, 1) for item in of[students])
     seen = (pixels - mean) / std
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in of[its])
+    mean, std = (torch.tensor(item).view(1, 3, 1, 1) for item in of[its])
     expected = model((pixels - mean) / std)
     chosen = [0.5, 0.5] if students == "halves" else students
     as_run = load_teacher(settings_of(tmp_path / "run", normalize=chosen), tree, CPU)
@@ -289,7 +289,7 @@ def test_the_fingerprint_tells_teachers_apart(tmp_path: Path, tree: SemanticTree
     for name in ("a", "other normalisation", "other classes"):
         prints.add(load_teacher(settings_of(tmp_path / name), tree, CPU).fingerprint)
     assert len(prints) == 4
-    assert all(len(bytes.fromhex(each)) == 8 for each in prints)
+    assert all(len(bytes.fromhex(item)) == 8 for item in prints)
 
 
 class Oracle(nn.Module):
@@ -320,7 +320,7 @@ class LabelledLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while self.consumed < len(self.batches):
-            shown, labels = (torch.tensor(each[self.consumed]).long() for each in (self.batches, self.labels))
+            shown, labels = (torch.tensor(item[self.consumed]).long() for item in (self.batches, self.labels))
             self.consumed += 1
             yield (shown / 10).view(-1, 1, 1, 1).expand(-1, 3, 4, 4), labels
         self.consumed = 0
@@ -370,13 +370,13 @@ def slow_kappa(tree: SemanticTree, teacher: Teacher, labels: list[int]) -> float
             if len(classes) > 1 and len(path) > level:
                 answer = max(classes, key=lambda index: logits[index])
                 pairs.setdefault(level, []).append((answer, path[len(path) - 1 - level]))
-    total = sum(len(each) for each in pairs.values())
-    observed = sum(answer == target for each in pairs.values() for answer, target in each) / total
+    total = sum(len(pair) for pair in pairs.values())
+    observed = sum(answer == target for pair in pairs.values() for answer, target in pair) / total
     expected = 0.0
-    for each in pairs.values():
-        answers, targets = zip(*each, strict=True)
-        shares = [answers.count(index) / len(each) * targets.count(index) / len(each) for index in set(targets)]
-        expected += sum(shares) * len(each) / total
+    for pair in pairs.values():
+        answers, targets = zip(*pair, strict=True)
+        shares = [answers.count(index) / len(pair) * targets.count(index) / len(pair) for index in set(targets)]
+        expected += sum(shares) * len(pair) / total
     return (observed - expected) / (1 - expected)
 
 

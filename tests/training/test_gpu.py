@@ -61,10 +61,10 @@ def value_and_gradient(loss: nn.Module, logits: Tensor, other: Tensor, scale: fl
     return value.detach().cpu(), gradient.cpu()
 
 
-def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
-    rounding = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-9}[found[1].dtype]
-    torch.testing.assert_close(found[1], wanted[1], rtol=rounding, atol=1e-5)
+def assert_same(actual: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(actual[0], wanted[0], rtol=1e-5, atol=1e-6)
+    rounding = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-9}[actual[1].dtype]
+    torch.testing.assert_close(actual[1], wanted[1], rtol=rounding, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -74,8 +74,8 @@ def test_the_kernels_equal_the_plain_path(fall11: SemanticTree, dtype: torch.dty
     for tree in (fall11, thousand_levels(), one_level()):
         logits, labels = make_batch(tree, dtype)
         wanted = value_and_gradient(SemanticSoftmaxLoss(tree, eps), logits, labels)
-        found = value_and_gradient(SemanticSoftmaxLoss(tree, eps).cuda(), logits.cuda(), labels.cuda())
-        assert_same(found, wanted)
+        actual = value_and_gradient(SemanticSoftmaxLoss(tree, eps).cuda(), logits.cuda(), labels.cuda())
+        assert_same(actual, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -138,9 +138,9 @@ def test_no_loss_waits_for_the_gpu_and_each_equals_that_of_the_cpu(fall11: Seman
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_accuracy_does_not_wait_and_equals_that_of_the_cpu(fall11: SemanticTree, dtype: torch.dtype) -> None:
     logits, labels = make_batch(fall11, dtype)
-    wanted, found = SemanticAccuracy(fall11), SemanticAccuracy(fall11, "cuda")
+    wanted, actual = SemanticAccuracy(fall11), SemanticAccuracy(fall11, "cuda")
     wanted.update(logits, labels)
     logits, labels = logits.cuda(), labels.cuda()
     with no_waiting():
-        found.update(logits, labels)
-    assert torch.equal(found.sums.cpu(), wanted.sums)
+        actual.update(logits, labels)
+    assert torch.equal(actual.sums.cpu(), wanted.sums)

@@ -39,11 +39,11 @@ def cuda() -> Ranks:
 
 def losses(settings: TrainSettings, ranks: Ranks, model: nn.Module | None = None) -> list[float]:
     """Train an epoch of the small network; return the loss of each step."""
-    found = list[float]()
+    actual = list[float]()
 
     class Log:
         def write(self, line: dict[str, float]) -> None:
-            found.append(line["loss"])
+            actual.append(line["loss"])
 
         def close(self) -> None: ...
 
@@ -51,7 +51,7 @@ def losses(settings: TrainSettings, ranks: Ranks, model: nn.Module | None = None
     loader = MemoryLoader(*small_data(), batch_size=settings.batch_size)
     trainer.plan(loader)
     trainer.train_epoch(loader, Tracker(ranks, [Log()], None), lambda: None)  # pyright: ignore[reportArgumentType]
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])

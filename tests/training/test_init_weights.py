@@ -176,9 +176,9 @@ def test_without_a_start_weights_are_random() -> None:
     [("nothing/here", "does not exist"), ("local-dir:/nothing/here", "timm cannot open it")],
 )
 def test_what_cannot_be_had_is_one_line(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as actual:
         load_init(name)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(actual.value)
 
 
 def test_weights_of_another_architecture_are_refused(finished: Path) -> None:

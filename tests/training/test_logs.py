@@ -61,9 +61,9 @@ def test_tensorboard_has_each_step_once_also_after_going_on(tmp_path: Path) -> N
 
     write(tmp_path, range(1, 6), ["tensorboard"])
     write(tmp_path, range(4, 7), ["tensorboard"], after_step=3)
-    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert found.Tags()["scalars"] == ["train/loss"]
-    events = found.Scalars("train/loss")
+    actual = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert actual.Tags()["scalars"] == ["train/loss"]
+    events = actual.Scalars("train/loss")
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in events] == pytest.approx([1 / step for step in range(1, 7)])
 

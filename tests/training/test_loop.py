@@ -53,10 +53,10 @@ def run_training(
 
 def test_a_finished_run_holds_what_the_contract_lists(run_training: Train, run_path: Path, tree: SemanticTree) -> None:
     metrics = run_training(data={"num_train": 96})
-    found = sorted(str(path.relative_to(run_path)) for path in run_path.rglob("*") if path.is_file())
+    actual = sorted(str(path.relative_to(run_path)) for path in run_path.rglob("*") if path.is_file())
     wanted = ["checkpoints/best.pt", "checkpoints/last.pt", "config.json", "config.yaml", "log.jsonl", "metrics.json"]
-    assert found[:-1] == [*wanted, "model.safetensors", "tensorboard/" + found[-2].partition("/")[2]]
-    assert found[-1] == "tree.json"
+    assert actual[:-1] == [*wanted, "model.safetensors", "tensorboard/" + actual[-2].partition("/")[2]]
+    assert actual[-1] == "tree.json"
     assert json.loads((run_path / "metrics.json").read_text()) == metrics
     assert (metrics["num_epochs"], metrics["num_steps"], metrics["num_samples"]) == (3, 18, 80)
     assert SemanticTree.load(run_path / "tree.json") == tree
@@ -247,8 +247,8 @@ def test_the_first_step_makes_the_moving_average_and_later_ones_move_it(
 
 def test_the_last_checkpoints_are_kept(run_training: Train, run_path: Path, settings: TrainSettings) -> None:
     run_training(settings=replace(settings, keep_last=3, save_every_steps=5))
-    found = sorted(path.name for path in (run_path / "checkpoints").iterdir())
-    assert found == ["best.pt", "last.pt", "step-00000012.pt", "step-00000015.pt", "step-00000018.pt"]
+    actual = sorted(path.name for path in (run_path / "checkpoints").iterdir())
+    assert actual == ["best.pt", "last.pt", "step-00000012.pt", "step-00000015.pt", "step-00000018.pt"]
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_newest_whole_one_bit_equal(
@@ -500,7 +500,7 @@ def test_best_is_chosen_by_the_metric_that_is_named(
     ("values", "patience", "every", "num_epochs"),
     [
         ([5, 4, 4, 4, 4, 4], 2, 1, 3),
-        ([5, 4, 6, 4, 6, 9], 2, 1, 5),  # an equal value is no improvement
+        ([5, 4, 6, 4, 6, 9], 2, 1, 5),  # an equal value is not an improvement
         ([1, 2, 3, 4, 5, 6], 1, 1, 6),
         ([5, 4, 9], 2, 2, 4),  # the validations end the epochs 1, 3 and 5
         ([5, 4, 3], 3, 2, 6),

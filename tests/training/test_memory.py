@@ -26,24 +26,24 @@ def estimate(model: nn.Module, **changes: Any) -> dict[str, int]:
 
 def test_every_part_is_what_its_tensors_take() -> None:
     model = network()
-    found = estimate(model, optimizer="adam", ema=0.9)
+    actual = estimate(model, optimizer="adam", ema=0.9)
     num_trained = (INPUTS * 8 + 8) + (8 + 8) + (8 * 2 + 2)
     weights = num_trained * 4 + (8 + 8) * 4 + 8  # running statistics, and an int64 count of batches
     steps = 6 * 4  # Adam counts the steps of each tensor
-    assert found["weights"] == found["ema"] == weights
-    assert found["gradients"] == num_trained * 4
-    assert found["optimizer"] == 2 * num_trained * 4 + steps
-    assert found["images"] == BATCH * INPUTS * 4
+    assert actual["weights"] == actual["ema"] == weights
+    assert actual["gradients"] == num_trained * 4
+    assert actual["optimizer"] == 2 * num_trained * 4 + steps
+    assert actual["images"] == BATCH * INPUTS * 4
     # What ReLU and batch norm hand on, eight numbers each, and batch norm's mean and deviation.
-    assert found["activations"] == BATCH * (8 + 8) * 4 + 2 * 8 * 4
-    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+    assert actual["activations"] == BATCH * (8 + 8) * 4 + 2 * 8 * 4
+    assert actual["total"] == sum(size for name, size in actual.items() if name != "total")
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
 def test_activations_are_what_a_real_forward_pass_keeps(name: str) -> None:
     model = timm.create_model(name, num_classes=3).train()
     settings = TrainSettings(image_size=48, batch_size=4, amp="off", model=name)
-    found = estimate_memory(model, settings)["activations"]
+    actual = estimate_memory(model, settings)["activations"]
     saved: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def test_activations_are_what_a_real_forward_pass_keeps(name: str) -> None:
     images = torch.rand(4, 3, 48, 48)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(images)
-    sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in saved}
-    for each in (*model.parameters(), *model.buffers(), images):
-        sizes.pop(each.untyped_storage().data_ptr(), None)
-    assert found == sum(sizes.values())
+    sizes = {item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in saved}
+    for parameter in (*model.parameters(), *model.buffers(), images):
+        sizes.pop(parameter.untyped_storage().data_ptr(), None)
+    assert actual == sum(sizes.values())
     assert output.shape == (4, 3)
 
 
@@ -69,8 +69,8 @@ def test_images_of_any_size_are_counted_without_being_there() -> None:
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("lion", 1), ("adan", 4)])
 def test_each_optimizer_keeps_its_own(optimizer: str, copies: int) -> None:
-    found = estimate(network(), optimizer=optimizer)
-    assert copies * found["gradients"] <= found["optimizer"] <= copies * found["gradients"] + 6 * 8
+    actual = estimate(network(), optimizer=optimizer)
+    assert copies * actual["gradients"] <= actual["optimizer"] <= copies * actual["gradients"] + 6 * 8
 
 
 def test_an_optimizer_that_cannot_be_counted_is_left_out_and_not_guessed() -> None:
@@ -86,9 +86,9 @@ def test_activations_that_depend_on_the_images_values_are_left_out_and_not_guess
         def forward(self, images: Tensor) -> Tensor:
             return self.body(images if images.sum() > 0 else -images)
 
-    found = estimate(Choosy())
-    assert "activations" not in found
-    assert found["gradients"] == estimate(network())["gradients"]
+    actual = estimate(Choosy())
+    assert "activations" not in actual
+    assert actual["gradients"] == estimate(network())["gradients"]
 
 
 def test_a_teacher_counts_with_its_weights() -> None:

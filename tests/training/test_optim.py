@@ -18,7 +18,7 @@ from in21k.training.optim import create_optimizer, scaled_lr, set_lr
 def groups_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """The group of each parameter, by the parameter's name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(each)]: group for group in optimizer.param_groups for each in group["params"]}
+    return {names[id(param)]: group for group in optimizer.param_groups for param in group["params"]}
 
 
 def give_gradients(model: nn.Module, seed: int) -> None:
@@ -129,6 +129,6 @@ def test_arguments_that_an_optimizer_does_not_take_are_named(changes: dict[str, 
 
 
 def test_the_learning_rate_follows_the_batch_only_when_asked() -> None:
-    asked = TrainSettings(lr=0.1, base_batch=128, auto_scale_lr=True)
-    assert [scaled_lr(asked, batch) for batch in (64, 128, 1024)] == pytest.approx([0.05, 0.1, 0.8])
+    request = TrainSettings(lr=0.1, base_batch=128, auto_scale_lr=True)
+    assert [scaled_lr(request, batch) for batch in (64, 128, 1024)] == pytest.approx([0.05, 0.1, 0.8])
     assert scaled_lr(TrainSettings(lr=0.1, base_batch=128), 1024) == 0.1

@@ -138,7 +138,14 @@ def test_every_recipe_that_ships_resolves_to_a_model_that_timm_knows(name: str) 
 
 def test_the_issues_recipes_are_there() -> None:
     baselines = ("resnet50", "resnet101", "resnet152", "efficientnet-b0", "efficientnet-b1", "regnet", "resnext50")
-    names = ["miil", "miil-kd", "miil-scratch", "miil-single-label", "tiny", *(f"pycls-{each}" for each in baselines)]
+    names = [
+        "miil",
+        "miil-kd",
+        "miil-scratch",
+        "miil-single-label",
+        "tiny",
+        *(f"pycls-{name}" for name in baselines),
+    ]
     assert set(names) < set(list_recipes())
 
 
@@ -165,7 +172,7 @@ def test_the_papers_recipes_hold_the_papers_values(name: str, changed: dict[str,
 @pytest.mark.parametrize(
     ("name", "on_8_gpus", "weight_decay", "test_size"),
     [
-        *((f"pycls-{each}", 0.2, 5e-5, 256) for each in ("resnet50", "resnet101", "resnet152", "resnext50")),
+        *((f"pycls-{word}", 0.2, 5e-5, 256) for word in ("resnet50", "resnet101", "resnet152", "resnext50")),
         ("pycls-regnet", 0.4, 5e-5, 256),
         ("pycls-efficientnet-b0", 0.4, 1e-5, 256),
         ("pycls-efficientnet-b1", 0.4, 1e-5, 274),

@@ -19,13 +19,13 @@ def sgd(lr: float = PEAK) -> torch.optim.SGD:
 
 def rates(schedule: LRScheduler, total: int) -> list[float]:
     """The learning rates that a torch schedule sets, step by step."""
-    found: list[float] = []
+    items: list[float] = []
     for step in range(total):
-        found.append(schedule.optimizer.param_groups[0]["lr"])
+        items.append(schedule.optimizer.param_groups[0]["lr"])
         schedule.optimizer.step()
         if step < total - 1:
             schedule.step()
-    return found
+    return items
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 0.1), (7, 0.1), (13, 0.3), (1000, 0.1), (2, 0.1), (20, 0.0)])

@@ -62,9 +62,9 @@ def test_without_a_recipe_the_defaults_are_the_papers() -> None:
     ],
 )
 def test_a_set_takes_the_kind_of_its_setting(text: str, name: str, value: object) -> None:
-    found = getattr(resolve_settings(settings=parse_sets([text])), name)
-    assert found == value
-    assert type(found) is type(value)
+    actual = getattr(resolve_settings(settings=parse_sets([text])), name)
+    assert actual == value
+    assert type(actual) is type(value)
 
 
 @pytest.mark.parametrize(

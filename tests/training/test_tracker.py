@@ -42,5 +42,5 @@ def test_on_a_gpu_the_wait_for_data_is_that_of_the_device(monkeypatch: pytest.Mo
     watched = tracker.watch(batches())
     for _ in range(3):
         next(watched)
-        DeviceEvent.queued_ms += 100  # a step, which is no wait
+        DeviceEvent.queued_ms += 100  # a step, which is not a wait
     assert tracker._wait_s() == pytest.approx(3 * 0.015)

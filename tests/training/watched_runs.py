@@ -63,7 +63,7 @@ def assert_equal_runs(folder: Path, whole: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     varying = ("images_per_s", "data_wait", "memory_mb")
     kept = [
-        [{key: value for key, value in line.items() if key not in varying} for line in lines_of(each)]
-        for each in (folder, whole)
+        [{key: value for key, value in line.items() if key not in varying} for line in lines_of(item)]
+        for item in (folder, whole)
     ]
     assert kept[0] == kept[1]

@@ -170,5 +170,5 @@ def _on_grid(patches: Tensor, model: nn.Module) -> Tensor:
     grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     height, width = grid if grid and math.prod(grid) == num_patches else (math.isqrt(num_patches),) * 2
     if height * width != num_patches:
-        raise ValueError(f"the {num_patches} tokens of {type(model).__name__} are no square of patches")
+        raise ValueError(f"the {num_patches} tokens of {type(model).__name__} do not make a square of patches")
     return patches.reshape(-1, height, width)

@@ -39,7 +39,7 @@ _LOG_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How images that are no shards yet are packed into shards; None takes the default.
+    """How images that are not yet in shards are packed into them; None takes the default.
 
     val_data:        class folders, a list or annotation files for validation.
     val_share:       without val_data: the share of each class to hold back for validation, 0 <= x < 1 (0.1).

@@ -24,7 +24,7 @@ class Levels(nn.Module):
     ancestors: int64 (num_classes, K): per class the class index of its ancestor-or-self in each hierarchy; -1 in those
                below its own level, which are the last ones of its row.
 
-    The tensors move with the module and are no part of its state dict: the tree makes them.
+    The tensors move with the module and stay out of its state dict: the tree makes them.
     Raises ValueError where no level holds two classes.
     """
 

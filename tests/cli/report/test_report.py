@@ -262,8 +262,8 @@ def test_saved_predictions_stand_in_for_the_network(trained: Path, shards: Path,
     page = Page(out)
     assert page.rows("classes")["F1, mean over classes"] == [f"{measured['macro_f1']:.2f} %"]
     pairs = page.rows("mistakes")
-    for each in measured["confusions"]:
-        assert each["name"] in pairs
+    for confusion in measured["confusions"]:
+        assert confusion["name"] in pairs
     assert "img" not in page.tags
     for section in ("looks", "features"):
         assert "--data SHARDS" in page.sections[section]
@@ -310,7 +310,7 @@ def test_predictions_of_other_weights_or_of_other_images_are_refused(
     del content["provenance"]["fingerprint"]
     pq.write_table(table.replace_schema_metadata({b"in21k": json.dumps(content)}), nameless)
     out = tmp_path / "out.html"
-    for words, said in (
+    for words, item in (
         ((trained, out, "--predictions", strange), "holds no answers of run with its weights 'last': it was made from"),
         ((trained, out, "--predictions", strange, "--data", shards), str(retrained)),
         ((trained, out, "--predictions", nameless), "(fingerprint None, wanted "),
@@ -325,7 +325,7 @@ def test_predictions_of_other_weights_or_of_other_images_are_refused(
     ):
         result = run("report", *words)
         assert (result.exit_code, result.stdout) == (2, ""), words
-        assert said in result.stderr
+        assert item in result.stderr
         assert result.stderr.count("\n") == 1
         assert not out.exists()
     run_json("report", trained, retrained, out, "--predictions", own, "--predictions", strange)
@@ -569,8 +569,8 @@ def test_a_run_of_several_labels_has_no_classes_to_confuse(
     run_json("report", labels_run, tmp_path / "one.html", "--look", image)
     (answer,) = run_json("predict", labels_run, image)
     likeliest = answer["top5"][0]
-    said = f"{likeliest['name']} {100 * likeliest['probability']:.0f} %"
-    assert said in Page(tmp_path / "one.html").sections["looks"]
+    message = f"{likeliest['name']} {100 * likeliest['probability']:.0f} %"
+    assert message in Page(tmp_path / "one.html").sections["looks"]
     assert run("report", trained, labels_run, tmp_path / "both.html", "--data", shards, "--images", 2).exit_code == 0
     page = Page(tmp_path / "both.html")
     for section in ("classes", "features"):
@@ -606,7 +606,7 @@ def test_example_images_of_a_pair_are_those_that_were_so_confused(trained: Path,
         right = [key for index, key in enumerate(keys) if answers(index, answer, answer)]
         assert len(wrong) == pair["count"]
         pixels = read_images(data, data.split("val"), [*wrong[:4], *right[:3]])
-        uris = [data_uri(Image.fromarray(each)) for each in pixels if each is not None]
+        uris = [data_uri(Image.fromarray(pixel)) for pixel in pixels if pixel is not None]
         assert re.findall(r'src="(data:[^"]+)"', shown) == uris
 
 

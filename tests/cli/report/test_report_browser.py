@@ -299,7 +299,7 @@ def long_names(folder: Path, name: str) -> None:
 def test_a_page_is_as_wide_as_a_phone_whatever_names_hold(
     browser: Any, prepared: Path, trained: Path, shards: Path, tmp_path: Path, name: str
 ) -> None:
-    folders = [Path(shutil.copytree(each, tmp_path / f"{name}{n}")) for n, each in enumerate((prepared, trained))]
+    folders = [Path(shutil.copytree(item, tmp_path / f"{name}{n}")) for n, item in enumerate((prepared, trained))]
     data = Path(shutil.copytree(shards, tmp_path / "shards"))
     for folder in (*folders, data):
         long_names(folder, name)

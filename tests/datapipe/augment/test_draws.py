@@ -24,8 +24,8 @@ def test_a_samples_numbers_are_its_own_wherever_a_batch_begins(
 
 
 def test_seeds_epochs_and_samples_have_numbers_of_their_own() -> None:
-    found = [draws.philox_uniforms(seed, epoch, 0, 5) for seed in range(3) for epoch in range(3)]
-    assert len(np.unique(np.concatenate(found))) == 45 * draws.DRAWS_PER_SAMPLE
+    items = [draws.philox_uniforms(seed, epoch, 0, 5) for seed in range(3) for epoch in range(3)]
+    assert len(np.unique(np.concatenate(items))) == 45 * draws.DRAWS_PER_SAMPLE
 
 
 def test_small_draws_are_these_for_ever() -> None:
@@ -56,8 +56,8 @@ def test_windows_are_distributed_as_torchvisions(height: int, width: int) -> Non
     theirs = np.array([list(crop.make_params([image]).values())[:4] for _ in range(count)])
     for column in range(4):
         for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
-            found, wanted = np.quantile(ours[:, column], quantile), np.quantile(theirs[:, column], quantile)
-            assert found == pytest.approx(wanted, abs=0.03 * max(height, width))
+            actual, wanted = np.quantile(ours[:, column], quantile), np.quantile(theirs[:, column], quantile)
+            assert actual == pytest.approx(wanted, abs=0.03 * max(height, width))
 
 
 @pytest.mark.parametrize(

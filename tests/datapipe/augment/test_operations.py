@@ -78,9 +78,9 @@ def test_an_operation_is_that_of_pillow(
 ) -> None:
     """Within a grey level, on average and at 19 values of 20; only at the edge of what comes into view more."""
     wanted = np.asarray(by_pillow(image, name, value)).astype(int)
-    found = apply_op(np.asarray(image), name, value)
-    assert (found.dtype, found.shape) == (np.uint8, wanted.shape)
-    difference = np.abs(found - wanted)
+    actual = apply_op(np.asarray(image), name, value)
+    assert (actual.dtype, actual.shape) == (np.uint8, wanted.shape)
+    difference = np.abs(actual - wanted)
     assert difference.mean() < 1, difference.mean()
     assert np.quantile(difference, 0.95) <= 1
 

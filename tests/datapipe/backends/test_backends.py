@@ -94,11 +94,11 @@ def test_auto_takes_dali_on_a_gpu_and_else_the_fastest_on_the_cpu(
 
 
 def test_every_backend_says_whether_it_can_be_used(without_extras: None, without_gpu: None) -> None:
-    found = available_backends()
-    assert list(found) == list(BACKENDS)
-    assert found["torch"] is None
-    assert "DALI is not installed" in str(found["dali_cpu"])
-    assert "pip install 'in21k[webdataset]'" in str(found["webdataset"])
+    actual = available_backends()
+    assert list(actual) == list(BACKENDS)
+    assert actual["torch"] is None
+    assert "DALI is not installed" in str(actual["dali_cpu"])
+    assert "pip install 'in21k[webdataset]'" in str(actual["webdataset"])
 
 
 @pytest.mark.parametrize(

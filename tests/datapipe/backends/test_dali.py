@@ -63,10 +63,10 @@ def test_an_error_comes_in_its_place_and_leaves_no_thread() -> None:
             raise OSError("gone")
         return number
 
-    threads, found = threading.active_count(), list[int]()
+    threads, actual = threading.active_count(), list[int]()
     with pytest.raises(OSError, match="gone"):
-        found.extend(read_ahead(read, range(9)))
-    assert found == [0, 1]
+        actual.extend(read_ahead(read, range(9)))
+    assert actual == [0, 1]
     assert threading.active_count() == threads
 
 
@@ -83,11 +83,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     from nvidia.dali import fn
     from nvidia.dali import pipeline as dali_pipeline
 
-    found: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
 
     def noting(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
         def call(*inputs: Any, **arguments: Any) -> Any:
-            found[name] = arguments
+            values[name] = arguments
             return operator(*inputs, **arguments)
 
         return call
@@ -95,7 +95,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     for module, name in ((fn.decoders, "image"), (fn.decoders, "image_slice"), (fn, "crop_mirror_normalize")):
         monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
     monkeypatch.setattr(dali_pipeline.Pipeline, "build", lambda _: None)
-    return found
+    return values
 
 
 def settings_of(**changed: Any) -> LoaderConfig:
@@ -105,35 +105,35 @@ def settings_of(**changed: Any) -> LoaderConfig:
 @pytest.mark.parametrize(("load", "wanted"), [(None, HW_DECODER_LOAD), (0.0, 0.0), (0.8, 0.8)])
 @pytest.mark.parametrize(("augment", "decoder"), [("none", "image"), ("inception", "image_slice")])
 def test_the_gpus_decoders_get_the_hardwares_share(
-    asked: dict[str, dict[str, Any]], load: float | None, wanted: float, augment: str, decoder: str
+    request: dict[str, dict[str, Any]], load: float | None, wanted: float, augment: str, decoder: str
 ) -> None:
     settings = settings_of(augment=augment, hw_decoder_load=load, device=GPU)
     build_pipeline(settings, no_inputs, threads=3, device_id=1)
-    assert asked[decoder]["hw_decoder_load"] == wanted
-    assert asked[decoder]["device"] == "mixed"
+    assert request[decoder]["hw_decoder_load"] == wanted
+    assert request[decoder]["device"] == "mixed"
     if decoder == "image_slice":
-        assert {"start", "shape"} <= asked[decoder].keys()  # only the window is decoded
+        assert {"start", "shape"} <= request[decoder].keys()  # only the window is decoded
     build_pipeline(settings_of(augment=augment), no_inputs, threads=3, device_id=None)
-    assert "hw_decoder_load" not in asked[decoder]
-    assert asked[decoder]["device"] == "cpu"
+    assert "hw_decoder_load" not in request[decoder]
+    assert request[decoder]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("augment", ["none", "inception"])
-def test_the_gpus_decoder_allocates_for_the_largest_image(asked: dict[str, dict[str, Any]], augment: str) -> None:
+def test_the_gpus_decoder_allocates_for_the_largest_image(request: dict[str, dict[str, Any]], augment: str) -> None:
     settings = settings_of(augment=augment, device=GPU)
     build_pipeline(settings, no_inputs, threads=3, device_id=1, largest_sides=(224, 300))
-    decoder = asked["image_slice" if settings.policy.crops else "image"]
+    decoder = request["image_slice" if settings.policy.crops else "image"]
     assert (decoder["device_memory_padding"], decoder["host_memory_padding"]) == (2**20, 2**20)
     assert (decoder["preallocate_height_hint"], decoder["preallocate_width_hint"]) == (224, 300)
     assert memory_hints((9000, 9000))["device_memory_padding"] == 16 * 2**20
     build_pipeline(settings, no_inputs, threads=3, device_id=None, largest_sides=(224, 300))
-    assert "device_memory_padding" not in asked["image_slice" if settings.policy.crops else "image"]
+    assert "device_memory_padding" not in request["image_slice" if settings.policy.crops else "image"]
 
 
 @pytest.mark.parametrize("augment", ["none", "miil", "inception", "inception-ra"])
 @pytest.mark.parametrize("crop_pct", [None, 0.9])
 def test_every_graph_can_be_drawn_for_a_gpu(
-    asked: dict[str, dict[str, Any]], augment: str, crop_pct: float | None
+    request: dict[str, dict[str, Any]], augment: str, crop_pct: float | None
 ) -> None:
     settings = settings_of(augment=augment, crop_pct=crop_pct if augment == "none" else None, device=GPU)
     pipeline = build_pipeline(settings, no_inputs, threads=3, device_id=1)
@@ -152,14 +152,14 @@ def test_every_graph_can_be_drawn_for_a_gpu(
     ],
 )
 def test_a_gpus_pipeline_makes_the_type_and_layout_itself(
-    asked: dict[str, dict[str, Any]], dtype: torch.dtype, channels_last: bool, layout: str, made: str
+    request: dict[str, dict[str, Any]], dtype: torch.dtype, channels_last: bool, layout: str, made: str
 ) -> None:
     from nvidia.dali import types
 
     normalize = None if dtype == torch.uint8 else "imagenet"
     settings = settings_of(dtype=dtype, channels_last=channels_last, normalize=normalize, device=GPU)
     build_pipeline(settings, no_inputs, threads=1, device_id=1)
-    last = asked["crop_mirror_normalize"]
+    last = request["crop_mirror_normalize"]
     assert (last["output_layout"], last["dtype"]) == (layout, getattr(types, made))
 
 
@@ -187,10 +187,10 @@ def test_the_outputs_of_the_dynamic_executor_are_not_copied(make: MakeLoader, mo
 
     monkeypatch.setattr(torch, "from_dlpack", noting)
     loader = make("dali_cpu")
-    found = [images.data_ptr() for images, _ in loader]
+    items = [images.data_ptr() for images, _ in loader]
     assert isinstance(loader, dali.DaliCpuLoader)
     if getattr(loader._pipeline, "exec_dynamic", False):
-        assert found == made
+        assert items == made
     else:
         assert made == []  # DALI 1.34 uses its buffers again
 
@@ -256,7 +256,7 @@ def test_samples_are_tried_on_the_cpu_whatever_the_pipeline_runs_on(
 
     monkeypatch.setattr(nvidia_pipeline.Pipeline, "__init__", noting)
     bad = list(loader._undecodable(np.arange(6)))
-    assert [each.position for each in bad] == [3]
+    assert [item.position for item in bad] == [3]
     assert set(made) == {None}
     loader._scheduled.append(dali._Read(PlannedBatch(np.array([0, 1]), 0, 0), np.array([0, 1]), [], ()))
     error = RuntimeError("out of memory")

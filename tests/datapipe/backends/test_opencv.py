@@ -42,9 +42,9 @@ def test_the_rows_that_are_decoded_are_those_of_the_whole(
     space = "GRAY" if subsampling == "Gray" else "RGB"
     jpeg = simplejpeg.encode_jpeg(pixels, quality, space, subsampling)
     row = max(1, round(part * height))
-    found = decode_down_to(sample_of(jpeg), row)
-    assert len(found) >= row
-    assert np.array_equal(found[:row], decode(jpeg)[:row])
+    actual = decode_down_to(sample_of(jpeg), row)
+    assert len(actual) >= row
+    assert np.array_equal(actual[:row], decode(jpeg)[:row])
 
 
 def test_no_more_rows_are_decoded_than_are_needed(draw: Draw, encode: Encode) -> None:

@@ -248,11 +248,11 @@ def test_the_cache_keeps_its_bound_while_an_epoch_passes_through_it(
 
 def held_files() -> list[str]:
     """Return what this process has open."""
-    found: list[str] = []
+    items: list[str] = []
     for entry in list(os.scandir("/proc/self/fd")):
         with suppress(FileNotFoundError):  # the folder itself, read just now
-            found.append(str(Path(entry.path).readlink()))
-    return found
+            items.append(str(Path(entry.path).readlink()))
+    return items
 
 
 def test_a_network_that_is_cut_in_mid_epoch_and_comes_back_costs_time_alone(
@@ -262,12 +262,12 @@ def test_a_network_that_is_cut_in_mid_epoch_and_comes_back_costs_time_alone(
     url = object_store.upload(many_shards.path, "many")
     wanted = list(make(backend, shards=many_shards, batch_size=4))
     batches = iter(make(backend, shards=url, batch_size=4))
-    found = list(itertools.islice(batches, 1))
+    actual = list(itertools.islice(batches, 1))
     object_store.cut()
     back = threading.Timer(1, object_store.connect)
     back.start()
     try:
-        assert equal(found + list(batches), wanted)
+        assert equal(actual + list(batches), wanted)
     finally:
         back.join()
 

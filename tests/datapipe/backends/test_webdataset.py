@@ -81,9 +81,9 @@ def stored(shard_set: ShardSet) -> dict[str, Counter[tuple[int, bytes]]]:
     def samples(split: str) -> Counter[tuple[int, bytes]]:
         settings = {"batch_size": 1, "image_size": SIZE, "normalize": None, "dtype": torch.uint8, "workers": 1}
         loader = create_loader(shard_set, split=split, backend="torch", **settings)
-        found = samples_of(loader)
+        actual = samples_of(loader)
         loader.close()
-        return Counter(found)
+        return Counter(actual)
 
     return {split: samples(split) for split in ("train", "val")}
 
@@ -117,8 +117,8 @@ def test_pixels_and_labels_are_those_of_the_torch_backend(
         monkeypatch.setattr(cpu_transforms, "find_spec", lambda _name: None)
     else:
         pytest.importorskip("cv2")
-    found = samples_of(open_stream(split=split, batch_size=1, **AS_STORED))
-    assert Counter(found) == stored[split]
+    actual = samples_of(open_stream(split=split, batch_size=1, **AS_STORED))
+    assert Counter(actual) == stored[split]
 
 
 @pytest.mark.parametrize(("augment", "mean"), [("none", 0.5), ("miil", 2.5), ("inception", 0.5), ("inception-ra", 2.5)])
@@ -128,9 +128,9 @@ def test_augmentations_are_those_of_the_other_backends(
     """One worker of validation takes the samples in the plan's order, and so they get the same draws."""
     settings = {"augment": augment, "image_size": 20, "batch_size": 5, "normalize": None, "seed": 2}
     reference = create_loader(shard_set, split="val", backend="torch", workers=1, **settings)
-    found, expected = list(open_stream(split="val", **settings)), list(reference)
+    actual, expected = list(open_stream(split="val", **settings)), list(reference)
     reference.close()
-    for (images, labels), (wanted, wanted_labels) in zip(found, expected, strict=True):
+    for (images, labels), (wanted, wanted_labels) in zip(actual, expected, strict=True):
         assert labels.tolist() == wanted_labels.tolist()
         assert (images - wanted).abs().mean() < mean
 
@@ -202,17 +202,17 @@ def test_every_rank_gets_as_many_batches_as_epoch_samples_says(
     """However few of the uneven shards a rank has, which go round as often as is needed."""
     for rank in range(2):
         loader = open_stream(pattern, rank=rank, world_size=2, workers=2, epoch_samples=epoch_samples, **AS_STORED)
-        found = samples_of(loader)
+        actual = samples_of(loader)
         assert len(loader) == loader.num_left() == batches
-        assert len(found) == 4 * batches
-        assert set(found) <= set(stored["train"])
+        assert len(actual) == 4 * batches
+        assert set(actual) <= set(stored["train"])
 
 
 def test_a_folder_says_itself_how_many_samples_make_an_epoch(open_stream: Make, stored: dict[str, Any]) -> None:
     loader = open_stream(**AS_STORED)
-    found = samples_of(loader)
+    actual = samples_of(loader)
     assert len(loader) == NUM_TRAIN // 4
-    assert Counter(found) == stored["train"]  # of one worker, and full batches: each once
+    assert Counter(actual) == stored["train"]  # of one worker, and full batches: each once
     assert len(open_stream(epoch_samples=100)) == 25
 
 
@@ -239,14 +239,14 @@ def test_the_same_image_is_augmented_otherwise_by_each_rank_each_worker_and_each
     for number in range(1, 4):
         (tmp_path / f"{number}.tar").write_bytes((tmp_path / "0.tar").read_bytes())
     settings = {"augment": "miil", "world_size": 2, "workers": 2, "epoch_samples": 80, **AS_STORED}
-    found = [
+    items = [
         sample
         for rank in range(2)
         for sample in samples_of(open_stream(f"{tmp_path}/{{0..3}}.tar", rank=rank, **settings))
     ]
-    assert len(found) == 80
-    assert len({label for label, _ in found}) == 1
-    assert len({image for _, image in found}) == 80
+    assert len(items) == 80
+    assert len({label for label, _ in items}) == 1
+    assert len({image for _, image in items}) == 80
 
 
 def test_shuffling_goes_across_the_samples_of_a_shard(open_stream: Make, shard: Path) -> None:
@@ -472,7 +472,7 @@ def tar_with(shard: Path, changes: dict[int, dict[str, bytes | None]]) -> bytes:
 def undecodable(shard: Path, number: int) -> bytes:
     """Return a JPEG's header without pixels."""
     with tarfile.open(shard) as tar:
-        (member,) = [each for each in tar.getmembers()[2 * number :][:2] if each.name.endswith(".jpg")]
+        (member,) = [getmember for getmember in tar.getmembers()[2 * number :][:2] if getmember.name.endswith(".jpg")]
         file = tar.extractfile(member)
         assert file
         jpeg = file.read()
@@ -489,10 +489,10 @@ def test_a_corrupt_sample_is_passed_over_counted_and_named_once(
     settings = {"epoch_samples": 24} if split == "train" else {}
     loader = open_stream(f"{tmp_path}/a.tar", split, **settings, **AS_STORED)
     with caplog.at_level(logging.WARNING):
-        found = samples_of(loader)
+        actual = samples_of(loader)
     good = [sample for number, sample in enumerate(whole) if number not in changes]
-    assert set(found) == set(good)
-    assert len(found) == (24 if split == "train" else 6)
+    assert set(actual) == set(good)
+    assert len(actual) == (24 if split == "train" else 6)
     assert loader.num_bad == 3
     messages = [record.getMessage() for record in caplog.records if record.name.endswith("loader")]
     assert len(messages) == 3
@@ -553,15 +553,15 @@ def test_shards_without_any_good_sample_stop_training_whatever_the_rate(
 
 def running(command: str) -> list[int]:
     """Return the processes whose command line is `command`."""
-    found: list[int] = []
+    items: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if b" ".join(words).decode(errors="replace").strip() == command:
-            found.append(int(path.parent.name))
-    return found
+            items.append(int(path.parent.name))
+    return items
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
@@ -652,6 +652,6 @@ def test_a_command_that_prints_little_by_little_is_read_whole(shard: Path) -> No
 def test_a_reading_that_is_left_ends_its_command(shard: Path) -> None:
     members = read_members(f"pipe:cat {shard} {shard} {shard} /dev/zero")
     next(members)
-    assert any("cat" in Path(f"/proc/{each}/cmdline").read_text() for each in descendants())
+    assert any("cat" in Path(f"/proc/{descendant}/cmdline").read_text() for descendant in descendants())
     members.close()  # pyright: ignore
     assert not webdataset_reading._commands

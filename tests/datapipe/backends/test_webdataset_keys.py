@@ -24,7 +24,7 @@ Make = Callable[..., Loader]
 def tar_of_names(shard: Path, names: list[str]) -> bytes:
     """Return a tar of files by these names, each with the content that the first sample of a shard has there."""
     with tarfile.open(shard) as tar:
-        content = {each.name.rpartition(".")[2]: file.read() for each in tar if (file := tar.extractfile(each))}
+        content = {item.name.rpartition(".")[2]: file.read() for item in tar if (file := tar.extractfile(item))}
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as written:
         for name in names:
@@ -75,7 +75,7 @@ def test_keys_that_differ_are_samples_of_their_own(
     path = tmp_path / "keys.tar"
     path.write_bytes(tar_of_names(shard, names))
     assert sum(len(labels) for _, labels in open_stream(str(path), "whole")) == 2
-    assert sum(len(labels) for _, labels in open_stream(f"{path}::{path}", "whole")) == 4  # a shard twice is no mistake
+    assert sum(len(labels) for _, labels in open_stream(f"{path}::{path}", "whole")) == 4  # a shard may come twice
     assert sum(len(labels) for _, labels in open_stream(str(path), epoch_samples=12)) == 12
 
 

@@ -178,7 +178,7 @@ def test_a_stream_that_ends_before_the_batches_it_promised_raises(
 
     whole = BatchStream.__iter__
     monkeypatch.setattr(
-        BatchStream, "__iter__", lambda self: (each for each, _ in zip(whole(self), "ab", strict=False))
+        BatchStream, "__iter__", lambda self: (item for item, _ in zip(whole(self), "ab", strict=False))
     )
     with pytest.raises(RuntimeError, match="backend webdataset ended after 2 of 13 batches of the epoch"):
         list(make("webdataset", batch_size=4))

@@ -80,8 +80,8 @@ def test_a_spread_is_median_least_and_most_of_the_rounds(
 
 def test_percentiles_are_over_the_batches_of_all_rounds() -> None:
     waits = [number / 1000 for number in range(101)]
-    found = latencies_ms([result(latencies=waits[:30]), result(latencies=waits[30:])])
-    assert found == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
+    actual = latencies_ms([result(latencies=waits[:30]), result(latencies=waits[30:])])
+    assert actual == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
 
 
 def test_a_backend_is_summed_up_over_its_windows() -> None:
@@ -90,15 +90,15 @@ def test_a_backend_is_summed_up_over_its_windows() -> None:
         result(images=300, seconds=1.0, cpu_seconds=2.0, children_bytes=3 * 10**6, gpu_bytes=7 * 10**6, num_bad=2),
         result(images=200, seconds=1.0, cpu_seconds=1.0, first_batch_s=0.1),
     ]
-    found = summarize_backend("opencv", warm, [result(images=80, seconds=2.0)])
-    assert found["images_per_s"]["median"] == 200
-    assert found["images_per_core_s"] == 600 / 5
-    assert found["cold_images_per_s"]["median"] == 40
-    assert found["first_batch_s"] == 0.7  # of the first turn, imports of the backend included
-    assert found["memory_mb"] == {"own": 5, "children": 3}
-    assert found["gpu_memory_mb"] == 7
-    assert (found["num_batches"], found["num_bad"]) == (6, 2)
-    assert found["same_samples"]
+    actual = summarize_backend("opencv", warm, [result(images=80, seconds=2.0)])
+    assert actual["images_per_s"]["median"] == 200
+    assert actual["images_per_core_s"] == 600 / 5
+    assert actual["cold_images_per_s"]["median"] == 40
+    assert actual["first_batch_s"] == 0.7  # of the first turn, imports of the backend included
+    assert actual["memory_mb"] == {"own": 5, "children": 3}
+    assert actual["gpu_memory_mb"] == 7
+    assert (actual["num_batches"], actual["num_bad"]) == (6, 2)
+    assert actual["same_samples"]
     assert summarize_backend("opencv", [result(cpu_seconds=0.0)], [])["images_per_core_s"] is None
 
 
@@ -249,16 +249,16 @@ def test_a_budget_sets_the_length_of_trials_and_refuses_what_cannot_be_measured(
 
 def test_a_sweep_names_each_backends_best_combination() -> None:
     sweep = summarize_sweep(swept().warm)
-    assert [(each["backend"], each["workers"], each.get("hw_decoder_load")) for each in sweep] == [
+    assert [(item["backend"], item["workers"], item.get("hw_decoder_load")) for item in sweep] == [
         ("dali_gpu", 1, 1.0),
         ("dali_gpu", 2, 0.65),
         ("dali_gpu", 2, 1.0),
         ("opencv", 1, None),
         ("opencv", 2, None),
     ]
-    assert all(("hw_decoder_load" in each) == (each["backend"] == "dali_gpu") for each in sweep)
+    assert all(("hw_decoder_load" in item) == (item["backend"] == "dali_gpu") for item in sweep)
     best = best_of_sweep(sweep)
-    assert [(each["backend"], each["workers"], each["images_per_s"]["median"]) for each in best] == [
+    assert [(item["backend"], item["workers"], item["images_per_s"]["median"]) for item in best] == [
         ("dali_gpu", 1, 500),
         ("opencv", 2, 200),
     ]
@@ -267,7 +267,7 @@ def test_a_sweep_names_each_backends_best_combination() -> None:
 
 def test_the_table_of_backends_shows_the_requested_configuration() -> None:
     result = summarize(swept(), settings_of(workers=2, sweep=(1, 2), sweep_loads=(0.65, 1.0)))
-    rates = {each["backend"]: each["images_per_s"]["median"] for each in result["backends"]}
+    rates = {backend["backend"]: backend["images_per_s"]["median"] for backend in result["backends"]}
     assert rates == {"dali_gpu": 400, "opencv": 200}
     assert len(result["sweep"]) == 5
     assert summarize(swept(), settings_of(workers=2))["sweep"] == []
@@ -315,12 +315,12 @@ def test_a_trial_counts_the_batches_of_its_time(backend: str, shard_set: ShardSe
     runner.close()
     assert first is not None
     assert second is not None
-    for found in (first, second):
-        assert found.images == BATCH * len(found.latencies) > 0
-        assert sum(found.latencies) <= found.seconds
-        assert found.own_bytes > 0
-        assert found.gpu_bytes is None
-        assert found.num_bad == 0
+    for item in (first, second):
+        assert item.images == BATCH * len(item.latencies) > 0
+        assert sum(item.latencies) <= item.seconds
+        assert item.own_bytes > 0
+        assert item.gpu_bytes is None
+        assert item.num_bad == 0
     assert first.first_batch_s is not None
     assert second.first_batch_s is None
     assert set(descendants()) <= set(before)
@@ -330,23 +330,23 @@ def test_a_loader_is_recreated_for_another_configuration(shard_set: ShardSet) ->
     runner = BackendRunner(shard_set, "opencv", settings_of())
     results = [runner.run(Trial(BackendConfig(workers), 0.05)) for workers in (1, 1, 2, 1)]
     runner.close()
-    assert [found is not None and found.first_batch_s is not None for found in results] == [True, False, True, True]
+    assert [result is not None and result.first_batch_s is not None for result in results] == [True, False, True, True]
 
 
 def test_small_data_are_read_for_several_epochs(shard_set: ShardSet) -> None:
     runner = BackendRunner(shard_set, "torch", settings_of(batch_size=26))
-    found = runner.run(Trial(BackendConfig(1), 0.6))
+    output = runner.run(Trial(BackendConfig(1), 0.6))
     runner.close()
-    assert found is not None
-    assert found.num_epochs >= 2
+    assert output is not None
+    assert output.num_epochs >= 2
 
 
 def test_a_cold_trial_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> None:
     runner = BackendRunner(shard_set, backend, settings_of())
-    found = runner.run(Trial(BackendConfig(1), 60.0, cold=True))
-    assert found is not None
-    assert found.images == (NUM_TRAIN // BATCH - 3) * BATCH  # the clock starts once the worker is in its stride
-    assert found.num_epochs == 1
+    output = runner.run(Trial(BackendConfig(1), 60.0, cold=True))
+    assert output is not None
+    assert output.images == (NUM_TRAIN // BATCH - 3) * BATCH  # the clock starts once the worker is in its stride
+    assert output.num_epochs == 1
     runner.close()
     alone = BackendRunner(shard_set, backend, settings_of(batch_size=NUM_TRAIN))
     assert alone.run(Trial(BackendConfig(1), 60.0, cold=True)) is None
@@ -355,22 +355,22 @@ def test_a_cold_trial_ends_with_the_epoch(backend: str, shard_set: ShardSet) -> 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_reading_alone_reads_the_planned_samples(workers: int, shard_set: ShardSet) -> None:
-    found = read_samples(shard_set.split("train"), settings_of(workers=workers, seconds=60.0))
-    assert found.images == NUM_TRAIN // BATCH * BATCH
-    assert 0 < found.num_bytes <= int(shard_set.split("train").num_bytes.sum())
+    actual = read_samples(shard_set.split("train"), settings_of(workers=workers, seconds=60.0))
+    assert actual.images == NUM_TRAIN // BATCH * BATCH
+    assert 0 < actual.num_bytes <= int(shard_set.split("train").num_bytes.sum())
     whole = read_samples(shard_set.split("train"), settings_of(batch_size=4, workers=workers, seconds=60.0))
     assert (whole.images, whole.num_bytes) == (NUM_TRAIN, int(shard_set.split("train").num_bytes.sum()))
 
 
 def test_a_backend_that_fails_is_named_and_the_others_go_on(shard_set: ShardSet) -> None:
     settings, progress = settings_of(rounds=1), list[Any]()
-    found = measure(shard_set, [BACKENDS[0], "nonesuch"], settings, on_progress=progress.append)
-    result = summarize(found, settings)
-    assert [each["backend"] for each in result["backends"]] == [BACKENDS[0]]
+    actual = measure(shard_set, [BACKENDS[0], "nonesuch"], settings, on_progress=progress.append)
+    result = summarize(actual, settings)
+    assert [backend["backend"] for backend in result["backends"]] == [BACKENDS[0]]
     assert list(result["failed"]) == ["nonesuch"]
     assert "backend 'nonesuch' is unknown" in result["failed"]["nonesuch"]
     assert result["verdict"].startswith(f"{BACKENDS[0]} gives ")
-    assert all(0 <= each.fraction < 1 for each in progress)
+    assert all(0 <= item.fraction < 1 for item in progress)
     left = [Path(f"/proc/{process}/cmdline").read_text() for process in descendants()]
     assert [line for line in left if "spawn_main" in line] == []
 
@@ -395,7 +395,7 @@ def test_a_batch_larger_than_the_split_is_refused(shard_set: ShardSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"seconds": float("nan")}, "seconds is nan"),
@@ -407,8 +407,8 @@ def test_a_batch_larger_than_the_split_is_refused(shard_set: ShardSet) -> None:
         ({"workers": 0}, "workers is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         settings_of(**changed)
 
 

@@ -37,13 +37,13 @@ def listing(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(("num_raw", "kept"), [(0, False), (499, False), (500, False), (501, True)])
 def test_a_class_is_kept_when_it_has_more_than_the_threshold(num_raw: int, kept: bool) -> None:
-    found = members(*(f"{number}.jpg" for number in range(num_raw)))
-    assert SelectSettings(rare_threshold=500).keeps(None, found) is kept
+    actual = members(*(f"{number}.jpg" for number in range(num_raw)))
+    assert SelectSettings(rare_threshold=500).keeps(None, actual) is kept
 
 
 def test_a_threshold_of_zero_drops_empty_classes_alone() -> None:
     settings = SelectSettings(rare_threshold=0)
-    assert [settings.keeps(None, found) for found in ([], members("a.jpg"))] == [False, True]
+    assert [settings.keeps(None, item) for item in ([], members("a.jpg"))] == [False, True]
 
 
 @pytest.mark.parametrize("verdict", [True, False])
@@ -56,9 +56,9 @@ def test_a_verdict_needs_no_count(verdict: bool) -> None:
     ("splits", "kept"), [(("train", "val"), True), (("val",), True), (("small",), False), (("train", "small"), True)]
 )
 def test_a_split_of_the_sources_own_decides_without_a_threshold(splits: tuple[str, ...], kept: bool) -> None:
-    found = [member for split in splits for member in members("a.jpg", split=split)]
-    assert SelectSettings(rare_threshold=500).keeps(None, found) is kept
-    assert SelectSettings(rare_threshold=0).keeps(None, found) is kept
+    items = [member for split in splits for member in members("a.jpg", split=split)]
+    assert SelectSettings(rare_threshold=500).keeps(None, items) is kept
+    assert SelectSettings(rare_threshold=0).keeps(None, items) is kept
 
 
 def test_named_classes_and_subtrees_are_judged_by_name_alone() -> None:
@@ -78,20 +78,20 @@ def test_the_first_members_are_for_validation_and_each_is_in_one_split(
     chosen = split_members("n1", members, SelectSettings(val_per_class=val_per_class))
     order = [(split, key) for split, key, _ in chosen]
     assert order == sorted(set(order))
-    assert len({each.key for each in chosen}) == len(members)
-    places = {split: sorted(each.member.offset for each in chosen if each.split == split) for split in ("train", "val")}
+    assert len({item.key for item in chosen}) == len(members)
+    places = {split: sorted(item.member.offset for item in chosen if item.split == split) for split in ("train", "val")}
     assert places["val"] == list(range(min(val_per_class, len(members))))
     assert places["train"] == list(range(len(places["val"]), len(members)))
 
 
 def test_a_split_of_the_sources_own_is_kept() -> None:
-    found = [
+    items = [
         *members("a.jpg", "b.jpg", split="train"),
         *members("c.jpg", split="val"),
         *members("d.jpg", split="small"),
     ]
-    chosen = split_members("n1", found, SelectSettings(val_per_class=2))
-    assert [(each.split, each.name) for each in chosen] == [
+    chosen = split_members("n1", items, SelectSettings(val_per_class=2))
+    assert [(item.split, item.name) for item in chosen] == [
         ("train", "a.jpg"),
         ("train", "b.jpg"),
         ("train", "d.jpg"),
@@ -100,16 +100,16 @@ def test_a_split_of_the_sources_own_is_kept() -> None:
 
 
 def test_a_list_names_the_validation_images_instead(listing: Callable[..., Path]) -> None:
-    found = [*members("a.jpg", "b.jpg", "c/d.jpg", split="train"), *members("n1_e.png", "f g.jpg", split="val")]
+    items = [*members("a.jpg", "b.jpg", "c/d.jpg", split="train"), *members("n1_e.png", "f g.jpg", split="val")]
     path = listing("n1_a", "n1/b.jpg", "some/where/n1/n1_e.png", "./n1/f g.jpg")
-    chosen = split_members("n1", found, SelectSettings(val_list=path))
-    assert [each.name for each in chosen if each.split == "val"] == ["a.jpg", "b.jpg", "n1_e.png", "f g.jpg"]
+    chosen = split_members("n1", items, SelectSettings(val_list=path))
+    assert [item.name for item in chosen if item.split == "val"] == ["a.jpg", "b.jpg", "n1_e.png", "f g.jpg"]
 
 
 def test_a_path_names_the_image_of_its_suffix_and_no_other(listing: Callable[..., Path]) -> None:
     """Both have the stem `a`, so the key of the second has a number."""
     chosen = split_members("n1", members("a.jpg", "a.png"), SelectSettings(val_list=listing("n1/a.png")))
-    assert [(each.split, each.name, each.key) for each in chosen] == [
+    assert [(item.split, item.name, item.key) for item in chosen] == [
         ("train", "a.jpg", "n1_a"),
         ("val", "a.png", "n1_a-2"),
     ]
@@ -127,18 +127,18 @@ def test_a_path_names_the_image_of_its_suffix_and_no_other(listing: Callable[...
     ],
 )
 def test_a_path_of_a_list_ends_in_class_and_name(line: str, name: str, listing: Callable[..., Path]) -> None:
-    found = [Member(name, f"elsewhere/n01440764/{name}", 0, 1)]
-    chosen = split_members("n01440764", found, SelectSettings(val_list=listing(line)))
-    assert [each.split for each in chosen] == ["val"]
-    assert [each.split for each in split_members("n2", found, SelectSettings(val_list=listing(line)))] == ["train"]
+    items = [Member(name, f"elsewhere/n01440764/{name}", 0, 1)]
+    chosen = split_members("n01440764", items, SelectSettings(val_list=listing(line)))
+    assert [item.split for item in chosen] == ["val"]
+    assert [member.split for member in split_members("n2", items, SelectSettings(val_list=listing(line)))] == ["train"]
 
 
 @pytest.mark.parametrize("folder", ["my cats", class_id("my cats"), "data//my cats/"])
 def test_a_path_or_key_of_a_list_names_its_class_in_either_form(folder: str, listing: Callable[..., Path]) -> None:
-    found = [Member("x.jpg", "my cats/x.jpg", 0, 1), Member("y.jpg", "my cats/y.jpg", 0, 1)]
+    items = [Member("x.jpg", "my cats/x.jpg", 0, 1), Member("y.jpg", "my cats/y.jpg", 0, 1)]
     for line in (f"{folder}/x.jpg", f"{folder}/x"):
-        chosen = split_members(class_id("my cats"), found, SelectSettings(val_list=listing(line)))
-        assert [(each.split, each.name) for each in chosen] == [("train", "y.jpg"), ("val", "x.jpg")]
+        chosen = split_members(class_id("my cats"), items, SelectSettings(val_list=listing(line)))
+        assert [(item.split, item.name) for item in chosen] == [("train", "y.jpg"), ("val", "x.jpg")]
 
 
 def test_checksums_may_be_short_or_long_and_of_either_case(listing: Callable[..., Path]) -> None:

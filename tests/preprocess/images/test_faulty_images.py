@@ -26,8 +26,8 @@ from .stored_images import KEEP, Decode, Draw, Encode, check_stored, difference,
     ids=["empty", "text", "zeros", "the beginning of a JPEG"],
 )
 def test_what_is_no_image_is_rejected(resizer: str, data: bytes, reason: str | None) -> None:
-    found = reject_reason(data, ImageSettings(resizer=resizer))
-    assert found == reason or reason is None
+    actual = reject_reason(data, ImageSettings(resizer=resizer))
+    assert actual == reason or reason is None
 
 
 @pytest.mark.parametrize("image_format", ["TIFF", "PPM", "PDF"])
@@ -224,7 +224,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
 
 
 def odd_png() -> bytes:
-    """Make a PNG of 8 x 8 whose colour profile is no profile, which libpng warns of."""
+    """Make a PNG of 8 x 8 with a broken colour profile, which libpng warns of."""
     profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(b"junk" * 50))
     return png(8, 8, profile, chunk(b"IDAT", zlib.compress(bytes(8 * 25))))
 

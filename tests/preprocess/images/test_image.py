@@ -199,8 +199,8 @@ def test_grey_pictures_are_the_same_to_every_reader(draw: Draw, encode: Encode, 
         wanted = np.asarray(decode(stored).convert("RGB"))
         assert (wanted == np.asarray(decode(stored))[..., None]).all()
         for reader, read in READERS.items():
-            found = read(np.frombuffer(stored, np.uint8).copy())
-            assert found is None or np.array_equal(found, wanted), reader
+            text = read(np.frombuffer(stored, np.uint8).copy())
+            assert text is None or np.array_equal(text, wanted), reader
 
 
 def read_by_opencv(data: np.ndarray) -> np.ndarray | None:
@@ -327,8 +327,8 @@ def test_every_format_is_known_in_a_process_that_has_opened_no_image_before(
         "print(store_image(sys.stdin.buffer.read(), ImageSettings()).source_format)"
     )
     data = encode(draw(), image_format, **options)
-    found = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
-    assert found.stdout.decode().strip() == image_format
+    output = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    assert output.stdout.decode().strip() == image_format
 
 
 def test_pillow_names_its_version() -> None:

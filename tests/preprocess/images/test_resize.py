@@ -87,8 +87,8 @@ def test_a_picture_that_is_turned_is_reduced_by_the_sides_it_then_has(
     data, turn = encode(draw(400, 200), quality=95), {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}
     upright = decode(data).transpose(turn[orientation])
     target = (upright.width // 4, upright.height // 4)
-    found = PillowResizer().resized(open_image(data), orientation, Target(*target))
-    assert np.abs(np.asarray(found, float) - np.asarray(upright.resize(target, BILINEAR), float)).mean() < 3
+    actual = PillowResizer().resized(open_image(data), orientation, Target(*target))
+    assert np.abs(np.asarray(actual, float) - np.asarray(upright.resize(target, BILINEAR), float)).mean() < 3
 
 
 @pytest.mark.parametrize("options", [{"keep_rgb": True}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}])

@@ -215,8 +215,8 @@ def test_a_sparse_member_that_is_large_unpacked_is_a_reject_and_no_cut_off_archi
     source = tmp_path / "raw.tar"
     headers = {"GNU.sparse.map": "0,3", "GNU.sparse.realsize": "99999999", "path": "n1/x.jpg"}
     source.write_bytes(with_pax(headers, "n1/y.jpg"))
-    [found], _ = scanned(source)
-    with found.open() as contents:
+    [actual], _ = scanned(source)
+    with actual.open() as contents:
         assert [member.path for member in contents.members] == ["n1/y.jpg"]
         assert reasons(contents.rejects) == {"x.jpg": "not a regular file"}
 

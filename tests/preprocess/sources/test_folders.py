@@ -166,16 +166,16 @@ class Everywhere:
         return [open_raw_tar(self._hand_over(content, way)) for way in WAYS if "stdin" not in way]
 
     def prepare(self, names: list[str], **options: Any) -> PreparedSet:
-        found: list[PreparedSet] = []
+        items: list[PreparedSet] = []
         for way in ("folder", *WAYS):
             self._count += 1
             content = write_tar((name, self._photo_of(name)) for name in names)
             source = open_folder(self.folder(names)) if way == "folder" else open_raw_tar(self._hand_over(content, way))
-            found.append(prepared_of(source, self.tmp_path / f"out {self._count}", **options))
-        for other in found[1:]:
-            assert tables_of(other.path) == tables_of(found[0].path)
-            assert facts_of(other) == facts_of(found[0])
-        return found[0]
+            items.append(prepared_of(source, self.tmp_path / f"out {self._count}", **options))
+        for other in items[1:]:
+            assert tables_of(other.path) == tables_of(items[0].path)
+            assert facts_of(other) == facts_of(items[0])
+        return items[0]
 
     def refused(self, names: list[str], **options: Any) -> list[str]:
         errors: list[str] = []
@@ -211,19 +211,19 @@ def names_in(*folders: str, count: int = 2) -> list[str]:
 @pytest.mark.parametrize("root", ["", "my data/"])
 def test_a_users_split_is_kept(root: str, val: str, everywhere: Everywhere) -> None:
     names = names_in(*(f"{root}{split}/{name}" for split in ("train", val) for name in ("big dog", "n01503061")))
-    found = stored(everywhere.prepare(names))
+    actual = stored(everywhere.prepare(names))
     dog = class_id("big dog")
     wanted = [(split, wnid) for split in ("train", "val") for wnid in (dog, "n01503061") for _ in range(2)]
-    assert [(split, wnid) for split, wnid, _ in found] == wanted
-    assert [each[:2] for each in everywhere.finetuned(names)] == [each[:2] for each in found]
+    assert [(split, wnid) for split, wnid, _ in actual] == wanted
+    assert [item[:2] for item in everywhere.finetuned(names)] == [item[:2] for item in actual]
 
 
 def test_the_threshold_holds_for_a_users_split_and_an_explicit_number_of_validation_images_is_refused(
     everywhere: Everywhere,
 ) -> None:
     names = [*names_in("train/cat", "val/cat", count=3), *names_in("train/dog", "val/dog", count=1)]
-    found = everywhere.prepare(names, select=SelectSettings(rare_threshold=5))
-    assert [(row.wnid, row.num_raw, row.num_train, row.num_val) for row in found.classes] == [
+    actual = everywhere.prepare(names, select=SelectSettings(rare_threshold=5))
+    assert [(row.wnid, row.num_raw, row.num_train, row.num_val) for row in actual.classes] == [
         ("cat", 6, 3, 3),
         ("dog", 2, 0, 0),
     ]
@@ -238,9 +238,9 @@ def test_further_splits_are_ignored_by_name_and_counted(
     everywhere: Everywhere, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [*names_in("train/cat", "train/dog", "val/cat", "val/dog"), *names_in("test/cat", "test", count=3)]
-    found = everywhere.prepare(names)
-    assert found.num_samples == {"train": 4, "val": 4}
-    assert found.info["ignored"] == {"test/": 6}
+    actual = everywhere.prepare(names)
+    assert actual.num_samples == {"train": 4, "val": 4}
+    assert actual.info["ignored"] == {"test/": 6}
     assert caplog.text.count("reading its folders train/ and val/ as splits") == 1 + len(WAYS)
     assert caplog.text.count("ignoring its folder test/") == 1 + len(WAYS)
     assert len(everywhere.finetuned(names)) == 8
@@ -267,33 +267,33 @@ def test_class_tars_in_a_split_are_refused(
 
 def test_a_class_may_be_called_train(everywhere: Everywhere) -> None:
     names = names_in("train", "bus", count=3)
-    found = everywhere.prepare(names, select=SelectSettings(rare_threshold=0, val_per_class=1))
-    assert [(row.wnid, row.num_train, row.num_val) for row in found.classes] == [("bus", 2, 1), ("train", 2, 1)]
+    actual = everywhere.prepare(names, select=SelectSettings(rare_threshold=0, val_per_class=1))
+    assert [(row.wnid, row.num_train, row.num_val) for row in actual.classes] == [("bus", 2, 1), ("train", 2, 1)]
     assert {label for _, label, _ in everywhere.finetuned(names)} == {"bus", "train"}
 
 
 def test_of_nested_folders_the_class_is_the_wnid_else_the_folder_below_the_root(everywhere: Everywhere) -> None:
     names = names_in("dog/x", "dog/y/z", "cat", "animals/n01503061/deep")
     select = SelectSettings(rare_threshold=0, val_per_class=0)
-    found = stored(everywhere.prepare(names, select=select))
-    assert {wnid for _, wnid, _ in found} == {"dog", "cat", "n01503061"}
-    assert ("train", "dog", "y/z/dogyz1.jpg") in found
-    assert [wnid for _, wnid, _ in everywhere.finetuned(names)] == [wnid for _, wnid, _ in found]
+    actual = stored(everywhere.prepare(names, select=select))
+    assert {wnid for _, wnid, _ in actual} == {"dog", "cat", "n01503061"}
+    assert ("train", "dog", "y/z/dogyz1.jpg") in actual
+    assert [wnid for _, wnid, _ in everywhere.finetuned(names)] == [wnid for _, wnid, _ in actual]
 
 
 def test_a_folder_around_all_others_is_no_class(everywhere: Everywhere) -> None:
     names = [*names_in("data/set/dog/x", "data/set/cat"), "README.jpg.txt"]
-    found = everywhere.prepare(names, select=SelectSettings(rare_threshold=0, val_per_class=0), max_reject_rate=1)
-    assert [row.wnid for row in found.classes] == ["cat", "dog"]
+    actual = everywhere.prepare(names, select=SelectSettings(rare_threshold=0, val_per_class=0), max_reject_rate=1)
+    assert [row.wnid for row in actual.classes] == ["cat", "dog"]
 
 
 def test_images_beside_the_folders_of_a_split_are_rejects_that_count(everywhere: Everywhere) -> None:
     names = names_in("train/cat", "train/dog", "val/cat", "val/dog", "bus/x")
     for error in _refused_by_rate(everywhere, names):
         assert "2 of 10 members were rejected" in error
-    found = everywhere.prepare(names, max_reject_rate=0.5)
-    assert found.num_samples == {"train": 4, "val": 4}
-    assert found.info["rejects"] == {"no class": 2}
+    actual = everywhere.prepare(names, max_reject_rate=0.5)
+    assert actual.num_samples == {"train": 4, "val": 4}
+    assert actual.info["rejects"] == {"no class": 2}
 
 
 def _refused_by_rate(everywhere: Everywhere, names: list[str]) -> list[str]:
@@ -323,6 +323,6 @@ def test_a_stream_that_was_stopped_at_its_end_keeps_the_split(
     with pytest.raises(KeyboardInterrupt):
         prepared_of(open_raw_tar(hand_over(content, "gzip")), tmp_path / "out", run_tasks=engine)
     assert (tmp_path / "out" / ".work" / "read.json").exists()
-    found = prepared_of(open_raw_tar(hand_over(content, "gzip")), tmp_path / "out")
+    actual = prepared_of(open_raw_tar(hand_over(content, "gzip")), tmp_path / "out")
     whole = prepared_of(open_raw_tar(hand_over(content, "plain")), tmp_path / "whole")
-    assert tables_of(found.path) == tables_of(whole.path)
+    assert tables_of(actual.path) == tables_of(whole.path)

@@ -33,7 +33,7 @@ def listed(folder: Path, content: str | bytes, *files: str) -> Rows:
         ("x.jpg ant, red  thing", ["x.jpg"], ("x.jpg", ("ant", "red  thing"))),
         ("my street/1.jpg traffic light", ["my street/1.jpg"], ("my street/1.jpg", ("traffic light",))),
         ("x y.jpg light", ["x", "x y.jpg"], ("x", ("y.jpg light",))),  # the shortest file
-        ("x y.jpg light", ["x/1.jpg", "x y.jpg"], ("x y.jpg", ("light",))),  # a folder is no file
+        ("x y.jpg light", ["x/1.jpg", "x y.jpg"], ("x y.jpg", ("light",))),  # a folder is not a file
         ("x  a.jpg two  words", ["x  a.jpg"], ("x  a.jpg", ("two  words",))),
         ("gone by.jpg light", [], ("gone by.jpg", ("light",))),  # the last blank
         ("gone by.jpg\ttraffic light", [], ("gone by.jpg", ("traffic light",))),

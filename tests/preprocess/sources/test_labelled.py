@@ -256,8 +256,8 @@ def test_a_run_that_died_on_the_way_goes_on(
         with pytest.raises(OSError, match="full"):
             pack_labelled(data, tmp_path / "out")
     assert not is_labelled_set(tmp_path / "out")
-    for each in (tmp_path / "mine").rglob("*.jpg"):
-        each.write_bytes(b"x" * each.stat().st_size)  # what was prepared already is not read again
+    for path in (tmp_path / "mine").rglob("*.jpg"):
+        path.write_bytes(b"x" * path.stat().st_size)  # what was prepared already is not read again
     again = pack_labelled(data, tmp_path / "out")
     assert files_of(again.shards.path) == files_of(whole.shards.path)
 
@@ -269,8 +269,8 @@ def test_missing_files_count_as_rejects(tmp_path: Path, save: Save) -> None:
     with pytest.raises(ValueError, match="1 of 3 members were rejected"):
         pack_labelled(data, tmp_path / "out")
     assert pack_labelled(data, tmp_path / "out", max_reject_rate=0.5).shards.num_samples == {"train": 2}
-    for each in here:
-        each.unlink()
+    for item in here:
+        item.unlink()
     with pytest.raises(ValueError, match=r"none of the listed images exists \(the first: (here|there|gone)\.jpg\)"):
         pack_labelled(data_of(read_labelled(tmp_path / "list.txt")), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -312,9 +312,9 @@ def test_a_class_whose_images_to_train_on_are_all_rejected_is_named(tmp_path: Pa
         save(f"mine/{name}", seed=number)
     (tmp_path / "mine" / "train" / "hot dog" / "1.jpg").write_bytes(b"no image")
     data = data_of(read_labelled(tmp_path / "mine"))
-    with pytest.raises(ValueError, match="class 'hot dog' has no training image: of its 2 1 are for") as found:
+    with pytest.raises(ValueError, match="class 'hot dog' has no training image: of its 2 1 are for") as actual:
         pack_labelled(data, tmp_path / "out", max_reject_rate=0.5, workers=2)
-    assert "--" not in str(found.value)  # no option of another command
+    assert "--" not in str(actual.value)  # no option of another command
     assert not (tmp_path / "out").exists()
 
 

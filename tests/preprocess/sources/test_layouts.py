@@ -45,9 +45,9 @@ def expected(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Prepar
     return prepared_of(open_raw_tar(folder / "raw.tar"), folder / "out")
 
 
-def assert_equal(found: PreparedSet, expected: PreparedSet) -> None:
-    assert tables_of(found.path) == tables_of(expected.path)
-    assert facts_of(found) == facts_of(expected)
+def assert_equal(actual: PreparedSet, expected: PreparedSet) -> None:
+    assert tables_of(actual.path) == tables_of(expected.path)
+    assert facts_of(actual) == facts_of(expected)
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_every_layout_in_every_way_gives_the_same_bytes(
 ) -> None:
     content = TARS[layout](images)
     for way in WAYS:
-        found = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way)
-        assert_equal(found, expected)
+        actual = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / way)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("layout", ["class folders", "shuffled", "a class tar and class folders"])
@@ -244,7 +244,7 @@ def test_stopped_after_every_task_it_goes_on_to_equal_bytes_and_does_nothing_twi
     for _ in range(100):
         engine = Stopping(int(before_task), before_task=before_task)
         try:
-            found = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / "out", run_tasks=engine)
+            actual = prepared_of(open_raw_tar(hand_over(content, way)), tmp_path / "out", run_tasks=engine)
         except StopError:
             done += engine.done
             continue
@@ -252,8 +252,8 @@ def test_stopped_after_every_task_it_goes_on_to_equal_bytes_and_does_nothing_twi
     else:
         pytest.fail("it did not come to an end")
     assert done + engine.done == undisturbed.done
-    assert_equal(found, expected)
-    assert not (found.path / ".work").exists()
+    assert_equal(actual, expected)
+    assert not (actual.path / ".work").exists()
 
 
 @pytest.mark.parametrize("way", ["plain", "gzip"])
@@ -340,7 +340,7 @@ def test_the_processed_archive_keeps_its_split_and_its_classes_in_every_way(
     good: Images, tiny_chunks: None, hand_over: HandOver, tmp_path: Path
 ) -> None:
     """With a threshold that none of its classes would pass."""
-    found: list[PreparedSet] = []
+    items: list[PreparedSet] = []
     image = ImageSettings(resize="none")
     for shuffled, ways in ((False, WAYS), (True, WAYS[:2])):
         content = write_tar(processed(good, shuffled=shuffled))
@@ -348,19 +348,19 @@ def test_the_processed_archive_keeps_its_split_and_its_classes_in_every_way(
             source = open_raw_tar(hand_over(content, way))
             assert source.is_processed()
             out = tmp_path / f"{way} {shuffled}"
-            found.append(prepared_of(source, out, select=SelectSettings(), image=image))
+            items.append(prepared_of(source, out, select=SelectSettings(), image=image))
     folder = open_folder(write_files(tmp_path / "unpacked", processed(good)))
     assert folder.is_processed()
-    found.append(prepared_of(folder, tmp_path / "of folder", select=SelectSettings(), image=image))
-    for other in found[1:]:
-        assert_equal(other, found[0])
-    rows = [(row.wnid, row.num_raw, row.num_train, row.num_val, row.kept) for row in found[0].classes]
+    items.append(prepared_of(folder, tmp_path / "of folder", select=SelectSettings(), image=image))
+    for other in items[1:]:
+        assert_equal(other, items[0])
+    rows = [(row.wnid, row.num_raw, row.num_train, row.num_val, row.kept) for row in items[0].classes]
     assert rows == [("n01503061", 6, 5, 1, True), ("n01858441", 5, 4, 1, True), ("n09450163", 1, 0, 0, False)]
     stored = {
-        (row["wnid"], row["source_name"]): (found[0].path / row["archive"]).read_bytes()[row["offset"] :][
+        (row["wnid"], row["source_name"]): (items[0].path / row["archive"]).read_bytes()[row["offset"] :][
             : row["num_bytes"]
         ]
-        for row in read_manifest(found[0]).to_pylist()
+        for row in read_manifest(items[0]).to_pylist()
     }
     for (wnid, name), data in stored.items():
         original = {key.replace("\udcff", r"\xff"): value for key, value in good[wnid].items()}[name]
@@ -373,10 +373,10 @@ def test_named_classes_come_out_of_the_processed_archive_too(good: Images, tmp_p
     good["n09450163"] |= {"n09450163_2.JPEG": good["n09450163"]["n09450163_1.JPEG"]}
     (tmp_path / "raw.tar").write_bytes(write_tar(processed(good)))
     select = SelectSettings(classes=frozenset({"n01858441", "n09450163"}), val_per_class=1)
-    found = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=select)
-    rows = [(row.wnid, row.num_train, row.num_val, row.kept) for row in found.classes]
+    actual = prepared_of(open_raw_tar(tmp_path / "raw.tar"), tmp_path / "out", select=select)
+    rows = [(row.wnid, row.num_train, row.num_val, row.kept) for row in actual.classes]
     assert rows == [("n01503061", 0, 0, False), ("n01858441", 4, 1, True), ("n09450163", 1, 1, True)]
-    assert {(row["width"], row["height"]) for row in read_manifest(found).to_pylist()} == {(16, 16)}
+    assert {(row["width"], row["height"]) for row in read_manifest(actual).to_pylist()} == {(16, 16)}
 
 
 def test_small_classes_alone_leave_nothing(images: Images, tmp_path: Path) -> None:

@@ -115,23 +115,23 @@ def class_of(folder: str, layout: Layout) -> str | None:
 
 def accounted(items: list[Odd | OddTar]) -> tuple[Counter[str | None], set[str]]:
     """Say, slowly and plainly, how many members each class has, None among them; and which classes there are."""
-    found: Counter[str | None] = Counter()
+    actual: Counter[str | None] = Counter()
     classes: set[str] = set()
     for item in items:
         if isinstance(item, OddTar):
             wnid = class_id(item.name.rpartition("/")[2].removesuffix(".tar"))
             if wnid in classes:
-                found[None] += 1
+                actual[None] += 1
             else:
                 classes.add(wnid)
-                found[wnid] += len(item.members)
+                actual[wnid] += len(item.members)
     names = [re.sub(r"^\./", "", item.name).replace("//", "/") for item in items if isinstance(item, Odd)]
     members = [(name.rpartition("/")[0], name.endswith(".txt")) for name in names]
     layout = read_layout([folder for folder, is_text in members if not is_text])
     loose = [(class_of(folder, layout), is_text) for folder, is_text in members]
     classes |= {wnid for wnid, is_text in loose if wnid and not is_text}
-    found.update(wnid if wnid in classes else None for wnid, _ in loose)
-    return found, classes
+    actual.update(wnid if wnid in classes else None for wnid, _ in loose)
+    return actual, classes
 
 
 REFUSALS = (
@@ -183,9 +183,9 @@ def test_every_member_is_stored_rejected_or_of_a_dropped_class(
             try:
                 outs.append(prepared_of(open_raw_tar(folder / name), out, select=select))
             except ValueError as error:
-                found = re.search(REFUSALS, str(error))
-                assert found, error  # noqa: PT017
-                outs.append(found[0])
+                actual = re.search(REFUSALS, str(error))
+                assert actual, error  # noqa: PT017
+                outs.append(actual[0])
                 assert not out.exists()
     assert {path.name for path in home.rglob("*")} <= {
         *("a", "b", "c", "raw.tar", "raw.tar.gz", "out of raw.tar", "out of raw.tar.gz", "train", "val"),
@@ -223,13 +223,13 @@ def photo(draw: Draw, encode: Encode) -> bytes:
 def test_a_folder_without_images_is_no_class_in_every_way(photo: bytes, hand_over: HandOver, tmp_path: Path) -> None:
     """And does not change the keys of a class that its name begins with."""
     entries = [("set/docs/README", b"hello"), ("cat_1/notes.txt", b"hello"), ("set/cat/1_x.jpg", photo)]
-    found = [prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way) for way in ("plain", "gzip")]
-    found.append(prepared_of(open_folder(write_files(tmp_path / "folder", entries)), tmp_path / "out"))
-    for each in found:
-        assert tables_of(each.path) == tables_of(found[0].path)
-    assert [row.wnid for row in found[0].classes] == ["cat"]
-    assert read_manifest(found[0])["key"].to_pylist() == ["cat_1_x"]
-    assert rejects_of(found[0]) == [(None, "cat_1/notes.txt", "no class"), (None, "set/docs/README", "no class")]
+    items = [prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way) for way in ("plain", "gzip")]
+    items.append(prepared_of(open_folder(write_files(tmp_path / "folder", entries)), tmp_path / "out"))
+    for item in items:
+        assert tables_of(item.path) == tables_of(items[0].path)
+    assert [row.wnid for row in items[0].classes] == ["cat"]
+    assert read_manifest(items[0])["key"].to_pylist() == ["cat_1_x"]
+    assert rejects_of(items[0]) == [(None, "cat_1/notes.txt", "no class"), (None, "set/docs/README", "no class")]
 
 
 @pytest.mark.parametrize("way", ["plain", "gzip", "stdin"])
@@ -256,10 +256,10 @@ def test_images_of_a_class_that_also_came_as_a_class_tar_are_rejects_in_every_wa
         ("n1/notes.txt", b"hello"),
         ("n1/b.jpg", photo),
     ]
-    found = [prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way) for way in ("plain", "gzip")]
-    assert tables_of(found[0].path) == tables_of(found[1].path)
-    assert sources_of(found[0]) == [("n1", "a.jpg")]
-    assert rejects_of(found[0]) == [
+    items = [prepared_of(open_raw_tar(hand_over(write_tar(entries), way)), tmp_path / way) for way in ("plain", "gzip")]
+    assert tables_of(items[0].path) == tables_of(items[1].path)
+    assert sources_of(items[0]) == [("n1", "a.jpg")]
+    assert rejects_of(items[0]) == [
         ("n1", "n1/b.jpg", "duplicate"),
         ("n1", "n1/b.jpg", "duplicate"),
         ("n1", "n1/c.jpg", "duplicate"),
@@ -272,13 +272,13 @@ def test_of_two_images_of_one_name_in_different_folders_both_are_stored_whatever
     draw: Draw, encode: Encode, tmp_path: Path
 ) -> None:
     entries = [(f"{place}/n01503061/1.jpg", encode(draw(20, 18, seed=n))) for n, place in enumerate("bac")]
-    found: list[PreparedSet] = []
+    items: list[PreparedSet] = []
     for number, some in enumerate((entries, entries[::-1])):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "raw.tar").write_bytes(write_tar(some))
-        found.append(prepared_of(open_raw_tar(tmp_path / str(number) / "raw.tar"), tmp_path / str(number) / "out"))
-    assert tables_of(found[0].path) == tables_of(found[1].path)
-    assert [name for _, name in sources_of(found[0])] == ["1.jpg", "b/n01503061/1.jpg", "c/n01503061/1.jpg"]
+        items.append(prepared_of(open_raw_tar(tmp_path / str(number) / "raw.tar"), tmp_path / str(number) / "out"))
+    assert tables_of(items[0].path) == tables_of(items[1].path)
+    assert [name for _, name in sources_of(items[0])] == ["1.jpg", "b/n01503061/1.jpg", "c/n01503061/1.jpg"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -482,7 +482,7 @@ def test_a_pipe_by_name_is_sent_to_standard_input(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_gets_shorter_on_the_way_ends_the_run_by_name(photo: bytes, tmp_path: Path) -> None:
-    """Its images are no rejects: the archive may be whole again when the run goes on."""
+    """Its images are not rejects: the archive may be whole again when the run goes on."""
     path = tmp_path / "raw.tar"
     path.write_bytes(write_tar([("cats/1.jpg", photo), ("cats/2.jpg", photo)]))
     source = open_raw_tar(path)
@@ -540,9 +540,9 @@ class TestRunsInSequence:
         entries = [*class_folders(images), ("README", b"hello")]
         with pytest.raises(KeyboardInterrupt):
             streamed(entries, 9)  # 15 members in chunks of 2, and a class
-        found = streamed([])
-        assert found.num_samples == {"train": 12}
-        assert (None, "README", "no class") in rejects_of(found)
+        actual = streamed([])
+        assert actual.num_samples == {"train": 12}
+        assert (None, "README", "no class") in rejects_of(actual)
 
 
 class TestRoom:
@@ -585,8 +585,8 @@ class TestRoom:
                 tasks.append(task)
                 yield function(task)
 
-        found = prepared_of(open_raw_tar(source), tmp_path / "out", run_tasks=engine)
-        assert found.num_samples == {"train": 120}
+        actual = prepared_of(open_raw_tar(source), tmp_path / "out", run_tasks=engine)
+        assert actual.num_samples == {"train": 120}
         # Of a stream the classes are then put together from the chunks.
         assert len(tasks) == 30 - len(done) + (0 if way == "plain" else 30)
 

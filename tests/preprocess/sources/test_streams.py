@@ -85,7 +85,7 @@ def test_a_gzipped_archive_whose_checksum_does_not_fit_keeps_nothing(
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "message"),
     [
         ({"n1": 2, "n2": 3}, "n1 differs from what an earlier run"),
         ({"n2": 1}, "lacks n1 and 0 more that an earlier"),
@@ -98,7 +98,7 @@ def test_a_stream_of_another_archive_does_not_go_on_with_the_work_of_the_first(
     write_archive: WriteArchive,
     monkeypatch: pytest.MonkeyPatch,
     second: dict[str, int],
-    said: str,
+    message: str,
 ) -> None:
     """Standard input has neither name nor size."""
     image = encode(draw(60, 50))
@@ -116,7 +116,7 @@ def test_a_stream_of_another_archive_does_not_go_on_with_the_work_of_the_first(
     with pytest.raises(ValueError, match="damaged"):
         attempt({"n1": 1, "n2": 1}, keep=-20_000)
     assert [path.stem for path in (tmp_path / "out" / ".work" / "classes").glob("*.json")] == ["n1"]
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         attempt(second)
     attempt({"n1": 1, "n2": 1})
     assert PreparedSet(tmp_path / "out").num_samples == {"train": 80}

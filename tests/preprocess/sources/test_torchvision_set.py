@@ -33,7 +33,7 @@ def write_food101(folder: Path, save: Callable[[Path, int], None]) -> None:
     home = folder / "food-101"
     (home / "meta").mkdir(parents=True)
     for part, numbers in {"train": [0, 1], "test": [2]}.items():
-        listed = {each: [f"{each}/{number}" for number in numbers] for each in ("apple_pie", "hot_dog")}
+        listed = {word: [f"{word}/{number}" for number in numbers] for word in ("apple_pie", "hot_dog")}
         (home / "meta" / f"{part}.json").write_text(json.dumps(listed))
         for names in listed.values():
             for name in names:
@@ -133,6 +133,6 @@ def test_an_image_that_cannot_be_read_or_stored_is_named_in_one_line(
     ],
 )
 def test_what_cannot_be_had_is_one_line_that_says_why(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as actual:
         TorchvisionSet(name, tmp_path)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(actual.value)

@@ -31,10 +31,10 @@ def counted(count: int, taken: list[int]) -> Iterator[int]:
 def test_every_task_gives_its_result_and_few_wait_in_the_queue(workers: int) -> None:
     taken: list[int] = []
     results = run_tasks(math.sqrt, counted(20, taken), workers)
-    found = [next(results)]
+    items = [next(results)]
     assert len(taken) <= 2 * workers
-    found += results
-    assert sorted(found) == [math.sqrt(number) for number in range(20)]
+    items += results
+    assert sorted(items) == [math.sqrt(number) for number in range(20)]
 
 
 def test_one_worker_is_this_process() -> None:

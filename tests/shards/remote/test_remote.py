@@ -90,10 +90,10 @@ class FileServer:
                 if isinstance(fault, int) or not path.is_file():
                     self.send_error(fault if isinstance(fault, int) else 404)
                     return
-                body, asked = path.read_bytes(), self.headers.get("Range")
+                body, request = path.read_bytes(), self.headers.get("Range")
                 part = body
-                if asked and files.ranges:
-                    start, stop = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+                if request and files.ranges:
+                    start, stop = (int(number) for number in request.removeprefix("bytes=").split("-"))
                     part = body[start : stop + 1]
                     self.send_response(206)
                     self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(body)}")
@@ -405,7 +405,7 @@ def test_a_body_without_an_end_is_refused_and_neither_disk_nor_memory_takes_more
     else:
         with pytest.raises(OSError, match=rf"{name}: has more than [\d,]+ bytes, the most that it may have"):
             SampleReader(open_dataset(server.url).split("train")).image(0)
-    assert largest <= max((server.folder / each).stat().st_size for each in (SHARD, "manifest.parquet"))
+    assert largest <= max((server.folder / item).stat().st_size for item in (SHARD, "manifest.parquet"))
 
 
 @pytest.mark.parametrize("name", ["../../../x.tar", "/tmp/x.tar", "train/../../x.tar", "train/a b.tar", "val/x.tar"])
@@ -597,10 +597,10 @@ def test_a_place_in_the_line_is_free_again_when_its_process_lets_go(
 ) -> None:
     first, second, third = (files(3500, name) for name in "abc")
     cache = third.cache
-    assert [cache.num_behind(each.place) for each in (first, second, third)] == [2, 1, 0]
+    assert [cache.num_behind(item.place) for item in (first, second, third)] == [2, 1, 0]
     del second
     gc.collect()
-    assert [cache.num_behind(each.place) for each in (first, third)] == [1, 0]
+    assert [cache.num_behind(item.place) for item in (first, third)] == [1, 0]
     assert files(3500, "d").place == 1
 
 
@@ -771,13 +771,13 @@ def test_uses_are_in_the_order_of_the_first_sample_and_end_with_the_last(data: s
     windows, order = [], []
     while shards:
         count = data.draw(st.integers(1, len(shards)))
-        window = [int(starts[shard]) + each for shard in shards[:count] for each in range(sizes[shard])]
+        window = [int(starts[shard]) + index for shard in shards[:count] for index in range(sizes[shard])]
         windows.append(np.array(data.draw(st.permutations(window))))
         order += [int(np.searchsorted(ends, position, side="right")) for position in windows[-1]]
         shards = shards[count:]
-    found = list(uses(ends, windows, start))
-    assert [use.shard for use in found] == list(dict.fromkeys(order))
-    assert all(use.last == start + max(i for i, shard in enumerate(order) if shard == use.shard) for use in found)
+    actual = list(uses(ends, windows, start))
+    assert [use.shard for use in actual] == list(dict.fromkeys(order))
+    assert all(use.last == start + max(i for i, shard in enumerate(order) if shard == use.shard) for use in actual)
 
 
 def wait_until(condition: Callable[[], Any]) -> None:

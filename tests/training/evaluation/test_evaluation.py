@@ -96,7 +96,7 @@ def test_prediction_goes_from_general_to_particular(tree: SemanticTree) -> None:
 
 def test_the_chain_ends_where_a_level_leaves_the_branch(tree: SemanticTree) -> None:
     logits = [0.0] * 6
-    logits[tree.find("plant")], logits[tree.find("bird")] = 1.0, 1.0  # a bird is no plant
+    logits[tree.find("plant")], logits[tree.find("bird")] = 1.0, 1.0  # a bird is not a plant
     (prediction,) = Describer(tree.wnids, tree.names, tree)(torch.tensor([logits]))
     assert [row["name"] for row in prediction["levels"]] == ["plant", "bird"]
     assert [row["name"] for row in prediction["chain"]] == ["plant"]

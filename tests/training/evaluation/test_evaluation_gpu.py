@@ -45,8 +45,8 @@ def batches(labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_a_classifier_and_its_features(draw: Callable[..., Image.Image]) -> None:
     images = [draw(seed=seed) for seed in range(5)]
-    said = [Classifier(opened(), device=device, batch_size=2, flip=True)(images) for device in DEVICES]
-    for theirs, ours in zip(*said, strict=True):
+    items = [Classifier(opened(), device=device, batch_size=2, flip=True)(images) for device in DEVICES]
+    for theirs, ours in zip(*items, strict=True):
         wanted = [row["probability"] for row in theirs["top5"]]
         assert [row["probability"] for row in ours["top5"]] == pytest.approx(wanted, abs=0.01)  # TF32
     theirs, ours = (extract_features(opened(), images, device=device, batch_size=2) for device in DEVICES)
@@ -72,9 +72,9 @@ def test_a_validation_is_collected_and_measured() -> None:
     assert torch.equal(ours.answers.top, theirs.answers.top)
     assert torch.equal(ours.answers.levels, theirs.answers.levels)
     torch.testing.assert_close(ours.label_probabilities, theirs.label_probabilities)
-    found, wanted = measure(ours, tree), measure(theirs, tree)
-    assert found.pop("calibration_error") == pytest.approx(wanted.pop("calibration_error"), abs=1e-3)
-    assert found == wanted
+    actual, wanted = measure(ours, tree), measure(theirs, tree)
+    assert actual.pop("calibration_error") == pytest.approx(wanted.pop("calibration_error"), abs=1e-3)
+    assert actual == wanted
 
 
 def test_the_mean_average_precision() -> None:

@@ -88,11 +88,11 @@ def test_means_over_classes_are_those_of_the_textbook(tree: SemanticTree, seed: 
     pairs = Counter(zip(labels.tolist(), first, strict=True))
     precision, recall, f1 = [], [], []
     for index in range(6):
-        right, is_it, said = pairs[index, index], labels.tolist().count(index), first.count(index)
-        if is_it or said:
-            precision.append(right / said if said else 0)
+        right, is_it, message = pairs[index, index], labels.tolist().count(index), first.count(index)
+        if is_it or message:
+            precision.append(right / message if message else 0)
             recall.append(right / is_it if is_it else 0)
-            f1.append(2 * right / (is_it + said))
+            f1.append(2 * right / (is_it + message))
     result = measure(answers(logits, labels, tree), tree)
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         assert result[f"macro_{name}"] == pytest.approx(100 * sum(values) / len(values), rel=1e-5)
@@ -189,10 +189,10 @@ def test_confused_are_classes_of_one_level_and_their_distance_is_steps_through_t
     wrong = slow_confusions(logits, labels, tree)
     predictions = answers(logits, labels, tree)
     result = measure(predictions, tree)
-    found = [(tree.find(row["wnid"]), tree.find(row["answer_wnid"]), row["count"]) for row in result["confusions"]]
-    assert [count for *_, count in found] == sorted(wrong.values(), reverse=True)[:20]
-    assert {(label, answer): count for label, answer, count in found}.items() <= wrong.items()
-    assert [row["distance"] for row in result["confusions"]] == [path_distance(tree, *pair[:2]) for pair in found]
+    items = [(tree.find(row["wnid"]), tree.find(row["answer_wnid"]), row["count"]) for row in result["confusions"]]
+    assert [count for *_, count in items] == sorted(wrong.values(), reverse=True)[:20]
+    assert {(label, answer): count for label, answer, count in items}.items() <= wrong.items()
+    assert [row["distance"] for row in result["confusions"]] == [path_distance(tree, *pair[:2]) for pair in items]
     steps = sum(count * path_distance(tree, *pair) for pair, count in wrong.items())
     assert result["mistake_distance"] == (pytest.approx(steps / wrong.total()) if wrong else None)
     given = own_level_answers(predictions, tree).tolist()
@@ -270,19 +270,19 @@ def test_the_row_of_a_class_is_about_its_images(tree: SemanticTree) -> None:
 
 def test_by_sigmoid_the_probabilities_are_those_of_binary_cross_entropy(tree: SemanticTree) -> None:
     logits, labels = made(80)
-    found = collect(Echo(), [(logits, torch.arange(80))], labels, tree, by_sigmoid=True)
+    actual = collect(Echo(), [(logits, torch.arange(80))], labels, tree, by_sigmoid=True)
     plain = collect(Echo(), [(logits, torch.arange(80))], labels, tree)
-    assert torch.equal(found.answers.top, plain.answers.top)
-    assert torch.equal(found.answers.levels, plain.answers.levels)
+    assert torch.equal(actual.answers.top, plain.answers.top)
+    assert torch.equal(actual.answers.levels, plain.answers.levels)
     single = [[1 / (1 + math.exp(-x)) for x in row] for row in logits.tolist()]
     levels = [place for place, classes in enumerate(tree.classes_by_level) if len(classes) > 1]
     for number, (row, label) in enumerate(zip(single, labels.tolist(), strict=True)):
-        assert found.label_probabilities[number].item() == pytest.approx(row[label], rel=1e-5)
-        assert found.answers.top_probabilities[number].tolist() == pytest.approx(sorted(row)[:0:-1], rel=1e-5)
+        assert actual.label_probabilities[number].item() == pytest.approx(row[label], rel=1e-5)
+        assert actual.answers.top_probabilities[number].tolist() == pytest.approx(sorted(row)[:0:-1], rel=1e-5)
         for place, level in enumerate(levels):
             among = [row[index] for index in tree.classes_by_level[level]]
             share = max(among) / sum(among)
-            assert found.answers.level_probabilities[number, place].item() == pytest.approx(share, rel=1e-5)
+            assert actual.answers.level_probabilities[number, place].item() == pytest.approx(share, rel=1e-5)
 
 
 def test_the_order_and_size_of_batches_change_nothing(tree: SemanticTree) -> None:
@@ -320,14 +320,14 @@ def test_predictions_come_back_from_their_file_as_they_went_in(
 
 def test_what_holds_no_predictions_is_refused(tmp_path: Path, make_table: Callable[..., Path]) -> None:
     (tmp_path / "text.parquet").write_text("no table")
-    for path, said in (
+    for path, item in (
         (tmp_path / "nothing.parquet", "no such file"),
         (tmp_path / "text.parquet", "no predictions that"),
         (make_table(), "says nothing of in21k-predictions"),
         (make_table(in21k=json.dumps({"format": "in21k-predictions", "version": 2})), "says nothing of"),
         (make_table(in21k=json.dumps({"format": "in21k-predictions", "version": 1})), "no predictions that"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=item):
             load_predictions(path)
 
 

@@ -49,13 +49,13 @@ def slow_average_precision(scores: list[float], held: list[bool]) -> float:
 def test_average_precisions_are_those_of_the_definition_with_ties(rows: list[tuple[list[int], list[bool]]]) -> None:
     logits = torch.tensor([scores for scores, _ in rows], dtype=torch.float32)
     targets = torch.tensor([held for _, held in rows])
-    found = average_precisions(logits, targets)
+    actual = average_precisions(logits, targets)
     for label in range(targets.shape[1]):
         held = targets[:, label].tolist()
         if any(held):
-            assert found[label].item() == pytest.approx(slow_average_precision(logits[:, label].tolist(), held))
+            assert actual[label].item() == pytest.approx(slow_average_precision(logits[:, label].tolist(), held))
         else:
-            assert found[label].isnan()
+            assert actual[label].isnan()
 
 
 def test_scores_next_to_certain_still_have_an_order() -> None:
@@ -73,12 +73,12 @@ def slow_precision_and_recall(logits: list[list[float]], targets: list[list[bool
         if any(held):
             precisions.append(right / sum(taken) if any(taken) else 0.0)
             recalls.append(right / sum(held))
-    found = {"cp": sum(precisions) / len(precisions), "cr": sum(recalls) / len(recalls)}
-    found |= {"op": all_right / all_taken if all_taken else 0.0, "or": all_right / all_held}
+    values = {"cp": sum(precisions) / len(precisions), "cr": sum(recalls) / len(recalls)}
+    values |= {"op": all_right / all_taken if all_taken else 0.0, "or": all_right / all_held}
     for word in "co":
-        both = found[f"{word}p"] + found[f"{word}r"]
-        found[f"{word}f1"] = 2 * found[f"{word}p"] * found[f"{word}r"] / both if both else 0.0
-    return {name: 100 * value for name, value in found.items()}
+        both = values[f"{word}p"] + values[f"{word}r"]
+        values[f"{word}f1"] = 2 * values[f"{word}p"] * values[f"{word}r"] / both if both else 0.0
+    return {name: 100 * value for name, value in values.items()}
 
 
 @given(num_samples=st.integers(1, 12), num_labels=st.integers(1, 4), seed=st.integers(0, 1000))
@@ -88,16 +88,16 @@ def test_precision_and_recall_are_those_of_the_published_tables(num_samples: int
     targets = torch.rand(num_samples, num_labels, generator=generator) < 0.4
     targets[0, 0] = True
     wanted = slow_precision_and_recall(logits.tolist(), targets.tolist())
-    found = precision_and_recall(logits, targets)
-    assert list(found) == ["cp", "cr", "cf1", "op", "or", "of1"]
-    assert found == pytest.approx(wanted, rel=1e-5)
+    actual = precision_and_recall(logits, targets)
+    assert list(actual) == ["cp", "cr", "cf1", "op", "or", "of1"]
+    assert actual == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_f1_of_the_means_is_not_the_mean_of_the_f1s() -> None:
     logits, targets = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.tensor([[True, True], [True, False]])
-    found = precision_and_recall(logits, targets)
-    assert (found["cp"], found["cr"], found["cf1"]) == (75, 75, 75)  # the F1 of both labels is 2/3
-    assert (found["op"], found["or"]) == pytest.approx((200 / 3, 200 / 3))
+    actual = precision_and_recall(logits, targets)
+    assert (actual["cp"], actual["cr"], actual["cf1"]) == (75, 75, 75)  # the F1 of both labels is 2/3
+    assert (actual["op"], actual["or"]) == pytest.approx((200 / 3, 200 / 3))
 
 
 class Rows(nn.Module):

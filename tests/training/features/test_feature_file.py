@@ -116,9 +116,9 @@ def test_a_finished_file_is_found_again_and_another_is_not_overwritten_unasked(t
     path = tmp_path / f"out.{form}"
     assert finished_features(path, provenance(4)) is None
     write(path, *blobs(9, 3, 4))
-    found = finished_features(path, provenance(4))
-    assert found is not None
-    assert len(found) == 9
+    actual = finished_features(path, provenance(4))
+    assert actual is not None
+    assert len(actual) == 9
     with pytest.raises(ValueError, match=r"made with other settings .*'pre-logits' -> 'x'.*--overwrite"):
         finished_features(path, provenance(4, layer="x"))
     assert finished_features(path, provenance(4, layer="x"), overwrite=True) is None
@@ -170,17 +170,17 @@ def test_a_kill_on_the_way_to_another_array_leaves_no_mixed_pair(
         patch.setattr(Path, "replace", leaving(Path.replace))
         patch.setattr(Path, "unlink", leaving(Path.unlink))
         write(path, old + 1, labels, fingerprint="new")
-    found: list[str] = []
-    for each in sorted(left.iterdir(), key=lambda folder: int(folder.name)):
-        if (each / "out.npy").exists():
-            file = open_features(each / "out.npy")
+    items: list[str] = []
+    for item in sorted(left.iterdir(), key=lambda folder: int(folder.name)):
+        if (item / "out.npy").exists():
+            file = open_features(item / "out.npy")
             rows = (old + (file.provenance["fingerprint"] == "new")).astype(np.float16)
             assert np.array_equal(file.array(), rows)
-            found.append(file.provenance["fingerprint"])
+            items.append(file.provenance["fingerprint"])
         else:  # half done: the same command makes it anew
-            assert finished_features(each / "out.npy", provenance(4, fingerprint="new")) is None
-    assert {"old", "new"} == set(found)
-    assert len(found) < len(list(left.iterdir()))
+            assert finished_features(item / "out.npy", provenance(4, fingerprint="new")) is None
+    assert {"old", "new"} == set(items)
+    assert len(items) < len(list(left.iterdir()))
 
 
 def test_an_array_that_could_not_be_written_leaves_the_older_one(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_rows_left_by_a_kill_are_found_again_by_the_same_work_alone(tmp_path: Pa
     with RowStore(out, facts, (4, 3), "float16") as store:
         assert store.place == {"epoch": 0, "samples": 2}
         assert store.num_filled == 3
-        filled, found = store.part(0, 4)
+        filled, actual = store.part(0, 4)
         assert filled.tolist() == [True, True, True, False]
-        assert np.array_equal(found, rows[:3])
+        assert np.array_equal(actual, rows[:3])
     other = provenance(3, layer="other", amp="off")
     refusal = r"was made with other settings \(amp None -> 'off'; layer 'pre-logits' -> 'other'\).*--overwrite"
     with pytest.raises(ValueError, match=refusal), RowStore(out, other, (4, 3), "float16"):

@@ -29,14 +29,14 @@ KS = (1, 3, 10, 40)
 
 def by_a_loop(train: Any, train_labels: Any, test: Any, k: int, temperature: float) -> list[dict[int, float]]:
     """Per test row the votes of each class that has any, as Wu et al. say it."""
-    found: list[dict[int, float]] = []
+    items: list[dict[int, float]] = []
     for row in test:
-        cosines = [(float(row @ each / np.linalg.norm(row) / np.linalg.norm(each)), i) for i, each in enumerate(train)]
+        cosines = [(float(row @ item / np.linalg.norm(row) / np.linalg.norm(item)), i) for i, item in enumerate(train)]
         votes: dict[int, float] = defaultdict(float)
         for cosine, place in sorted(cosines, reverse=True)[:k]:
             votes[int(train_labels[place])] += math.exp(cosine / temperature)
-        found.append(votes)
-    return found
+        items.append(votes)
+    return items
 
 
 def share(hits: list[bool]) -> float:
@@ -71,7 +71,7 @@ def test_votes_are_those_of_a_loop_over_rows(
     labels = test.classes[1]
     for row in result["results"]:
         votes = by_a_loop(as_stored(train), train.classes[1], as_stored(test), row["k"], 0.07)
-        ranked = [sorted(each, key=lambda label: -each[label]) for each in votes]
+        ranked = [sorted(vote, key=lambda label: -vote[label]) for vote in votes]
         assert row["top1"] == pytest.approx(share([r[0] == y for r, y in zip(ranked, labels, strict=True)]))
         assert row["top5"] == pytest.approx(share([y in r[:5] for r, y in zip(ranked, labels, strict=True)]))
     assert 30 < result["results"][2]["top1"] < 100
@@ -86,10 +86,10 @@ def test_a_vote_counts_for_the_ancestors_of_its_class_in_the_semantic_top1(
     (row,) = knn(train, test, ks=[10], tree=tree)["results"]
     right = valid = 0
     votes = by_a_loop(as_stored(train), train.classes[1], as_stored(test), 10, 0.07)
-    for each, label in zip(votes, test.classes[1], strict=True):
+    for vote, label in zip(votes, test.classes[1], strict=True):
         for level in (0, 1):
             lifted: dict[int, float] = defaultdict(float)
-            for voted, weight in each.items():
+            for voted, weight in vote.items():
                 if tree.levels[voted] >= level:
                     lifted[tree.paths[voted][-1 - level]] += weight
             if tree.levels[label] >= level:
@@ -106,7 +106,7 @@ def test_nothing_voted_for_is_no_hit(tmp_path: Path) -> None:
 
 
 def test_a_level_where_nobody_votes_is_no_hit(tmp_path: Path) -> None:
-    # n0 > n2, n1 > n3: of the second level's classes no neighbour is any, so the first of them is no answer either.
+    # n0 > n2, n1 > n3: of the second level's classes no neighbour is any, so the first of them is not an answer either.
     tree = SemanticTree.from_parents([f"n{i}" for i in range(4)], list("abcd"), [-1, -1, 0, 1])
     train = write(tmp_path / "train.parquet", np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
     test = write(tmp_path / "test.parquet", np.eye(4, dtype=np.float32), np.array([2, 3, 2, 3]), split="val")
@@ -154,10 +154,10 @@ def test_nearest_rows_are_those_of_a_full_sort(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(neighbours, "SIMILARITIES", 9)
     rows = np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
     queries = unit_rows(np.random.default_rng(1).standard_normal((7, 5)), torch.device("cpu"))
-    found = nearest(queries, [rows[:4], rows[4:4], rows[4:31], rows[31:]], 6)
+    actual = nearest(queries, [rows[:4], rows[4:4], rows[4:31], rows[31:]], 6)
     cosines = queries.numpy() @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
-    assert np.array_equal(found.rows.numpy(), np.argsort(-cosines, axis=1)[:, :6])
-    assert np.allclose(found.similarity.numpy(), -np.sort(-cosines, axis=1)[:, :6], atol=1e-6)
+    assert np.array_equal(actual.rows.numpy(), np.argsort(-cosines, axis=1)[:, :6])
+    assert np.allclose(actual.similarity.numpy(), -np.sort(-cosines, axis=1)[:, :6], atol=1e-6)
     assert nearest(queries, [rows[:3]], 6).rows.shape == (7, 3)
 
 
@@ -167,9 +167,9 @@ def test_an_image_is_no_answer_to_itself(tmp_path: Path) -> None:
     file = write(tmp_path / "out.parquet", features, labels, dtype="float32")
     own, outside = retrieve(file, [features[2], features[2]], 3, own_rows=[2, None])
     assert own[0] == {"key": "n1_7", "wnid": "n1", "similarity": pytest.approx(1)}
-    assert "n0_2" not in [each["key"] for each in own]
-    assert {each["key"] for each in outside[:2]} == {"n0_2", "n1_7"}
-    assert [each["key"] for each in outside if each["key"] != "n0_2"] == [each["key"] for each in own[:2]]
+    assert "n0_2" not in [item["key"] for item in own]
+    assert {item["key"] for item in outside[:2]} == {"n0_2", "n1_7"}
+    assert [item["key"] for item in outside if item["key"] != "n0_2"] == [item["key"] for item in own[:2]]
     assert len(own) == len(outside) == 3
     with pytest.raises(ValueError, match="has 19 images to find; 20 were asked for"):
         retrieve(file, [features[2]], 20, own_rows=[2])

@@ -83,7 +83,7 @@ def test_the_linear_probe_reaches_the_minimum_of_its_loss() -> None:
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=8), seed=st.integers(0, 9), shots=st.integers(1, 12))
 def test_draws_hold_a_tenth_back_and_share_no_row(counts: list[int], seed: int, shots: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    few, more, rest = (draw(labels, each, seed) for each in (shots, shots + 2, None))
+    few, more, rest = (draw(labels, item, seed) for item in (shots, shots + 2, None))
     for label, count in enumerate(counts):
         held = int((labels[few.held_back] == label).sum())
         assert held == (0 if count < 2 else max(1, round(count / 10)))
@@ -126,13 +126,13 @@ def test_a_probe_says_what_it_chose_and_what_that_reaches(pair: tuple[FeatureFil
     one, five = result["few_shot"]
     assert (one["shots"], one["num_train"], five["num_train"]) == (1, 6, 30)
     assert one["top1"] < five["top1"] < result["ridge"]["top1"]
-    for each in result["few_shot"]:
-        first, second = (seed["top1"] for seed in each["seeds"])
-        assert each["top1"] == pytest.approx((first + second) / 2)
-        assert each["top1_deviation"] == pytest.approx(abs(first - second) / 2**0.5)
-    for each in (*one["seeds"], result["ridge"], result["linear"]):
-        assert each["top1"] <= each["top5"] <= 100
-        assert each["semantic_top1"] > each["top1"] - 20
+    for row in result["few_shot"]:
+        first, second = (seed["top1"] for seed in row["seeds"])
+        assert row["top1"] == pytest.approx((first + second) / 2)
+        assert row["top1_deviation"] == pytest.approx(abs(first - second) / 2**0.5)
+    for item in (*one["seeds"], result["ridge"], result["linear"]):
+        assert item["top1"] <= item["top5"] <= 100
+        assert item["semantic_top1"] > item["top1"] - 20
     assert result["linear"]["lr"] in linear_probe.LEARNING_RATES
     assert result["ridge"]["lambda"] in ridge.LAMBDAS
     assert abs(result["linear"]["top1"] - result["ridge"]["top1"]) < 15
@@ -165,7 +165,7 @@ def test_settings_are_chosen_without_the_test_rows(
     monkeypatch.setattr(FeatureFile, "chunks", watched)
 
     def chosen(result: dict[str, Any]) -> list[Any]:
-        few = [(seed["lambda"], seed["held_back_top1"]) for each in result["few_shot"] for seed in each["seeds"]]
+        few = [(seed["lambda"], seed["held_back_top1"]) for row in result["few_shot"] for seed in row["seeds"]]
         return [*few, result["ridge"]["lambda"], result["linear"]["lr"], result["linear"]["held_back_top1"]]
 
     right = probe(train, test, shots=[5], seeds=[0, 1])
@@ -186,15 +186,15 @@ def test_candidates_are_judged_as_one_by_one_and_rows_read_once_for_many(
     fitted = Ridge(train.array(), drawn.shots, work.labels, 6, CPU)
     weights = [fitted.weights(lambda_) for lambda_ in ridge.LAMBDAS]
     slowly: list[float] = []
-    for each in weights:
-        answers = (fitted.inputs(train.array()[drawn.held_back]) @ each).argmax(dim=1).numpy()
+    for weight in weights:
+        answers = (fitted.inputs(train.array()[drawn.held_back]) @ weight).argmax(dim=1).numpy()
         slowly.append(100 * int((answers == work.labels[drawn.held_back]).sum()) / len(drawn.held_back))
     assert len(set(slowly)) > 1
     read: list[int] = []
-    found = work._held_back_top1(
+    actual = work._held_back_top1(
         lambda rows: (read.append(len(rows)), fitted.inputs(rows))[1], weights, drawn.held_back
     )
-    assert found == slowly
+    assert actual == slowly
     assert sum(read) == len(drawn.held_back) * -(-len(weights) // together)
     assert max(read) == 5
 
@@ -221,8 +221,8 @@ def test_shots_are_those_that_half_of_the_classes_have(
     features = np.random.default_rng(0).standard_normal((len(labels), 12))
     train = write(tmp_path / "few.parquet", features, labels)
     with caplog.at_level("INFO"):
-        found = probe(train, pair[1], seeds=[0], ridge=False, linear=False)
-    assert [each["shots"] for each in found["few_shot"]] == [1, 5]
+        actual = probe(train, pair[1], seeds=[0], ridge=False, linear=False)
+    assert [row["shots"] for row in actual["few_shot"]] == [1, 5]
     assert "shots left out are 10, 25; beside what is held back its 4 classes have from 2 to 36 images" in caplog.text
     assert probe(train, pair[1], shots=[6], seeds=[0], ridge=False, linear=False)["few_shot"][0]["num_train"] == 19
     for shots in ([1, 7], [999], [10**30]):

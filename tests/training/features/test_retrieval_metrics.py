@@ -21,7 +21,7 @@ TREE = SemanticTree.from_parents([f"n{i}" for i in range(6)], [f"name {i}" for i
 
 
 def by_a_loop(features: NDArray[Any], groups: list[int | None], k: int) -> dict[str, Any]:
-    """Rank the other images of each image one by one, and count as the papers say; a group of None is no query."""
+    """Rank the other images of each image one by one, and count as the papers say; a group of None is not a query."""
     recalls: dict[int, list[bool]] = {1: [], 5: [], 10: []}
     averages: list[float] = []
     for query, group in enumerate(groups):
@@ -36,11 +36,11 @@ def by_a_loop(features: NDArray[Any], groups: list[int | None], k: int) -> dict[
             for row in others
         }
         hits = [groups[row] == group for row in sorted(others, key=lambda row: -cosines[row])]
-        for count, found in recalls.items():
-            found.append(any(hits[:count]))
+        for count, recall in recalls.items():
+            recall.append(any(hits[:count]))
         precisions = [sum(hits[:place]) / place for place in range(1, k + 1) if place <= len(hits) and hits[place - 1]]
         averages.append(sum(precisions) / min(k, num_hits))
-    names = {f"recall_at_{count}": 100 * sum(found) / len(found) for count, found in recalls.items()}
+    names = {f"recall_at_{count}": 100 * sum(recall) / len(recall) for count, recall in recalls.items()}
     return {**names, "map_at_k": 100 * sum(averages) / len(averages), "num_queries": len(averages)}
 
 

@@ -105,33 +105,33 @@ def pictures(draw: Draw) -> list[Image.Image]:
 
 def test_a_classifier_says_what_the_network_says(run: Path, pictures: list[Image.Image], tree: SemanticTree) -> None:
     opened = open_model(run)
-    by_hand = [np.asarray(each.resize((16, 16), Image.Resampling.BILINEAR)) for each in pictures]
+    by_hand = [np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)) for picture in pictures]
     images = opened.normalize(torch.from_numpy(np.stack(by_hand)).permute(0, 3, 1, 2))
     with torch.inference_mode():
         expected = Describer(tree.wnids, tree.names, tree)(load_run(run).model(images))
-    found = Classifier(run, batch_size=3, workers=2, device="cpu")(pictures)
-    for one, other in zip(found, expected, strict=True):
+    actual = Classifier(run, batch_size=3, workers=2, device="cpu")(pictures)
+    for one, other in zip(actual, expected, strict=True):
         # Pillow and torch resize within a grey level of one another.
         assert one["levels"][0]["probability"] == pytest.approx(other["levels"][0]["probability"], abs=0.02)
-    assert [set(each) for each in found] == [{"levels", "chain", "top5"}] * 7
-    assert Classifier(run, device="cpu")(pictures[2])[0]["top5"][0]["name"] == found[2]["top5"][0]["name"]
+    assert [set(item) for item in actual] == [{"levels", "chain", "top5"}] * 7
+    assert Classifier(run, device="cpu")(pictures[2])[0]["top5"][0]["name"] == actual[2]["top5"][0]["name"]
 
 
 def test_the_answer_of_a_flip_is_that_of_the_mean_logits(run: Path, pictures: list[Image.Image]) -> None:
     flipped = Classifier(run, flip=True, device="cpu")
-    mirrored = [each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in pictures]
-    once, twice = (flipped(each) for each in (pictures, mirrored))
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    once, twice = (flipped(item) for item in (pictures, mirrored))
     for one, other in zip(once, twice, strict=True):
-        names = [[answer["wnid"] for answer in each["top5"]] for each in (one, other)]
+        names = [[answer["wnid"] for answer in item["top5"]] for item in (one, other)]
         assert names[0] == names[1]
         assert one["top5"][0]["probability"] == pytest.approx(other["top5"][0]["probability"], abs=1e-3)
     plain = Classifier(run, device="cpu")(pictures)
-    assert [each["top5"][0]["probability"] for each in plain] != [each["top5"][0]["probability"] for each in once]
+    assert [item["top5"][0]["probability"] for item in plain] != [item["top5"][0]["probability"] for item in once]
 
 
 def logits_of(path: Path, pictures: list[Image.Image]) -> torch.Tensor:
     opened = open_model(path)
-    ((_, pixels),) = read_batches([Source("", each) for each in pictures], opened)
+    ((_, pixels),) = read_batches([Source("", picture) for picture in pictures], opened)
     with torch.inference_mode():
         return opened.model(opened.normalize(pixels))
 
@@ -139,9 +139,9 @@ def logits_of(path: Path, pictures: list[Image.Image]) -> torch.Tensor:
 def test_of_several_labels_each_has_its_own_sigmoid(labels_run: Path, pictures: list[Image.Image]) -> None:
     logits, names = logits_of(labels_run, pictures).tolist(), load_run(labels_run).tree.names
     for threshold in (0.0, 0.3, None, 1.0):
-        found = Classifier(labels_run, threshold=threshold, batch_size=3, device="cpu")(pictures)
-        assert [set(each) for each in found] == [{"labels", "top5"}] * 7
-        for row, scores in zip(found, logits, strict=True):
+        actual = Classifier(labels_run, threshold=threshold, batch_size=3, device="cpu")(pictures)
+        assert [set(item) for item in actual] == [{"labels", "top5"}] * 7
+        for row, scores in zip(actual, logits, strict=True):
             expected = sorted(
                 ((1 / (1 + math.exp(-x)), name) for x, name in zip(scores, names, strict=True)), reverse=True
             )
@@ -166,10 +166,10 @@ def test_labels_that_are_certain_stay_in_the_order_of_their_logits() -> None:
 
 
 def test_a_flip_means_the_logits_of_labels_too(labels_run: Path, pictures: list[Image.Image]) -> None:
-    mirrored = [each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in pictures]
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
     means = (logits_of(labels_run, pictures) + logits_of(labels_run, mirrored)) / 2
-    found = Classifier(labels_run, flip=True, threshold=0, device="cpu")(pictures)
-    for row, scores in zip(found, means.sigmoid().tolist(), strict=True):
+    actual = Classifier(labels_run, flip=True, threshold=0, device="cpu")(pictures)
+    for row, scores in zip(actual, means.sigmoid().tolist(), strict=True):
         probabilities = [answer["probability"] for answer in row["labels"]]
         assert probabilities == pytest.approx(sorted(scores, reverse=True), abs=0.01)  # resized, then turned
 
@@ -202,22 +202,22 @@ def test_a_network_of_binary_cross_entropy_answers_by_its_sigmoids(
 
 
 def test_definitions_go_with_every_answer(run: Path, pictures: list[Image.Image]) -> None:
-    (found,) = Classifier(run, definitions={f"n{n}": f"what n{n} is" for n in (0, 1, 2, 4, 5)}, device="cpu")(
+    (actual,) = Classifier(run, definitions={f"n{n}": f"what n{n} is" for n in (0, 1, 2, 4, 5)}, device="cpu")(
         pictures[:1]
     )
-    meanings = {answer["wnid"]: answer["definition"] for answer in found["levels"] + found["top5"]}
+    meanings = {answer["wnid"]: answer["definition"] for answer in actual["levels"] + actual["top5"]}
     assert meanings == {wnid: f"what {wnid} is" if wnid != "n3" else "" for wnid in meanings}
     assert len(meanings) >= 5
 
 
 def test_a_stream_keeps_the_order_and_names_what_cannot_be_read(run: Path, draw: Draw, encode: Encode) -> None:
     sources = [Source(f"{number}", b"junk" if number % 3 == 1 else encode(draw(seed=number))) for number in range(11)]
-    found = list(Classifier(run, batch_size=2, workers=3, device="cpu").stream(sources))
-    assert [each.source for each in found] == sources
-    assert [each.error is not None for each in found] == [number % 3 == 1 for number in range(11)]
-    assert all((each.prediction is None) == (each.error is not None) for each in found)
+    actual = list(Classifier(run, batch_size=2, workers=3, device="cpu").stream(sources))
+    assert [item.source for item in actual] == sources
+    assert [item.error is not None for item in actual] == [number % 3 == 1 for number in range(11)]
+    assert all((item.prediction is None) == (item.error is not None) for item in actual)
     alone = Classifier(run, device="cpu")([source.picture for number, source in enumerate(sources) if number % 3 != 1])
-    streamed = [each.prediction for each in found if each.prediction]
+    streamed = [item.prediction for item in actual if item.prediction]
     for one, other in zip(streamed, alone, strict=True):
         assert one["top5"][0]["probability"] == pytest.approx(other["top5"][0]["probability"], rel=1e-4)
     with pytest.raises(ValueError, match="image 1: not an image"):
@@ -237,16 +237,16 @@ def test_an_image_may_come_as_a_path_its_bytes_an_open_file_or_pixels(
     with path.open("rb") as file:
         several = [path, str(path), data, bytearray(data), memoryview(data), memory, file, draw(), pixels]
         together = classifier(several)
-        alone = [classifier(each)[0] for each in several]
+        alone = [classifier(item)[0] for item in several]
     assert together == [together[0]] * len(several)
-    assert [each["top5"][0]["name"] for each in alone] == [together[0]["top5"][0]["name"]] * len(several)
+    assert [item["top5"][0]["name"] for item in alone] == [together[0]["top5"][0]["name"]] * len(several)
     assert torch.equal(*extract_features(run, [memory, pixels], device="cpu"))
     (streamed,) = classifier.stream([Source("swan", memory)])
     assert streamed.prediction == alone[0]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (np.zeros((8, 8, 3)), r"image 0: is a ndarray of float64 \(8, 8, 3\); wanted a path"),
         (np.zeros((3, 8, 8), np.uint8), r"image 0: is a ndarray of uint8 \(3, 8, 8\); wanted"),
@@ -259,23 +259,23 @@ def test_an_image_may_come_as_a_path_its_bytes_an_open_file_or_pixels(
         (io.StringIO("text"), "image 0: is a StringIO; wanted a path, an image's bytes or an open binary file"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(run: Path, given: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
+def test_what_is_no_image_is_refused_in_one_line(run: Path, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         Classifier(run, device="cpu")(given)
     assert "\n" not in str(caught.value)
     if not isinstance(given, list):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             extract_features(run, given, device="cpu")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             list(Classifier(run, device="cpu").stream([Source("image 0", given)]))
 
 
 def test_reading_ahead_is_bounded_and_ends_with_its_reader(run: Path, draw: Draw, encode: Encode) -> None:
-    asked, data = itertools.count(), encode(draw())
+    request, data = itertools.count(), encode(draw())
 
     def endless() -> Iterator[Source]:
         while True:
-            yield Source(str(next(asked)), data)
+            yield Source(str(next(request)), data)
 
     batches = read_batches(endless(), open_model(run), batch_size=4, workers=2)
     for _ in range(3):
@@ -283,7 +283,7 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader(run: Path, draw: Draw
         assert len(rows) == 4
         assert pixels is not None
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (4, 3, 16, 16))
-    assert next(asked) <= 3 * 4 + 2 * 4 + 2
+    assert next(request) <= 3 * 4 + 2 * 4 + 2
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("in21k-read")]
 
@@ -291,23 +291,23 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader(run: Path, draw: Draw
 def test_a_network_that_timm_alone_knows_gives_the_likeliest_classes(
     make_timm: MakeTimm, pictures: list[Image.Image]
 ) -> None:
-    (found,) = Classifier(make_timm(1000), device="cpu")(pictures[0])
-    assert (found["levels"], found["chain"]) == ([], [])
-    assert len(found["top5"]) == 5
-    assert all(answer["wnid"].startswith("n") and not answer["name"].startswith("n0") for answer in found["top5"])
-    (found,) = Classifier(make_timm(7), device="cpu")(pictures[0])
-    assert {answer["wnid"] for answer in found["top5"]} == {None}
-    assert all(answer["name"].startswith("class ") for answer in found["top5"])
+    (actual,) = Classifier(make_timm(1000), device="cpu")(pictures[0])
+    assert (actual["levels"], actual["chain"]) == ([], [])
+    assert len(actual["top5"]) == 5
+    assert all(answer["wnid"].startswith("n") and not answer["name"].startswith("n0") for answer in actual["top5"])
+    (actual,) = Classifier(make_timm(7), device="cpu")(pictures[0])
+    assert {answer["wnid"] for answer in actual["top5"]} == {None}
+    assert all(answer["name"].startswith("class ") for answer in actual["top5"])
     names = ["cat", "dog", "eel"]
-    (found,) = Classifier(make_timm(3, label_names=names), device="cpu")(pictures[0])
-    assert sorted(answer["name"] for answer in found["top5"]) == names
+    (actual,) = Classifier(make_timm(3, label_names=names), device="cpu")(pictures[0])
+    assert sorted(answer["name"] for answer in actual["top5"]) == names
 
 
 def test_a_tree_may_be_given_to_a_network_that_has_none(make_timm: MakeTimm, pictures: list[Image.Image]) -> None:
     tree = small_tree()
     name = make_timm(6, label_names=list(tree.wnids))
-    (found,) = Classifier(name, tree=tree, device="cpu")(pictures[0])
-    assert [answer["level"] for answer in found["levels"]] == [0, 1]
+    (actual,) = Classifier(name, tree=tree, device="cpu")(pictures[0])
+    assert [answer["level"] for answer in actual["levels"]] == [0, 1]
     other = SemanticTree.from_parents(["n1"], ["animal"], [-1])
     with pytest.raises(ValueError, match="its 6 outputs are not the tree's 1 classes"):
         Classifier(name, tree=other)
@@ -340,7 +340,7 @@ def test_features_are_what_the_classifier_takes(run: Path, draw: Draw, encode: E
     features = extract_features(run, pictures, batch_size=2, device="cpu")
     assert (features.shape, features.dtype) == ((5, 512), torch.float32)
     opened = open_model(run)
-    ((_, pixels),) = read_batches([Source("", each) for each in pictures], opened)
+    ((_, pixels),) = read_batches([Source("", picture) for picture in pictures], opened)
     with torch.inference_mode():
         logits = opened.model(opened.normalize(pixels))
         torch.testing.assert_close(opened.model.get_classifier()(features), logits)
@@ -350,8 +350,8 @@ def test_features_are_what_the_classifier_takes(run: Path, draw: Draw, encode: E
     (tmp_path / "one.png").write_bytes(encode(pictures[3], "PNG"))
     one = extract_features(opened, tmp_path / "one.png", device="cpu")
     torch.testing.assert_close(one[0], features[3])
-    for images, said in (([], "no image; wanted at least one"), ([b"junk"], "image 0: not an image")):
-        with pytest.raises(ValueError, match=said):
+    for images, item in (([], "no image; wanted at least one"), ([b"junk"], "image 0: not an image")):
+        with pytest.raises(ValueError, match=item):
             extract_features(opened, images, device="cpu")
     with Image.open(io.BytesIO(encode(pictures[3], "PNG"))) as opened_image:
         torch.testing.assert_close(extract_features(opened, opened_image, device="cpu")[0], features[3])

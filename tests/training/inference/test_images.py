@@ -26,7 +26,7 @@ Draw, Encode = Callable[..., Image.Image], Callable[..., bytes]
 
 def apart(one: Image.Image, other: Image.Image) -> float:
     """Mean difference in grey levels at a quarter of the size: JPEGs store the colours at a half."""
-    small = [np.asarray(each.convert("RGB").reduce(4), np.float32) for each in (one, other)]
+    small = [np.asarray(item.convert("RGB").reduce(4), np.float32) for item in (one, other)]
     return float(np.abs(small[0] - small[1]).mean())
 
 
@@ -70,16 +70,16 @@ def test_files_bytes_images_and_pixels_are_read_alike(draw: Draw, encode: Encode
     (tmp_path / "image").write_bytes(data)
     opened = Image.open(io.BytesIO(data))
     one, *others = (
-        np.asarray(read_image(each))
-        for each in (data, tmp_path / "image", str(tmp_path / "image"), opened, np.asarray(draw()))
+        np.asarray(read_image(item))
+        for item in (data, tmp_path / "image", str(tmp_path / "image"), opened, np.asarray(draw()))
     )
-    assert all((each == one).all() for each in others)
+    assert all((other == one).all() for other in others)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_cannot_be_read_says_why(draw: Draw, encode: Encode, tmp_path: Path) -> None:
     whole = encode(draw(200, 200), "JPEG")
-    for broken, said in (
+    for broken, item in (
         (b"", "not an image"),
         (b"text", "not an image"),
         (whole[: len(whole) // 2], "undecodable: .*truncated"),
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_says_why(draw: Draw, encode: Encode, tmp_path: Path
         (tmp_path / "nowhere.jpg", "No such file"),
         (tmp_path, "Is a directory"),
     ):
-        with pytest.raises(UnreadableImageError, match=said):
+        with pytest.raises(UnreadableImageError, match=item):
             read_image(broken)
 
 
@@ -107,8 +107,8 @@ def test_a_network_sees_the_pixels_that_it_saw_in_validation(
 def test_a_thin_image_is_unreadable_where_its_middle_would_take_gigabytes(encode: Encode) -> None:
     thin = encode(Image.new("RGB", (60_000, 1)), "PNG")
     assert fit_image(read_image(thin), 224).shape == (3, 224, 224)
-    said = "too thin: 60000x1 pixels, and 15360000x256, over 100,000,000, before the middle is taken"
-    with pytest.raises(UnreadableImageError, match=said):
+    message = "too thin: 60000x1 pixels, and 15360000x256, over 100,000,000, before the middle is taken"
+    with pytest.raises(UnreadableImageError, match=message):
         fit_image(read_image(thin), 224, 0.875)
     assert fit_image(read_image(encode(Image.new("RGB", (1500, 1)), "PNG")), 224, 0.875).shape == (3, 224, 224)
 

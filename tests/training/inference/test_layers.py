@@ -47,9 +47,9 @@ def test_every_listed_layer_can_be_had_with_the_width_that_the_list_says(name: s
     assert layers[-1].name == "pre-logits"
     images = torch.rand(2, 3, SIZES[name], SIZES[name])
     for layer in layers[:: max(1, len(layers) // 12)] + layers[-1:]:
-        found = features(model, images, layer.name)
-        assert found.shape == (2, layer.num_features)
-        assert found.isfinite().all()
+        actual = features(model, images, layer.name)
+        assert actual.shape == (2, layer.num_features)
+        assert actual.isfinite().all()
 
 
 def test_space_is_what_is_averaged_over() -> None:

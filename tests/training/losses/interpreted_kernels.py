@@ -30,8 +30,8 @@ def compare(tree: SemanticTree, logits: Tensor, labels: Tensor, eps: float) -> N
     loss, incoming = SemanticSoftmaxLoss(tree, eps), 4.0
     wanted = loss(logits.requires_grad_(), labels)
     (wanted * incoming).backward()
-    found, gradient = with_kernels(loss, logits.detach(), labels, incoming)
-    torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-6)
+    actual, gradient = with_kernels(loss, logits.detach(), labels, incoming)
+    torch.testing.assert_close(actual, wanted.detach(), rtol=1e-5, atol=1e-6)
     rounding = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}[logits.dtype]
     torch.testing.assert_close(gradient, logits.grad, rtol=rounding, atol=1e-6)
 

@@ -96,11 +96,11 @@ def test_half_precision_is_computed_in_float32(tree: SemanticTree, kind: str, dt
     student, teacher = (logits.detach().to(dtype) for logits in pair(tree, 3))
     half, full = student.clone().requires_grad_(), student.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss(half, teacher)
+        actual = loss(half, teacher)
     wanted = loss(full, teacher.float())
-    assert torch.equal(found, wanted)
+    assert torch.equal(actual, wanted)
     torch.testing.assert_close(
-        torch.autograd.grad(found, half)[0],
+        torch.autograd.grad(actual, half)[0],
         torch.autograd.grad(wanted, full)[0].to(dtype),
         rtol=2**-7,
         atol=1e-6,
@@ -111,9 +111,9 @@ def test_half_precision_is_computed_in_float32(tree: SemanticTree, kind: str, dt
 def test_an_empty_batch_has_loss_zero(tree: SemanticTree, kind: str) -> None:
     loss = SemanticKDLoss(tree) if kind == "semantic" else LogitKDLoss()
     student = torch.zeros(0, len(tree), requires_grad=True)
-    found = loss(student, torch.zeros(0, len(tree)))
-    found.backward()
-    assert found.item() == 0
+    actual = loss(student, torch.zeros(0, len(tree)))
+    actual.backward()
+    assert actual.item() == 0
 
 
 @pytest.mark.parametrize("kind", ["semantic", "logits"])
@@ -127,6 +127,6 @@ def test_a_teacher_of_another_number_of_classes_is_refused(tree: SemanticTree, k
 def test_semantic_kd_may_stand_in_a_compiled_step(tree: SemanticTree) -> None:
     student, teacher = pair(tree, 3)
     loss = SemanticKDLoss(tree)
-    found = torch.compile(lambda logits: 10 * loss(logits * 2, teacher), backend="eager")(student)
+    actual = torch.compile(lambda logits: 10 * loss(logits * 2, teacher), backend="eager")(student)
     wanted = 10 * loss(student * 2, teacher)
-    assert torch.equal(torch.autograd.grad(found, student)[0], torch.autograd.grad(wanted, student)[0])
+    assert torch.equal(torch.autograd.grad(actual, student)[0], torch.autograd.grad(wanted, student)[0])

@@ -35,7 +35,7 @@ def make_logits(tree: SemanticTree, dtype: torch.dtype, seed: int = 0, *, apart:
 
 
 def make_labels(tree: SemanticTree) -> Tensor:
-    """Labels of every level, also of level 11, which is no hierarchy."""
+    """Labels of every level, also of level 11, which is not a hierarchy."""
     by_level = [classes[i % len(classes)] for i, classes in enumerate(tree.classes_by_level * 6)]
     return torch.tensor(by_level[:BATCH])
 
@@ -124,7 +124,7 @@ def test_semantic_accuracy_equals_the_loop_and_adds_over_ranks(fall11: SemanticT
     ranks[0].sums += ranks[1].sums
     assert 0 < sum(correct) < sum(valid)
     assert ranks[0].compute() == sum(correct) / sum(valid)
-    assert [(each["num_samples"], each["top1"]) for each in ranks[0].per_level()] == [
+    assert [(item["num_samples"], item["top1"]) for item in ranks[0].per_level()] == [
         (of_level, 100 * right / of_level) for right, of_level in zip(correct, valid, strict=True)
     ]
 

@@ -217,19 +217,19 @@ def test_autocast_changes_nothing(tree: SemanticTree) -> None:
     loss = SemanticSoftmaxLoss(tree)
     wanted = loss(logits, labels)
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss(logits, labels)
-    assert torch.equal(found, wanted)
-    assert torch.equal(gradient(found, logits), gradient(wanted, logits))
+        actual = loss(logits, labels)
+    assert torch.equal(actual, wanted)
+    assert torch.equal(gradient(actual, logits), gradient(wanted, logits))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at what lies between its graphs
 def test_a_compiled_step_leaves_the_loss_as_it_is(tree: SemanticTree) -> None:
     logits, labels = batch(tree)
     loss = SemanticSoftmaxLoss(tree)
-    found = torch.compile(lambda logits: loss(logits * 2, labels) + 1, backend="eager")(logits)
+    actual = torch.compile(lambda logits: loss(logits * 2, labels) + 1, backend="eager")(logits)
     wanted = loss(logits * 2, labels) + 1
-    assert torch.equal(found, wanted)
-    assert torch.equal(gradient(found, logits), gradient(wanted, logits))
+    assert torch.equal(actual, wanted)
+    assert torch.equal(gradient(actual, logits), gradient(wanted, logits))
 
 
 def test_logits_of_any_strides(tree: SemanticTree) -> None:

@@ -78,7 +78,7 @@ def whole_checkpoint() -> bytes:
 
 
 def other_files(tar_of: Callable[..., bytes], encode: Callable[..., bytes], draw: Callable[..., Any]) -> list[bytes]:
-    """Files that are no checkpoints: a tar, a zip, pictures, a table, text, an old pickle, nothing."""
+    """Files that are not checkpoints: a tar, a zip, pictures, a table, text, an old pickle, nothing."""
     zipped, rows = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
@@ -105,9 +105,9 @@ def test_files_of_other_kinds_are_one_line(
     for content in other_files(tar_of, encode, draw):
         path.write_bytes(content)
         for read in (load_checkpoint, lambda path: parse_checkpoint(path.read_bytes(), path)):
-            with pytest.raises(ValueError, match=r"not readable as a checkpoint|no in21k-checkpoint") as found:
+            with pytest.raises(ValueError, match=r"not readable as a checkpoint|no in21k-checkpoint") as actual:
                 read(path)
-            assert "\n" not in str(found.value)
+            assert "\n" not in str(actual.value)
 
 
 @given(content=st.binary(max_size=300) | st.binary(max_size=60).map(lambda rest: b"\x80\x02" + rest))
@@ -130,7 +130,7 @@ def test_a_checkpoint_with_another_byte_is_one_line_or_holds_the_same(place: int
     damaged = bytearray(whole)
     damaged[place % len(damaged)] = byte
     with contextlib.suppress(ValueError):
-        content, wanted = (parse_checkpoint(bytes(each), Path("file")) for each in (damaged, whole))
+        content, wanted = (parse_checkpoint(bytes(item), Path("file")) for item in (damaged, whole))
         assert str(content) == str(wanted)
 
 

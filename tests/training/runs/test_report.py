@@ -57,7 +57,7 @@ def test_a_log_is_read_up_to_the_line_in_which_the_run_was_killed(tmp_path: Path
     assert (log.steps.tolist(), log.epochs.tolist()) == ([1, 2], [0, 0])
     np.testing.assert_equal(log.scalars["loss"], [2.0, math.nan])
     np.testing.assert_equal(log.scalars["kd_loss"], [math.nan, 0.5])
-    assert [tuple(each) for each in log.validations] == [(2, 0, {"top1": 3.0})]
+    assert [tuple(validation) for validation in log.validations] == [(2, 0, {"top1": 3.0})]
     assert len(read_log(tmp_path / "none.jsonl").steps) == 0
 
 
@@ -142,7 +142,7 @@ def test_only_telling_settings_are_told(finished: Path) -> None:
 
 
 def scaled(maps: Tensor) -> Tensor:
-    return torch.stack([(each - each.min()) / (each.max() - each.min()) for each in maps])
+    return torch.stack([(item - item.min()) / (item.max() - item.min()) for item in maps])
 
 
 def small_swin() -> nn.Module:
@@ -169,31 +169,33 @@ def test_grad_cam_of_a_pooled_linear_head_is_the_class_activation_map(
 ) -> None:
     torch.manual_seed(0)
     model, images = make().eval(), torch.rand(3, 3, size, size)
-    found = heat_maps(model, images)
+    actual = heat_maps(model, images)
     with torch.no_grad():
         features, logits = model.forward_features(images), model(images)
     channels_last = features if features.shape[1] == features.shape[2] else features.permute(0, 2, 3, 1)
-    of_answer = dict(model.named_parameters())[weight][found.answers]
+    of_answer = dict(model.named_parameters())[weight][actual.answers]
     expected = torch.einsum("bhwc,bc->bhw", channels_last, of_answer).relu()
-    assert found.kind == "Grad-CAM"
-    assert found.maps.shape == (3, side, side)
-    torch.testing.assert_close(found.maps, scaled(expected.detach()), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.answers, logits.argmax(dim=1))
-    torch.testing.assert_close(found.probabilities, logits.softmax(dim=1).amax(dim=1))
+    assert actual.kind == "Grad-CAM"
+    assert actual.maps.shape == (3, side, side)
+    torch.testing.assert_close(actual.maps, scaled(expected.detach()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual.answers, logits.argmax(dim=1))
+    torch.testing.assert_close(actual.probabilities, logits.softmax(dim=1).amax(dim=1))
 
 
 def test_of_small_images_the_last_layer_that_still_has_places_is_taken() -> None:
     torch.manual_seed(0)
     model, images = timm.create_model("resnet10t", num_classes=7).eval(), torch.rand(2, 3, 32, 32)
-    found = heat_maps(model, images)
+    actual = heat_maps(model, images)
     kept: list[Tensor] = []
     model.layer2.register_forward_hook(lambda _, __, output: kept.append(output.requires_grad_()))  # type: ignore[union-attr]
     logits = model(images)
     logits.amax(dim=1).sum().backward(inputs=kept)
     assert kept[0].grad is not None
     weights = kept[0].grad.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(found.maps, scaled((kept[0] * weights).sum(dim=1).relu().detach()), atol=1e-4, rtol=1e-4)
-    assert found.maps.shape == (2, 4, 4)
+    torch.testing.assert_close(
+        actual.maps, scaled((kept[0] * weights).sum(dim=1).relu().detach()), atol=1e-4, rtol=1e-4
+    )
+    assert actual.maps.shape == (2, 4, 4)
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
@@ -218,10 +220,10 @@ def test_attention_is_rolled_out_as_a_slow_loop_does(pool: str) -> None:
             )
             flow = (0.5 * attention + 0.5 * torch.eye(17)) @ flow
         expected.append((flow[0, 1:] if pool == "token" else flow[1:, 1:].mean(dim=0)).reshape(4, 4))
-    found = heat_maps(model, images)
-    assert found.kind == "attention roll-out"
-    torch.testing.assert_close(found.maps, scaled(torch.stack(expected).detach()), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.answers, logits.argmax(dim=1))
+    actual = heat_maps(model, images)
+    assert actual.kind == "attention roll-out"
+    torch.testing.assert_close(actual.maps, scaled(torch.stack(expected).detach()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual.answers, logits.argmax(dim=1))
     assert all(block.attn.fused_attn for block in model.blocks)
 
 
