@@ -105,7 +105,7 @@ def test_the_processed_archive_keeps_split_classes_and_bytes(name: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("request", "actual"),
+    ("options", "actual"),
     [
         (("--resize", "squish"), {(32, 32)}),
         (("--resize", "short-edge"), {(48, 32)}),
@@ -113,10 +113,10 @@ def test_the_processed_archive_keeps_split_classes_and_bytes(name: str, tmp_path
     ],
 )
 def test_the_processed_archive_is_resized_when_asked(
-    request: tuple[str, ...], actual: set[tuple[int, int]], tmp_path: Path
+    options: tuple[str, ...], actual: set[tuple[int, int]], tmp_path: Path
 ) -> None:
     source = write_tar(tmp_path / "processed.tar.gz", PROCESSED)
-    run_json("preprocess", "raw-tar", source, tmp_path / "out", "--workers", 1, "--size", 32, *request)
+    run_json("preprocess", "raw-tar", source, tmp_path / "out", "--workers", 1, "--size", 32, *options)
     assert sizes(tmp_path / "out") == actual
 
 

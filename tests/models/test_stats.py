@@ -91,14 +91,14 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "request", "size"),
+    ("name", "options", "size"),
     [
         *[("resnet10t", None, 176), ("resnet10t", 64, 64), ("vit_tiny_patch16_224", 64, 64)],
         *[("vit_tiny_patch16_224", None, 224), ("ofa_flops_595m_s", 96, 96)],
     ],
 )
-def test_a_network_for_a_size_takes_images_of_it(name: str, request: int | None, size: int) -> None:
-    model, got = create_model_for(name, request, num_classes=4)
+def test_a_network_for_a_size_takes_images_of_it(name: str, options: int | None, size: int) -> None:
+    model, got = create_model_for(name, options, num_classes=4)
     assert got == size
     with torch.inference_mode():
         assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 4)

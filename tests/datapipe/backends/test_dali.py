@@ -78,7 +78,7 @@ def no_inputs() -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+def operators(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """The arguments of some operators of the graph that was drawn last; no pipeline is built, which may need a GPU."""
     from nvidia.dali import fn
     from nvidia.dali import pipeline as dali_pipeline
@@ -105,35 +105,35 @@ def settings_of(**changed: Any) -> LoaderConfig:
 @pytest.mark.parametrize(("load", "wanted"), [(None, HW_DECODER_LOAD), (0.0, 0.0), (0.8, 0.8)])
 @pytest.mark.parametrize(("augment", "decoder"), [("none", "image"), ("inception", "image_slice")])
 def test_the_gpus_decoders_get_the_hardwares_share(
-    request: dict[str, dict[str, Any]], load: float | None, wanted: float, augment: str, decoder: str
+    operators: dict[str, dict[str, Any]], load: float | None, wanted: float, augment: str, decoder: str
 ) -> None:
     settings = settings_of(augment=augment, hw_decoder_load=load, device=GPU)
     build_pipeline(settings, no_inputs, threads=3, device_id=1)
-    assert request[decoder]["hw_decoder_load"] == wanted
-    assert request[decoder]["device"] == "mixed"
+    assert operators[decoder]["hw_decoder_load"] == wanted
+    assert operators[decoder]["device"] == "mixed"
     if decoder == "image_slice":
-        assert {"start", "shape"} <= request[decoder].keys()  # only the window is decoded
+        assert {"start", "shape"} <= operators[decoder].keys()  # only the window is decoded
     build_pipeline(settings_of(augment=augment), no_inputs, threads=3, device_id=None)
-    assert "hw_decoder_load" not in request[decoder]
-    assert request[decoder]["device"] == "cpu"
+    assert "hw_decoder_load" not in operators[decoder]
+    assert operators[decoder]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("augment", ["none", "inception"])
-def test_the_gpus_decoder_allocates_for_the_largest_image(request: dict[str, dict[str, Any]], augment: str) -> None:
+def test_the_gpus_decoder_allocates_for_the_largest_image(operators: dict[str, dict[str, Any]], augment: str) -> None:
     settings = settings_of(augment=augment, device=GPU)
     build_pipeline(settings, no_inputs, threads=3, device_id=1, largest_sides=(224, 300))
-    decoder = request["image_slice" if settings.policy.crops else "image"]
+    decoder = operators["image_slice" if settings.policy.crops else "image"]
     assert (decoder["device_memory_padding"], decoder["host_memory_padding"]) == (2**20, 2**20)
     assert (decoder["preallocate_height_hint"], decoder["preallocate_width_hint"]) == (224, 300)
     assert memory_hints((9000, 9000))["device_memory_padding"] == 16 * 2**20
     build_pipeline(settings, no_inputs, threads=3, device_id=None, largest_sides=(224, 300))
-    assert "device_memory_padding" not in request["image_slice" if settings.policy.crops else "image"]
+    assert "device_memory_padding" not in operators["image_slice" if settings.policy.crops else "image"]
 
 
 @pytest.mark.parametrize("augment", ["none", "miil", "inception", "inception-ra"])
 @pytest.mark.parametrize("crop_pct", [None, 0.9])
 def test_every_graph_can_be_drawn_for_a_gpu(
-    request: dict[str, dict[str, Any]], augment: str, crop_pct: float | None
+    operators: dict[str, dict[str, Any]], augment: str, crop_pct: float | None
 ) -> None:
     settings = settings_of(augment=augment, crop_pct=crop_pct if augment == "none" else None, device=GPU)
     pipeline = build_pipeline(settings, no_inputs, threads=3, device_id=1)
@@ -152,14 +152,14 @@ def test_every_graph_can_be_drawn_for_a_gpu(
     ],
 )
 def test_a_gpus_pipeline_makes_the_type_and_layout_itself(
-    request: dict[str, dict[str, Any]], dtype: torch.dtype, channels_last: bool, layout: str, made: str
+    operators: dict[str, dict[str, Any]], dtype: torch.dtype, channels_last: bool, layout: str, made: str
 ) -> None:
     from nvidia.dali import types
 
     normalize = None if dtype == torch.uint8 else "imagenet"
     settings = settings_of(dtype=dtype, channels_last=channels_last, normalize=normalize, device=GPU)
     build_pipeline(settings, no_inputs, threads=1, device_id=1)
-    last = request["crop_mirror_normalize"]
+    last = operators["crop_mirror_normalize"]
     assert (last["output_layout"], last["dtype"]) == (layout, getattr(types, made))
 
 
