@@ -109,7 +109,9 @@ def run_report(trained: Path, shards: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def hostile_run_report(trained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile_run_report(
+    trained: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory, reseal: Callable[[Path], None]
+) -> Path:
     """A report of a run that holds markup in its name, its classes, its settings and the images that it was lost at."""
     folder = tmp_path_factory.mktemp("hostile_run")
     run = Path(shutil.copytree(trained, folder / HOSTILE.replace("/", "")))
@@ -117,6 +119,7 @@ def hostile_run_report(trained: Path, shards: Path, tmp_path_factory: pytest.Tem
     for path in (run / "tree.json", data / "tree.json"):
         tree = read_json(path)
         write_json(path, {**tree, "names": [HOSTILE] * len(tree["names"])})
+    reseal(data)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("trackers:", f'init: "{HOSTILE}"\ntrackers:'))
     write_json(run / "nonfinite.json", {"step": 9, "ranks": [{"rank": 0, "loss": HOSTILE, "samples": [HOSTILE]}]})
@@ -297,12 +300,14 @@ def long_names(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["n" * 200, "\u91d1" * 80, "a-b_c." * 30])
 def test_a_page_is_as_wide_as_a_phone_whatever_names_hold(
-    browser: Any, prepared: Path, trained: Path, shards: Path, tmp_path: Path, name: str
+    browser: Any, prepared: Path, trained: Path, shards: Path, tmp_path: Path, name: str, reseal: Callable[[Path], None]
 ) -> None:
     folders = [Path(shutil.copytree(item, tmp_path / f"{name}{n}")) for n, item in enumerate((prepared, trained))]
     data = Path(shutil.copytree(shards, tmp_path / "shards"))
     for folder in (*folders, data):
         long_names(folder, name)
+    for folder in (folders[0], data):
+        reseal(folder)
     run_json("report", *folders, tmp_path / "report.html", "--data", data, "--images", 4)
     for width in (390, 320):
         with Visit(
