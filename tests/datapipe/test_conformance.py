@@ -305,6 +305,7 @@ def test_a_loader_closed_in_mid_epoch_releases_everything_and_reopens_where_it_w
     assert settled(before) == before
 
 
+@pytest.mark.slow
 def test_fifty_epochs_whole_or_left_leave_nothing_behind(make: MakeLoader, backend: str) -> None:
     """Threads, files and processes are counted; memory may not grow by half a batch an epoch."""
     loader = make(backend, augment="inception", batch_size=16, image_size=96)

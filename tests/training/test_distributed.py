@@ -93,6 +93,7 @@ def test_ranks_that_train_something_else_stop_and_say_what(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_twice_comes_back_and_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """The ranks share no disk: rank 0's holds the run, and it hands the others their checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "disk0" / "run"
