@@ -51,12 +51,12 @@ def test_every_command_has_help_and_each_of_its_options_too(words: tuple[str, ..
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """The words after each `in21k` in shell lines."""
+    """The words after each `in21k` in shell lines, but for the label space of that name."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split = True
         words = list(lexer)
-        for start in [place for place, word in enumerate(words) if word == "in21k"]:
+        for start in [place for place, word in enumerate(words) if word == "in21k" and words[place - 1] != "--classes"]:
             yield list(takewhile(lambda word: not set(word) <= set("|&;<>"), words[start + 1 :]))
 
 
