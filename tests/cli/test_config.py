@@ -51,7 +51,7 @@ def test_explain_adds_what_each_setting_means() -> None:
 def test_what_show_prints_is_what_set_takes() -> None:
     shown = run("config", "show", "modern").stdout.splitlines()
     # Values end where the sources' column begins.
-    column = shown[0].rindex("  recipe")
+    column = next(line.rindex("  recipe") for line in shown if "  recipe" in line)
     start = max(map(len, setting_kinds())) + 2
     sets = [f"{line.split()[0]}={line[start:column].strip()}" for line in shown]
     words = [word for text in sets for word in ("--set", text)]

@@ -70,7 +70,8 @@ def test_a_tree_of_one_level_is_said_where_the_loss_follows_the_tree(
         wnids = [name.removesuffix(".tar") for name in archive.getnames() if name.endswith(".tar")][:2]
     (tmp_path / "classes").write_text("\n".join(wnids))
     (tmp_path / "parents.csv").write_text("".join(f"{wnid},thing\n" for wnid in wnids))
-    words = ["--classes", tmp_path / "classes", "--parents", tmp_path / "parents.csv", "--val-per-class", 2]
+    words = ["--classes", tmp_path / "classes", "--parents", tmp_path / "parents.csv", "--no-inner-classes"]
+    words += ["--val-per-class", 2]
     run_json("preprocess", "raw-tar", raw, prepared, *words, "--size", 32, "--max-reject-rate", 1, "--workers", 1)
     assert caplog.text.count("The tree has one level: no class lies below another") == 1
     run_json("shard", prepared, shards, "--workers", 1)

@@ -11,7 +11,7 @@ from in21k.shards.class_table import ClassRow, read_class_table, write_class_tab
 COUNTS = st.integers(0, 2**40)
 INDICES = st.none() | st.integers(0, 21840)
 ROWS = st.lists(
-    st.builds(ClassRow, st.text(), st.text(), st.text(), COUNTS, COUNTS, COUNTS, st.booleans(), INDICES, INDICES),
+    st.builds(ClassRow, *[st.text()] * 3, *[COUNTS] * 3, *[st.booleans()] * 2, *[INDICES] * 2),
     max_size=8,
     unique_by=lambda row: row.wnid,
 )

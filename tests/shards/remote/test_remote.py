@@ -435,7 +435,7 @@ def test_a_link_in_the_cache_is_not_followed(place: str, server: FileServer, tmp
     if place.endswith(".tmp"):
         SampleReader(split).image(0)  # the link itself goes, as what a killed process leaves does
     else:
-        with pytest.raises(ValueError, match=r"is a link; the cache .* holds none"):
+        with pytest.raises(ValueError, match=r"is a link, and the cache .* makes no links"):
             SampleReader(split).image(0)
     assert list(elsewhere.iterdir()) == [] if place == "train" else elsewhere.read_text() == "mine"
 
