@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import median_low
 
+from ..shards.image_files import DECODER_ERRORS
 from .classes.select import SelectSettings
-from .images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, open_image
+from .images.image import ImageSettings, RejectedImageError, open_image
 from .sources.folders import WNID
 from .sources.labelled import NUM_VAL, VAL_SHARE
 from .sources.units import RawSource

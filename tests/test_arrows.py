@@ -75,7 +75,7 @@ def test_training_beside_its_jobs_takes_from_shards_the_tree_checking_and_writin
         for name in imported_modules(path)
         if name.startswith("in21k.shards.") and path.parent.name != "jobs"
     }
-    assert modules_of_shards == {"tree", "files", "drawing", "fonts", "normalize"}
+    assert modules_of_shards == {"tree", "files", "drawing", "fonts", "image_files", "normalize"}
 
 
 def modules() -> dict[str, Path]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,31 +11,17 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
+from ...shards.image_files import DECODER_ERRORS, FORMATS, MAX_PIXELS
 from . import jpeg
 from .jpeg import Opened
 from .resize import RESIZERS, Resizer, fit, get_resizer, stored_mode
 
 del WebPImagePlugin  # importing it lets Pillow open WebP; the other formats it knows by itself
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow opens MPO, several JPEGs in one file, as a kind of JPEG
-MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded; the largest images of ImageNet have a quarter of that
 MAX_SIDE = 65_500  # libjpeg's
 MAX_RATIO = 1_000  # of the sides, guessed: resizing 30,000,000 x 1 pixels takes gigabytes
 MAX_SCAN_MEGAPIXELS = 2_000  # guessed: a progressive JPEG has some ten scans, and each goes over all pixels
 ORIENTATION = 0x0112
-# What decoders raise for bad images. MemoryError is left out, as the image may be good.
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from ...shards.files.atomic import TEMPORARY
+from ...shards.image_files import DECODER_ERRORS
 from ..images import jpeg
-from ..images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, store_image
+from ..images.image import ImageSettings, RejectedImageError, store_image
 from .labelled import LabelledImage
 
 # The names that the argument for the part has, and its values: the first value that the data set accepts is taken.

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 from in21k.preprocess.images import jpeg
-from in21k.preprocess.images.image import DECODER_ERRORS, ImageSettings, RejectedImageError, open_image, store_image
+from in21k.preprocess.images.image import ImageSettings, RejectedImageError, open_image, store_image
+from in21k.shards.image_files import DECODER_ERRORS
 
 from .jpegs import mutant
 

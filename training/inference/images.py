@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,21 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # those that preprocessing takes
-MAX_PIXELS = 100_000_000  # guessed: 300 MB decoded
-# What Pillow's decoders were seen to raise, and their kin; not MemoryError, which is not the image's fault.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+from ...shards.image_files import DECODER_ERRORS, FORMATS, MAX_PIXELS
 
 # A file, its bytes, an opened image, or its pixels (uint8, height x width x 3).
 Picture: TypeAlias = "Path | str | bytes | Image.Image | NDArray[np.uint8]"
@@ -55,7 +39,7 @@ def read_image(picture: Picture) -> Image.Image:
         if upright.mode.startswith("I"):
             upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
         return upright.convert("RGB")
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UnreadableImageError(f"undecodable: {str(error) or type(error).__name__}") from error
 
 
@@ -70,7 +54,7 @@ def _open(picture: Path | str | bytes) -> Image.Image:
         raise UnreadableImageError(f"not an image; wanted {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too large: {error}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UnreadableImageError(f"undecodable: {str(error) or type(error).__name__}") from error
 
 
