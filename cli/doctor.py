@@ -22,6 +22,7 @@ PACKAGES = {
     "nltk": "",
     "rapidgzip": "",
     "safetensors": "",
+    "scikit-learn": "",
     "pillow": "",
     "pillow-simd": "",
     "simplejpeg": "",
