@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from in21k.cli import doctor as doctor_module
-from in21k.cli.doctor import doctor
+from in21k.cli.main import cli
 from in21k.datapipe import machine
 
 
 def run(*words: str) -> str:
-    result = CliRunner().invoke(doctor, words)
+    result = CliRunner().invoke(cli, ["doctor", *words])
     assert result.exit_code == 0
     return result.stdout
 
